@@ -1,0 +1,10 @@
+"""bpfree: train JAX networks without backpropagation."""
+
+from bpfree._jaxpr import MAPPED
+from bpfree.estimators.backprop import backprop
+from bpfree.estimators.likelihood_ratio import likelihood_ratio
+from bpfree.estimators.node_perturbation import node_perturbation
+from bpfree.nodes import inject, kernel_input, node, pullback, record
+from bpfree.transform import STATIC, fault_message, value
+
+__version__ = "0.1.0"

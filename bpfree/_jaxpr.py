@@ -1,0 +1,259 @@
+"""The tag primitive and the interpreter that reads it: all we know about jaxprs.
+
+A tag is the identity with a label. `run` evaluates a jaxpr and lets `visit` replace the
+value behind each tag; it descends into `jit`, `remat` and `scan`, where tagged values
+gain a leading time axis. Everything that differs between JAX versions is in this file.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend import core as jcore
+from jax.interpreters import ad, batching, mlir, partial_eval
+
+MAPPED = "mapped"  # batch axis of a value inside a per-example function under `vmap`
+
+
+class Site(NamedTuple):
+    """One tagged value as the whole program sees it (scanned values are stacked)."""
+
+    name: str
+    kind: str  # "node" or "input"
+    batch_axis: int | str | None
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+# --------------------------------------------------------------------- the primitive
+
+tag_p = jcore.Primitive("bpfree_tag")
+tag_p.def_impl(lambda x, **params: x)
+tag_p.def_abstract_eval(lambda x, **params: x)
+mlir.register_lowering(tag_p, lambda ctx, x, **params: [x])
+
+
+def _tag_batcher(args, dims, *, batch_axis, **params):
+    (x,), (d,) = args, dims
+    if batch_axis == MAPPED:
+        batch_axis = d
+    elif batch_axis is not None:
+        batch_axis += d <= batch_axis
+    return tag_p.bind(x, batch_axis=batch_axis, **params), d
+
+
+def _tag_jvp(primals, tangents, **params):
+    # Only the primal keeps its tag: a derivative taken inside a loss marks nothing new.
+    return tag_p.bind(*primals, **params), tangents[0]
+
+
+batching.primitive_batchers[tag_p] = _tag_batcher
+ad.primitive_jvps[tag_p] = _tag_jvp
+
+
+# ------------------------------------------------------------- reading nested jaxprs
+
+
+def open_jaxpr(jaxpr) -> tuple[Any, Sequence[Any]]:
+    """Jaxpr and constants of an open or closed jaxpr (one class from JAX 0.12 on)."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def sub_jaxprs(eqn) -> list[Any]:
+    return [open_jaxpr(j)[0] for j in jcore.jaxprs_in_params(eqn.params)]
+
+
+def _has_tags(jaxpr) -> bool:
+    return any(
+        eqn.primitive is tag_p or any(map(_has_tags, sub_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+_INLINED = {"jit", "pjit", "closed_call", "core_call"}
+_REMAT = {"checkpoint", "remat", "remat2"}
+
+
+def _body(eqn) -> tuple[Any, Sequence[Any]]:
+    return open_jaxpr(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+
+
+def find_sites(jaxpr) -> list[Site]:
+    """The tags of a jaxpr in program order, names as written (None, repeated, ...)."""
+    sites: list[Site] = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is tag_p:
+            aval = eqn.invars[0].aval
+            sites.append(Site(**eqn.params, shape=aval.shape, dtype=aval.dtype))
+        elif any(map(_has_tags, sub_jaxprs(eqn))):
+            inner = _sites_inside(eqn)
+            if eqn.primitive.name == "scan":
+                inner = [_stacked(s, eqn.params["length"]) for s in inner]
+            sites += inner
+    return sites
+
+
+def _sites_inside(eqn) -> list[Site]:
+    name = eqn.primitive.name
+    if name in _INLINED or name in _REMAT or name == "scan":
+        return find_sites(_body(eqn)[0])
+    first = next(s for j in sub_jaxprs(eqn) for s in find_sites(j))
+    raise NotImplementedError(
+        f"node {first.name!r} is inside `{name}`; bpfree reads nodes in straight code, "
+        "jit, vmap, scan and remat. Move the node out of it (mark the value that enters "
+        "or leaves), or leave it out with `where=`."
+    )
+
+
+def _stacked(site: Site, length: int) -> Site:
+    axis = site.batch_axis
+    moved = axis + 1 if isinstance(axis, int) else axis
+    return site._replace(batch_axis=moved, shape=(length, *site.shape))
+
+
+def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:
+    """The jaxpr without what the chosen outputs do not need, and which inputs they do."""
+    return partial_eval.dce_jaxpr(jaxpr, list(used_outputs))[:2]
+
+
+# --------------------------------------------------------------------- the interpreter
+
+Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+"""visit(site, y, deltas) -> (value behind the tag, {name: what to hand out})."""
+
+
+class Run(NamedTuple):
+    """One evaluation: what to do at tags, and values already known from `prefix`."""
+
+    visit: Visit
+    known: dict[tuple[int, ...], list[Any]] = {}
+
+
+def run(
+    spec: Run, jaxpr, consts, args, sites: Sequence[Site], deltas, path=()
+) -> tuple[list[Any], dict[str, Any]]:
+    """Evaluate `jaxpr`, calling `spec.visit` at each of its tags.
+
+    Returns the outputs and what the visits handed out; inside `scan` both the handed
+    out values and `deltas` carry a leading time axis.
+    """
+    env: dict[Any, Any] = {}
+    taps: dict[str, Any] = {}
+    upcoming = iter(sites)
+    _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    for i, eqn in enumerate(jaxpr.eqns):
+        here = (*path, i)
+        inner = _take(upcoming, eqn)
+        if here in spec.known:
+            _bind(env, eqn.outvars, spec.known[here])
+            continue
+        invals = [_read(env, v) for v in eqn.invars]
+        if eqn.primitive is tag_p:
+            value, out = spec.visit(inner[0], invals[0], deltas)
+            outvals = [value]
+        elif inner:
+            outvals, out = _run_inner(spec, eqn, invals, inner, deltas, here)
+        else:
+            outvals, out = _bind_eqn(eqn, invals), {}
+        taps.update(out)
+        _bind(env, eqn.outvars, outvals)
+    return [_read(env, v) for v in jaxpr.outvars], taps
+
+
+def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
+    """Values of all equations that no moved tag, and no effect, can reach.
+
+    The result is `Run.known` for evaluations that differ only behind the moved tags:
+    what they share is computed once. Loops are either wholly shared or not at all.
+    """
+    known: dict[tuple[int, ...], list[Any]] = {}
+
+    def walk(jaxpr, consts, args, sites, path):
+        env = {}
+        upcoming = iter(sites)
+        _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+        for i, eqn in enumerate(jaxpr.eqns):
+            here = (*path, i)
+            inner = _take(upcoming, eqn)
+            invals = [_read(env, v) for v in eqn.invars]
+            if eqn.primitive is tag_p:
+                outvals = [_UNKNOWN if moved(inner[0]) else invals[0]]
+            elif inner and eqn.primitive.name in _INLINED:
+                outvals = walk(*_body(eqn), invals, inner, here)
+            elif (
+                any(v is _UNKNOWN for v in invals) or any(map(moved, inner)) or eqn.effects
+            ):
+                outvals = [_UNKNOWN] * len(eqn.outvars)
+            else:
+                outvals = _bind_eqn(eqn, invals)
+            if not any(v is _UNKNOWN for v in outvals):
+                known[here] = outvals
+            _bind(env, eqn.outvars, outvals)
+        return [_read(env, v) for v in jaxpr.outvars]
+
+    walk(jaxpr, consts, args, sites, ())
+    return known
+
+
+_UNKNOWN = object()
+
+
+def _take(upcoming: Iterator[Site], eqn) -> list[Site]:
+    if eqn.primitive is tag_p:
+        return [next(upcoming)]
+    count = sum(len(find_sites(j)) for j in sub_jaxprs(eqn) if _has_tags(j))
+    return list(islice(upcoming, count))
+
+
+def _read(env, var):
+    return var.val if isinstance(var, jcore.Literal) else env[var]
+
+
+def _bind(env, variables, values):
+    env.update(zip(variables, values, strict=True))
+
+
+def _bind_eqn(eqn, invals) -> list[Any]:
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*invals, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _run_inner(spec, eqn, invals, sites, deltas, path):
+    jaxpr, consts = _body(eqn)
+    mine = {s.name: deltas[s.name] for s in sites if s.name in deltas}
+    if eqn.primitive.name in _INLINED:
+        return run(spec, jaxpr, consts, invals, sites, mine, path)
+    fresh = spec._replace(known={})
+    if eqn.primitive.name == "scan":
+        return _run_scan(fresh, eqn, invals, sites, mine)
+    options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
+
+    def body(invals, deltas):
+        return run(fresh, jaxpr, consts, invals, sites, deltas)
+
+    return jax.checkpoint(body, **options)(invals, mine)
+
+
+def _split_scan(params, invals):
+    if "num_consts" in params:  # JAX 0.10
+        n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
+        return invals[:n], invals[n:m], invals[m:]
+    return [list(part) for part in params["ft_in"].update(invals).unpack()]
+
+
+def _run_scan(spec, eqn, invals, sites, deltas):
+    jaxpr, closed = _body(eqn)
+    consts, carry, xs = _split_scan(eqn.params, invals)
+
+    def body(carry, xs_and_deltas):
+        xs, deltas = xs_and_deltas
+        outs, taps = run(spec, jaxpr, closed, [*consts, *carry, *xs], sites, deltas)
+        return outs[: len(carry)], (outs[len(carry) :], taps)
+
+    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+    carry, (ys, taps) = lax.scan(body, list(carry), (list(xs), deltas), **options)
+    return [*carry, *ys], taps

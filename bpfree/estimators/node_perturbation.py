@@ -1,0 +1,87 @@
+"""Node perturbation (NP)."""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from bpfree import sampling
+from bpfree.estimators import perturbation
+from bpfree.nodes import LossFn, NodeFilter
+from bpfree.transform import EstimatorTransformation, transformation
+
+NOISE = {"rademacher": sampling.rademacher, "gaussian": sampling.gaussian}
+
+
+def node_perturbation(
+    loss_fn: LossFn,
+    *,
+    num_samples: int = 32,
+    sigma: perturbation.Sigma = 0.01,
+    seed: int | jax.Array = 0,
+    chunk_size: int | None = None,
+    antithetic: bool = False,
+    baseline: str = "clean",
+    pairing: str = "clean",
+    nodes: NodeFilter = None,
+    noise: str = "rademacher",
+    sharding: NamedSharding | None = None,
+    example_batch: Any = None,
+) -> EstimatorTransformation:
+    r"""Node perturbation: credit each node with the change of loss its noise made.
+
+    .. math::
+
+        \hat g = \sum_l \Big(\frac{\partial y_l}{\partial\theta}\Big)^{\!T}
+        \frac{1}{BK\sigma} \sum_{k=1}^{K} (L_k - L_0)\, \varepsilon_{l,k},
+        \qquad \varepsilon \sim \text{Rademacher or } N(0, I)
+
+    All nodes are perturbed at once, every example with its own noise and its own loss.
+
+    Contract: aligned. The expectation is the gradient of the mean clean loss with an error
+    O(sigma^2); the variance falls as 1 / (B K).
+
+    Args:
+      loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`; must hold
+        nodes (`bpfree.node`, `bpfree.supervised`).
+      num_samples: K, noisy forward passes of the batch.
+      sigma: standard deviation of the noise in units of the node's value: a number, or a
+        schedule of the step. Too small loses the loss difference to rounding.
+      seed: int or typed PRNG key.
+      chunk_size: samples evaluated side by side (on each device); sets memory and speed,
+        not the result. Default 8.
+      antithetic: use pairs eps, -eps of the same example; num_samples must be even. The
+        signal is then (L_+ - L_-) / (2 sigma) eps.
+      baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws) or "none".
+      pairing: "clean": signals meet the clean layer inputs once. "noisy": each sample
+        meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
+      nodes: predicate or collection of names; the rest are no nodes for this estimator.
+      noise: "rademacher" (32 signs to a random word) or "gaussian".
+      sharding: NamedSharding whose first axis spreads the samples over devices.
+      example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,).
+
+    Reference: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in
+    linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the
+    stability and scalability of node perturbation learning", NeurIPS 2022.
+    """
+    perturbation.check_choice("noise", noise, tuple(NOISE))
+    settings = perturbation.make_settings(
+        loss_fn,
+        plan=NOISE[noise](),
+        num_samples=num_samples,
+        sigma=sigma,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        baseline=baseline,
+        pairing=pairing,
+        nodes=nodes,
+        sharding=sharding,
+    )
+    estimator = perturbation.make_estimator(settings)
+    return transformation(estimator, loss_fn, seed, example_batch)

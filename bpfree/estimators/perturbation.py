@@ -1,0 +1,251 @@
+"""The arithmetic that all node-perturbation-like estimators share.
+
+With K samples, node noise eps_k, loss L_kb of example b under sample k, baseline c_kb and
+score s (eps itself for unit Gaussian noise),
+
+    signal = 1 / (B K sigma) sum_k (L_kb - c_kb) s(eps_k)      per node and example
+    gradient = pull(signal)                                    one product per layer
+
+"clean" pairing lets the signal meet the clean inputs of each layer, once, after all
+samples; "noisy" pairing lets every sample's term meet that sample's own noisy inputs.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpfree import nodes as _nodes
+from bpfree import sampling
+from bpfree.transform import (
+    BAD_GRADIENT,
+    BAD_LOSS,
+    BAD_SIGMA,
+    NO_FAULT,
+    Estimate,
+    Estimator,
+)
+
+BASELINES = ("clean", "leave_one_out", "none")
+PAIRINGS = ("clean", "noisy")
+Sigma = float | jax.Array | Callable[[jax.Array], jax.Array]
+
+
+class Settings(NamedTuple):
+    """What a perturbation estimator is made of; see the constructors for the meaning."""
+
+    loss_fn: _nodes.LossFn
+    plan: sampling.Plan
+    layout: sampling.Layout
+    sigma: Sigma
+    baseline: str
+    pairing: str
+    nodes: _nodes.NodeFilter
+
+
+class _Pass(NamedTuple):
+    """One update's clean pass and what the noisy passes need of it."""
+
+    settings: Settings
+    program: _nodes.Program
+    args: tuple
+    key: jax.Array
+    sigma: jax.Array
+    clean: jax.Array  # losses, (B,) or ()
+
+
+def make_settings(
+    loss_fn,
+    *,
+    plan,
+    num_samples,
+    sigma,
+    chunk_size,
+    antithetic,
+    baseline,
+    pairing,
+    nodes,
+    sharding,
+) -> Settings:
+    """Check the arguments of a constructor; raises ValueError with the choices."""
+    check_choice("baseline", baseline, BASELINES)
+    check_choice("pairing", pairing, PAIRINGS)
+    check_sigma(sigma)
+    if antithetic:
+        plan = sampling.antithetic(plan)
+    if pairing == "noisy" and plan.score is None:
+        raise ValueError(
+            "pairing='noisy' needs noise with a density, whose score it uses; Rademacher "
+            "signs have none. Use noise='gaussian' or pairing='clean'."
+        )
+    layout = sampling.make_layout(plan, num_samples, chunk_size, sharding)
+    if baseline == "leave_one_out" and layout.num_draws < 2:
+        raise ValueError(
+            "baseline='leave_one_out' needs at least two draws, here "
+            f"num_samples >= {2 * plan.group}"
+        )
+    return Settings(loss_fn, plan, layout, sigma, baseline, pairing, nodes)
+
+
+def make_estimator(settings: Settings) -> Estimator:
+    """The estimator of the module docstring."""
+
+    def estimate(key, params, batch, state) -> Estimate:
+        noise_key, loss_key = jax.random.split(key)
+        args = _nodes.arguments(settings.loss_fn, params, batch, loss_key)
+        program = _nodes.trace(settings.loss_fn, *args, nodes=settings.nodes)
+        sigma = settings.sigma(state.count) if callable(settings.sigma) else settings.sigma
+        sigma = jnp.asarray(sigma, jnp.float32)
+        out, values, pull = _nodes.cut_vjp(program, args)
+        clean, aux = _nodes.split_aux(out)
+        run = _Pass(settings, program, args, noise_key, sigma, clean)
+        if settings.pairing == "clean":
+            gradient = pull(_signals(run))
+        else:
+            gradient = _noisy_gradient(run)
+        fault = _find_fault(program, values, clean, sigma, gradient)
+        return Estimate(gradient, clean.mean().astype(jnp.float32), aux, fault)
+
+    return Estimator(lambda params: (), estimate)
+
+
+# ---------------------------------------------------------------------- the two pairings
+
+
+def _signals(run: _Pass) -> _nodes.NodeTree:
+    """Clean pairing: noise weighted by centred losses, summed over the samples."""
+    losses = _nodes.perturbed(run.program, run.args)
+    weigh = _weigh(run)
+
+    def chunk(draws):
+        noise = _draw(run, draws)
+        deltas = jax.tree.map(lambda z: run.sigma * z, noise)
+        weights = weigh(draws, lambda: jax.vmap(losses)(deltas))
+        terms = _terms(run, weights, noise)
+        return jax.tree.map(lambda t: t.sum(0), terms), ()
+
+    return sampling.sum_over_draws(chunk, run.settings.layout)[0]
+
+
+def _noisy_gradient(run: _Pass):
+    """Noisy pairing: one vjp per chunk, outside the vmap over its samples."""
+    weigh = _weigh(run)
+    size = max(run.clean.size, 1)
+    num_samples = run.settings.layout.num_draws * run.settings.plan.group
+
+    def chunk(draws):
+        noise = _draw(run, draws)
+        deltas = jax.tree.map(lambda z: run.sigma * z, noise)
+
+        def surrogate(params):
+            def one(deltas):
+                args = (params, *run.args[1:])
+                out, values = _nodes.cut(run.program, args, deltas)
+                return _nodes.split_aux(out)[0], values
+
+            losses, values = jax.vmap(one)(deltas)
+            return (losses, values), losses
+
+        (_, values), vjp, losses = jax.vjp(surrogate, run.args[0], has_aux=True)
+        weights = weigh(draws, lambda: losses)
+        behind_last = jnp.full_like(losses, 1 / (size * num_samples))
+        terms = _terms(run, weights, noise)
+        terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
+        return vjp((behind_last, terms))[0], ()
+
+    return sampling.sum_over_draws(chunk, run.settings.layout)[0]
+
+
+def _draw(run: _Pass, draws) -> _nodes.NodeTree:
+    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
+
+    def one(draw):
+        return sampling.draw_noise(run.settings.plan, run.key, draw, run.program.nodes)
+
+    return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), jax.vmap(one)(draws))
+
+
+def _scale(run: _Pass) -> jax.Array:
+    num_samples = run.settings.layout.num_draws * run.settings.plan.group
+    return 1 / (max(run.clean.size, 1) * num_samples * run.sigma)
+
+
+def _terms(run: _Pass, weights, noise):
+    """{name: weights * score}, one term per sample: (samples, *node shape)."""
+    score = run.settings.plan.score or (lambda noise: noise)
+    weights = weights * _scale(run)
+    return {
+        s.name: sampling.per_sample(weights, score(noise[s.name]), s.batch_axis)
+        for s in run.program.nodes
+    }
+
+
+# --------------------------------------------------------------------------- baselines
+
+
+def _weigh(run: _Pass):
+    """`(draws, losses of the chunk) -> centred losses`, (samples, B) or (samples,)."""
+    baseline = run.settings.baseline
+    if baseline == "leave_one_out":
+        table = _left_out(run)
+        return lambda draws, losses: table[draws].reshape(-1, *run.clean.shape)
+    centre = run.clean if baseline == "clean" else 0.0
+    return lambda draws, losses: (losses() - centre).astype(jnp.float32)
+
+
+def _left_out(run: _Pass) -> jax.Array:
+    """L_k minus the mean loss of all other draws, for every sample: (draws, G, B).
+
+    The whole draw is left out, not the sample alone: its members share noise, and a
+    baseline that depends on a sample's noise would bias its term. Takes the losses of all
+    samples before the first is credited, so noise is drawn twice.
+    """
+    losses = _nodes.perturbed(run.program, run.args)
+    group = run.settings.plan.group
+
+    def chunk(draws):
+        deltas = jax.tree.map(lambda z: run.sigma * z, _draw(run, draws))
+        table = jax.vmap(losses)(deltas) - run.clean  # a constant shift, for rounding
+        return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
+
+    table = sampling.sum_over_draws(chunk, run.settings.layout)[1]
+    of_draw = table.sum(1, keepdims=True)
+    others = (of_draw.sum(0) - of_draw) / (table.shape[0] * group - group)
+    return table - others
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def _find_fault(program, values, clean, sigma, gradient) -> jax.Array:
+    """int32: the position of the first node that is not finite, or a code."""
+    finite = lambda x: jnp.isfinite(x).all()  # noqa: E731
+    code = jnp.where(
+        jnp.stack([finite(g) for g in jax.tree.leaves(gradient)]).all(),
+        NO_FAULT,
+        BAD_GRADIENT,
+    )
+    code = jnp.where(finite(clean), code, BAD_LOSS)
+    for position, site in reversed(list(enumerate(program.sites))):
+        if site.name in values:
+            code = jnp.where(finite(values[site.name]), code, position)
+    return jnp.where(sigma > 0, code, BAD_SIGMA).astype(jnp.int32)
+
+
+def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what}={value!r} is unknown; choose one of {choices}")
+
+
+def check_sigma(sigma: Sigma) -> None:
+    """Concrete values are checked here; traced ones set a fault in the state."""
+    if callable(sigma):
+        return
+    try:
+        sigma = float(sigma)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma={sigma} must be a positive number")

@@ -1,0 +1,235 @@
+"""Perturbation plans, and the one loop over samples.
+
+A plan draws perturbations as a function of (key, draw index, node) and of nothing else:
+not of the chunk size, the device count or the order of calls. One draw yields a small
+*group* of coupled samples (an antithetic pair, say), so sample k is member k mod G of
+draw k // G. Noise has mean 0 and covariance the identity, is made where it is used, and
+is never stored.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bpfree._jaxpr import Site
+from bpfree.nodes import NodeTree, name_hash
+
+_WORD = 32  # signs in one random word
+
+
+class Plan(NamedTuple):
+    """How to perturb a node.
+
+    Attributes:
+      group: samples in one draw, G.
+      draw: `(key, shape, batch_axis) -> (G, *shape)`, float32.
+      score: noise -> minus the derivative of its log density, or None where the noise
+        has no density (then only the clean pairing is an estimator).
+    """
+
+    group: int
+    draw: Callable[[jax.Array, tuple[int, ...], int | None], jax.Array]
+    score: Callable[[jax.Array], jax.Array] | None
+
+
+def gaussian(share: int = 1) -> Plan:
+    """Standard normal noise; `share` samples have magnitudes in common.
+
+    Each sample is `sign * |g|` with its own independent signs. For share > 1 the
+    magnitudes |g| are drawn once for `share` samples. Every sample is then still exactly
+    normal and independent samples are uncorrelated, so all estimators keep their
+    expectation; only the fourth moments couple. It saves (1 - 1/share) of the normals.
+    """
+
+    def draw(key, shape, batch_axis):
+        if share == 1:
+            return jax.random.normal(key, (1, *shape))
+        magnitude_key, sign_key = jax.random.split(key)
+        signs = packed_signs(sign_key, (share, *shape), _behind_group(batch_axis))
+        return signs * jax.random.normal(magnitude_key, shape)
+
+    return Plan(share, draw, score=lambda noise: noise)
+
+
+def rademacher() -> Plan:
+    """Independent signs, 32 to a random word (SPSA directions); they have no density."""
+
+    def draw(key, shape, batch_axis):
+        return packed_signs(key, (1, *shape), _behind_group(batch_axis))
+
+    return Plan(1, draw, score=None)
+
+
+def antithetic(plan: Plan) -> Plan:
+    """Each sample of `plan` and its negative, for the same example."""
+
+    def draw(key, shape, batch_axis):
+        noise = plan.draw(key, shape, batch_axis)
+        return jnp.concatenate([noise, -noise])
+
+    return Plan(2 * plan.group, draw, plan.score)
+
+
+def packed_signs(
+    key: jax.Array, shape: tuple[int, ...], batch_axis: int | None = None
+) -> jax.Array:
+    """Random +-1 of `shape`, float32, from one random word per 32 signs.
+
+    Words are packed within an example, so that a sharded batch axis draws locally.
+    """
+    rows = 1 if batch_axis is None else shape[batch_axis]
+    rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
+    width = math.prod(rest)
+    words = jax.random.bits(key, (rows, -(-width // _WORD)), jnp.uint32)
+    words = lax.optimization_barrier(words)  # else XLA hashes once for each sign
+    top_bit = (words[..., None] >> jnp.arange(_WORD, dtype=jnp.uint32)) << (_WORD - 1)
+    one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
+    signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
+    signs = signs.reshape(rows, -1)[:, :width]
+    if batch_axis is None:
+        return signs.reshape(shape)
+    return jnp.moveaxis(signs.reshape(rows, *rest), 0, batch_axis)
+
+
+def _behind_group(batch_axis: int | None) -> int | None:
+    return None if batch_axis is None else batch_axis + 1
+
+
+def draw_noise(
+    plan: Plan, key: jax.Array, index: jax.Array, nodes: tuple[Site, ...]
+) -> NodeTree:
+    """Noise of draw `index` for every node: {name: (G, *node shape)}."""
+    draw_key = jax.random.fold_in(key, index)
+    return {
+        s.name: plan.draw(
+            jax.random.fold_in(draw_key, name_hash(s.name)), s.shape, s.batch_axis
+        )
+        for s in nodes
+    }
+
+
+def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
+    """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight.
+
+    Args:
+      weights: (K, B), one per sample and example; (K,) for one loss per batch.
+      values: (K, *node shape).
+      batch_axis: of the node; None for a value shared by the batch, which is weighted
+        with the sum over examples.
+    """
+    if weights.ndim == 2 and batch_axis is None:
+        weights = weights.sum(1)
+    shape = [values.shape[0]] + [1] * (values.ndim - 1)
+    if weights.ndim == 2:
+        shape[1 + batch_axis] = weights.shape[1]
+    return weights.reshape(shape) * values
+
+
+# ---------------------------------------------------------------------------- the loop
+
+
+class Layout(NamedTuple):
+    """How the draws of one estimate are laid out in time and over devices.
+
+    Attributes:
+      num_draws: draws in all.
+      chunk: draws evaluated side by side on each device.
+      sharding: NamedSharding whose first axis shards the draws, or None.
+    """
+
+    num_draws: int
+    chunk: int
+    sharding: NamedSharding | None = None
+
+    @property
+    def devices(self) -> int:
+        if self.sharding is None:
+            return 1
+        axes = self.sharding.spec[0]
+        names = (axes,) if isinstance(axes, str) else axes
+        return math.prod(self.sharding.mesh.shape[name] for name in names)
+
+
+def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Layout):
+    """Sum one result of `chunk_fn(indices)` over all draws, and stack another.
+
+    Args:
+      chunk_fn: `(c,)` draw indices -> (tree to add up, tree of `(c, ...)` to stack).
+      layout: `num_draws`, `chunk` and `sharding`; it changes time, memory and rounding,
+        never the draws. Devices keep their own partial sums, which meet once, at the end.
+
+    Returns: (sums, stacked), the latter `(num_draws, ...)` in order of the index.
+    """
+    devices = layout.devices
+    run = _on_devices(layout, chunk_fn)
+    full, rest = divmod(layout.num_draws, devices * layout.chunk)
+    indices = jnp.arange(layout.num_draws)
+    head = indices[: layout.num_draws - rest].reshape(full, devices, layout.chunk)
+
+    def body(sums, indices):
+        added, stacked = run(indices)
+        return jax.tree.map(jnp.add, sums, added), stacked
+
+    added, _ = jax.eval_shape(run, head[0])
+    sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), added)
+    sums, stacked = lax.scan(body, sums, head)
+    parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), stacked)]
+    if rest:
+        sums, last = body(sums, indices[-rest:].reshape(devices, -1))
+        parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
+    sums = jax.tree.map(lambda a: a.sum(0), sums)
+    return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def _on_devices(layout: Layout, chunk_fn):
+    """`chunk_fn` on (devices, c) indices, one row and one partial sum per device."""
+    if layout.sharding is None:
+        return lambda indices: jax.tree.map(lambda a: a[None], chunk_fn(indices[0]))
+    axis = layout.sharding.spec[0]
+    rows = NamedSharding(layout.sharding.mesh, PartitionSpec(axis))
+
+    def run(indices):
+        indices = lax.with_sharding_constraint(indices, rows)
+        out = jax.vmap(chunk_fn, spmd_axis_name=axis)(indices)
+        return lax.with_sharding_constraint(out, rows)
+
+    return run
+
+
+def make_layout(
+    plan: Plan,
+    num_samples: int,
+    chunk_size: int | None,
+    sharding: NamedSharding | None,
+) -> Layout:
+    """Check the counts of an estimate and lay it out.
+
+    Raises ValueError when num_samples is not a positive multiple of the plan's group, or
+    its draws do not divide over the devices.
+    """
+    if num_samples < 1 or num_samples % plan.group:
+        pairs = " (antithetic samples come in pairs)" if plan.group == 2 else ""
+        raise ValueError(
+            f"num_samples={num_samples} must be a positive multiple of {plan.group}, the "
+            f"number of samples in one draw of this plan{pairs}"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    draws = num_samples // plan.group
+    layout = Layout(draws, 1, sharding)
+    if draws % layout.devices:
+        raise ValueError(
+            f"{draws} draws of {plan.group} samples do not divide over "
+            f"{layout.devices} devices; change num_samples or sharding"
+        )
+    local = draws // layout.devices
+    wanted = (chunk_size or _DEFAULT_CHUNK) // plan.group
+    return layout._replace(chunk=max(1, min(local, wanted)))
+
+
+_DEFAULT_CHUNK = 8

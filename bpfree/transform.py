@@ -1,0 +1,238 @@
+"""Estimators as optax gradient transformations.
+
+An estimator is a pair of pure functions; `transformation` makes it the first link of an
+optax chain. Its state holds the key, the step, the loss of the clean pass and the first
+fault seen, so that nothing inside a step has to reach the host.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bpfree import nodes as _nodes
+
+# Arguments of the constructors that `optax.inject_hyperparams` must leave alone.
+STATIC = (
+    "loss_fn",
+    "num_samples",
+    "seed",
+    "chunk_size",
+    "antithetic",
+    "baseline",
+    "pairing",
+    "nodes",
+    "noise",
+    "sharding",
+    "example_batch",
+)
+
+NO_FAULT, BAD_LOSS, BAD_SIGMA, BAD_GRADIENT = -1, -2, -3, -4
+
+
+class Fault(NamedTuple):
+    """The first step (int32, -1: none) whose numbers went wrong, and where (int32)."""
+
+    step: jax.Array
+    code: jax.Array
+
+
+class Estimate(NamedTuple):
+    """What one estimate returns.
+
+    Attributes:
+      gradient: params-shaped, of the mean loss; to be descended.
+      value: mean of the clean losses, float32 ().
+      aux: the loss function's aux from the clean pass, or None.
+      fault: int32 (), NO_FAULT, or a code, or the position of a bad node.
+      state: the estimator's own next state.
+    """
+
+    gradient: Any
+    value: jax.Array
+    aux: Any
+    fault: jax.Array
+    state: Any = ()
+
+
+class EstimatorState(NamedTuple):
+    """State of an estimator in a chain.
+
+    Attributes:
+      count: steps done, int32 ().
+      key: PRNG key of the run; step t uses `fold_in(key, t)`.
+      value: mean clean loss of the last step, float32 (); read it with `bpfree.value`.
+      aux: aux of the last clean pass, or None.
+      fault: the first fault; read it with `bpfree.fault_message`.
+      inner: the estimator's own state.
+    """
+
+    count: jax.Array
+    key: jax.Array
+    value: jax.Array
+    aux: Any
+    fault: Fault
+    inner: Any
+
+
+class Estimator(NamedTuple):
+    """A gradient estimator.
+
+    Attributes:
+      init: `params -> state`, the estimator's own state.
+      estimate: `(key, params, batch, state) -> Estimate`; `state` is an EstimatorState,
+        of which it may read all and replaces `inner`. The key is consumed.
+    """
+
+    init: Callable[[Any], Any]
+    estimate: Callable[[jax.Array, Any, Any, EstimatorState], Estimate]
+
+
+class EstimatorTransformation(optax.GradientTransformationExtraArgs):
+    """An optax transformation that still offers the estimator behind it."""
+
+    estimator: Estimator
+
+
+def transformation(
+    estimator: Estimator,
+    loss_fn: _nodes.LossFn,
+    seed: int | jax.Array,
+    example_batch: Any = None,
+) -> EstimatorTransformation:
+    """The optax transformation of an estimator.
+
+    `update(updates, state, params, *, batch)` ignores the incoming updates (pass
+    `zeros_like(params)`; `apply_if_finite` and `MultiSteps` break on None) and returns the
+    estimated gradient of the mean loss. Unknown keywords are ignored, as optax asks.
+
+    Args:
+      seed: int or typed PRNG key.
+      example_batch: needed only if `loss_fn` returns `(losses, aux)`: a batch, or
+        ShapeDtypeStructs of one, from which `init` knows the shapes of aux.
+    """
+
+    def init(params) -> EstimatorState:
+        return EstimatorState(
+            count=jnp.zeros((), jnp.int32),
+            key=_as_key(seed),
+            value=jnp.zeros((), jnp.float32),
+            aux=_empty_aux(loss_fn, params, example_batch),
+            fault=Fault(jnp.int32(-1), jnp.int32(NO_FAULT)),
+            inner=estimator.init(params),
+        )
+
+    def update(updates, state, params=None, *, batch=None, **extra):
+        del updates, extra
+        if params is None:
+            raise ValueError("an estimator needs params: update(updates, state, params)")
+        if batch is None:
+            raise ValueError("an estimator needs a batch: update(..., batch=batch)")
+        key = jax.random.fold_in(state.key, state.count)
+        result = estimator.estimate(key, params, batch, state)
+        _check_aux(state.aux, result.aux)
+        first = (state.fault.step < 0) & (result.fault != NO_FAULT)
+        fault = Fault(state.count, result.fault)
+        new_state = EstimatorState(
+            count=state.count + 1,
+            key=state.key,
+            value=result.value,
+            aux=result.aux,
+            fault=jax.tree.map(lambda n, o: jnp.where(first, n, o), fault, state.fault),
+            inner=result.state,
+        )
+        return result.gradient, new_state
+
+    made = EstimatorTransformation(init, update)
+    made.estimator = estimator
+    return made
+
+
+def _as_key(seed) -> jax.Array:
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
+    return jax.random.key(seed)
+
+
+def _empty_aux(loss_fn, params, example_batch):
+    if example_batch is None:
+        return None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    args = _nodes.arguments(loss_fn, params, example_batch, key)
+    _, aux = _nodes.split_aux(jax.eval_shape(loss_fn, *args))
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
+
+
+def _check_aux(expected, found) -> None:
+    if jax.tree.structure(expected) != jax.tree.structure(found):
+        raise ValueError(
+            "the loss function's aux has another structure than the state holds "
+            f"({jax.tree.structure(found)} against {jax.tree.structure(expected)}). A loss "
+            "function that returns (losses, aux) needs example_batch= at construction, and "
+            "update(...) batches of the same structure."
+        )
+
+
+# ------------------------------------------------------------------- reading the state
+
+
+def find_states(state: Any) -> dict[str, EstimatorState]:
+    """Every EstimatorState in an optimiser state, by its path."""
+    found = jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=lambda s: isinstance(s, EstimatorState)
+    )[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in found
+        if isinstance(leaf, EstimatorState)
+    }
+
+
+def find_state(state: Any, name: str | None = None) -> EstimatorState:
+    """The one estimator state of a chain, or the one whose path contains `name`.
+
+    Raises ValueError when there is none, or several that `name` does not tell apart.
+    """
+    states = find_states(state)
+    chosen = {
+        path: s for path, s in states.items() if name is None or name in path.split("/")
+    }
+    if len(chosen) == 1:
+        return next(iter(chosen.values()))
+    if not states:
+        raise ValueError("this optimiser state holds no bpfree estimator")
+    raise ValueError(
+        f"{len(chosen)} estimators match name={name!r}; pass one name out of the paths "
+        f"{sorted(states)}"
+    )
+
+
+def value(state: Any, name: str | None = None) -> jax.Array:
+    """Mean clean loss of the last step, float32 (), as in `optax.tree.get(s, "value")`."""
+    return find_state(state, name).value
+
+
+def fault_message(
+    state: Any, loss_fn: _nodes.LossFn, params, batch, name: str | None = None
+) -> str | None:
+    """What went wrong first, in words, or None. Reads two numbers from the device."""
+    fault = find_state(state, name).fault
+    step, code = int(fault.step), int(fault.code)
+    if step < 0:
+        return None
+    if code == BAD_LOSS:
+        what = "a loss is not finite although every node is"
+    elif code == BAD_SIGMA:
+        what = "sigma is not a positive number"
+    elif code == BAD_GRADIENT:
+        what = "the clean pass is finite but the gradient estimate is not"
+    else:
+        key = jax.random.key(0) if _nodes.takes_key(loss_fn) else None
+        program = _nodes.trace(loss_fn, params, batch, key)
+        what = f"node {program.sites[code].name!r} is not finite"
+    return (
+        f"step {step}: {what}. Lower the learning rate, clip the update "
+        "(optax.clip_by_global_norm), or check the batch and sigma."
+    )
