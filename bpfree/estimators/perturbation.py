@@ -123,8 +123,7 @@ def _signals(run: _Pass) -> _nodes.NodeTree:
         noise = _draw(run, draws)
         deltas = jax.tree.map(lambda z: run.sigma * z, noise)
         weights = weigh(draws, lambda: jax.vmap(losses)(deltas))
-        terms = _terms(run, weights, noise)
-        return jax.tree.map(lambda t: t.sum(0), terms), ()
+        return _credit(run, weights, noise, sampling.credit), ()
 
     return sampling.sum_over_draws(chunk, run.settings.layout)[0]
 
@@ -151,7 +150,7 @@ def _noisy_gradient(run: _Pass):
         (_, values), vjp, losses = jax.vjp(surrogate, run.args[0], has_aux=True)
         weights = weigh(draws, lambda: losses)
         behind_last = jnp.full_like(losses, 1 / (size * num_samples))
-        terms = _terms(run, weights, noise)
+        terms = _credit(run, weights, noise, sampling.per_sample)
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
         return vjp((behind_last, terms))[0], ()
 
@@ -167,17 +166,13 @@ def _draw(run: _Pass, draws) -> _nodes.NodeTree:
     return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), jax.vmap(one)(draws))
 
 
-def _scale(run: _Pass) -> jax.Array:
-    num_samples = run.settings.layout.num_draws * run.settings.plan.group
-    return 1 / (max(run.clean.size, 1) * num_samples * run.sigma)
-
-
-def _terms(run: _Pass, weights, noise):
-    """{name: weights * score}, one term per sample: (samples, *node shape)."""
+def _credit(run: _Pass, weights, noise, rule) -> _nodes.NodeTree:
+    """{name: weights * score / (B K sigma)}, combined by `rule` (see `sampling`)."""
     score = run.settings.plan.score or (lambda noise: noise)
-    weights = weights * _scale(run)
+    num_samples = run.settings.layout.num_draws * run.settings.plan.group
+    weights = weights / (max(run.clean.size, 1) * num_samples * run.sigma)
     return {
-        s.name: sampling.per_sample(weights, score(noise[s.name]), s.batch_axis)
+        s.name: rule(weights, score(noise[s.name]), s.batch_axis)
         for s in run.program.nodes
     }
 
