@@ -1,6 +1,7 @@
 """bpfree: train JAX networks without backpropagation."""
 
 from bpfree._jaxpr import MAPPED
+from bpfree.adapters import supervised, tag_linen
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
