@@ -3,9 +3,29 @@
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen
 from bpfree.estimators.backprop import backprop
+from bpfree.estimators.combine import combine
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
-from bpfree.nodes import inject, kernel_input, node, pullback, record
+from bpfree.nodes import blocks, inject, kernel_input, node, pullback, record
 from bpfree.transform import STATIC, fault_message, value
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "MAPPED",
+    "STATIC",
+    "backprop",
+    "blocks",
+    "combine",
+    "fault_message",
+    "inject",
+    "kernel_input",
+    "likelihood_ratio",
+    "node",
+    "node_perturbation",
+    "pullback",
+    "record",
+    "supervised",
+    "tag_linen",
+    "value",
+]

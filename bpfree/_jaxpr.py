@@ -22,7 +22,7 @@ class Site(NamedTuple):
 
     name: str
     kind: str  # "node" or "input"
-    batch_axis: int | str | None
+    batch_axis: int | None  # MAPPED until a vmap has said which
     shape: tuple[int, ...]
     dtype: Any
 
@@ -72,11 +72,12 @@ def _has_tags(jaxpr) -> bool:
     )
 
 
-_INLINED = {"jit", "pjit", "closed_call", "core_call"}
-_REMAT = {"checkpoint", "remat", "remat2"}
+INLINED = {"jit", "pjit", "closed_call", "core_call"}
+REMAT = {"checkpoint", "remat", "remat2"}
 
 
-def _body(eqn) -> tuple[Any, Sequence[Any]]:
+def body_of(eqn) -> tuple[Any, Sequence[Any]]:
+    """Jaxpr and constants of the body of a jit, remat or scan equation."""
     return open_jaxpr(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
 
 
@@ -97,8 +98,8 @@ def find_sites(jaxpr) -> list[Site]:
 
 def _sites_inside(eqn) -> list[Site]:
     name = eqn.primitive.name
-    if name in _INLINED or name in _REMAT or name == "scan":
-        return find_sites(_body(eqn)[0])
+    if name in INLINED or name in REMAT or name == "scan":
+        return find_sites(body_of(eqn)[0])
     first = next(s for j in sub_jaxprs(eqn) for s in find_sites(j))
     raise NotImplementedError(
         f"node {first.name!r} is inside `{name}`; bpfree reads nodes in straight code, "
@@ -170,6 +171,9 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
     """
     known: dict[tuple[int, ...], list[Any]] = {}
 
+    def unknown(values):
+        return any(v is _UNKNOWN for v in values)
+
     def walk(jaxpr, consts, args, sites, path):
         env = {}
         upcoming = iter(sites)
@@ -180,10 +184,12 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
             invals = [_read(env, v) for v in eqn.invars]
             if eqn.primitive is tag_p:
                 outvals = [_UNKNOWN if moved(inner[0]) else invals[0]]
-            elif inner and eqn.primitive.name in _INLINED:
-                outvals = walk(*_body(eqn), invals, inner, here)
+            elif inner and eqn.primitive.name in INLINED:
+                outvals = walk(*body_of(eqn), invals, inner, here)
             elif (
-                any(v is _UNKNOWN for v in invals) or any(map(moved, inner)) or eqn.effects
+                any(v is _UNKNOWN for v in invals)
+                or any(map(moved, inner))
+                or eqn.effects
             ):
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
@@ -223,9 +229,9 @@ def _bind_eqn(eqn, invals) -> list[Any]:
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):
-    jaxpr, consts = _body(eqn)
+    jaxpr, consts = body_of(eqn)
     mine = {s.name: deltas[s.name] for s in sites if s.name in deltas}
-    if eqn.primitive.name in _INLINED:
+    if eqn.primitive.name in INLINED:
         return run(spec, jaxpr, consts, invals, sites, mine, path)
     fresh = spec._replace(known={})
     if eqn.primitive.name == "scan":
@@ -238,7 +244,7 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
     return jax.checkpoint(body, **options)(invals, mine)
 
 
-def _split_scan(params, invals):
+def split_scan(params, invals):
     if "num_consts" in params:  # JAX 0.10
         n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
         return invals[:n], invals[n:m], invals[m:]
@@ -246,8 +252,8 @@ def _split_scan(params, invals):
 
 
 def _run_scan(spec, eqn, invals, sites, deltas):
-    jaxpr, closed = _body(eqn)
-    consts, carry, xs = _split_scan(eqn.params, invals)
+    jaxpr, closed = body_of(eqn)
+    consts, carry, xs = split_scan(eqn.params, invals)
 
     def body(carry, xs_and_deltas):
         xs, deltas = xs_and_deltas

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree._jaxpr import Site
-from bpfree.nodes import NodeTree, name_hash
+from bpfree.program import NodeTree, name_hash
 
 _WORD = 32  # signs in one random word
 
@@ -122,9 +122,11 @@ def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
       batch_axis: of the node; None for a value shared by the batch, which is weighted
         with the sum over examples.
     """
-    weights = _one_weight_each(weights, batch_axis)
-    shape = [values.shape[0]] + [1] * (values.ndim - 1)
-    if weights.ndim == 2:
+    shape = [1] * values.ndim
+    shape[0] = values.shape[0]
+    if weights.ndim == 2 and batch_axis is None:
+        weights = weights.sum(1)
+    elif weights.ndim == 2 and batch_axis is not None:
         shape[1 + batch_axis] = weights.shape[1]
     return weights.reshape(shape) * values
 
@@ -134,17 +136,13 @@ def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
 
     A dot, because XLA on CPU runs the multiply-and-sum 2-3 times slower (BUILD_NOTES).
     """
-    weights = _one_weight_each(weights, batch_axis)
-    contract = ((0,), (0,))
-    batch = ((1,), (1 + batch_axis,)) if weights.ndim == 2 else ((), ())
-    total = lax.dot_general(
-        weights, values, (contract, batch), precision=lax.Precision.HIGHEST
-    )
-    return jnp.moveaxis(total, 0, batch_axis) if weights.ndim == 2 else total
-
-
-def _one_weight_each(weights, batch_axis):
-    return weights.sum(1) if weights.ndim == 2 and batch_axis is None else weights
+    exact = lax.Precision.HIGHEST
+    if weights.ndim == 1 or batch_axis is None:
+        weights = weights if weights.ndim == 1 else weights.sum(1)
+        return lax.dot_general(weights, values, (((0,), (0,)), ((), ())), exact)
+    dimensions = (((0,), (0,)), ((1,), (1 + batch_axis,)))
+    total = lax.dot_general(weights, values, dimensions, exact)
+    return jnp.moveaxis(total, 0, batch_axis)
 
 
 # ---------------------------------------------------------------------------- the loop

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpfree import nodes as _nodes
+from bpfree import program as _program
 
 # Arguments of the constructors that `optax.inject_hyperparams` must leave alone.
 STATIC = (
@@ -69,7 +69,7 @@ class EstimatorState(NamedTuple):
       inner: the estimator's own state.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # optax's name; shadows tuple.count
     key: jax.Array
     value: jax.Array
     aux: Any
@@ -94,19 +94,20 @@ class EstimatorTransformation(optax.GradientTransformationExtraArgs):
     """An optax transformation that still offers the estimator behind it."""
 
     estimator: Estimator
+    loss_fn: _program.LossFn
 
 
 def transformation(
     estimator: Estimator,
-    loss_fn: _nodes.LossFn,
+    loss_fn: _program.LossFn,
     seed: int | jax.Array,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
     """The optax transformation of an estimator.
 
     `update(updates, state, params, *, batch)` ignores the incoming updates (pass
-    `zeros_like(params)`; `apply_if_finite` and `MultiSteps` break on None) and returns the
-    estimated gradient of the mean loss. Unknown keywords are ignored, as optax asks.
+    `zeros_like(params)`; `apply_if_finite` and `MultiSteps` break on None) and returns
+    the estimated gradient of the mean loss. Unknown keywords are ignored.
 
     Args:
       seed: int or typed PRNG key.
@@ -133,8 +134,11 @@ def transformation(
         key = jax.random.fold_in(state.key, state.count)
         result = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, result.aux)
-        first = (state.fault.step < 0) & (result.fault != NO_FAULT)
-        fault = Fault(state.count, result.fault)
+        finite = [jnp.isfinite(g).all() for g in jax.tree.leaves(result.gradient)]
+        bad = jnp.where(jnp.stack(finite).all(), NO_FAULT, BAD_GRADIENT)
+        code = jnp.where(result.fault == NO_FAULT, bad, result.fault)
+        first = (state.fault.step < 0) & (code != NO_FAULT)
+        fault = Fault(state.count, code.astype(jnp.int32))
         new_state = EstimatorState(
             count=state.count + 1,
             key=state.key,
@@ -147,6 +151,7 @@ def transformation(
 
     made = EstimatorTransformation(init, update)
     made.estimator = estimator
+    made.loss_fn = loss_fn
     return made
 
 
@@ -160,18 +165,18 @@ def _empty_aux(loss_fn, params, example_batch):
     if example_batch is None:
         return None
     key = jax.eval_shape(lambda: jax.random.key(0))
-    args = _nodes.arguments(loss_fn, params, example_batch, key)
-    _, aux = _nodes.split_aux(jax.eval_shape(loss_fn, *args))
+    args = _program.arguments(loss_fn, params, example_batch, key)
+    _, aux = _program.split_aux(jax.eval_shape(loss_fn, *args))
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
 
 
 def _check_aux(expected, found) -> None:
-    if jax.tree.structure(expected) != jax.tree.structure(found):
+    wanted, got = jax.tree.structure(expected), jax.tree.structure(found)
+    if wanted != got:  # type: ignore[operator]
         raise ValueError(
-            "the loss function's aux has another structure than the state holds "
-            f"({jax.tree.structure(found)} against {jax.tree.structure(expected)}). A loss "
-            "function that returns (losses, aux) needs example_batch= at construction, and "
-            "update(...) batches of the same structure."
+            f"aux is {got}, but the state holds {wanted}. A loss function that returns "
+            "(losses, aux) needs example_batch= at construction, and batches of that "
+            "structure in update(...)."
         )
 
 
@@ -210,12 +215,12 @@ def find_state(state: Any, name: str | None = None) -> EstimatorState:
 
 
 def value(state: Any, name: str | None = None) -> jax.Array:
-    """Mean clean loss of the last step, float32 (), as in `optax.tree.get(s, "value")`."""
+    """Mean clean loss of the last step, float32 (); arguments as in `find_state`."""
     return find_state(state, name).value
 
 
 def fault_message(
-    state: Any, loss_fn: _nodes.LossFn, params, batch, name: str | None = None
+    state: Any, loss_fn: _program.LossFn, params, batch, name: str | None = None
 ) -> str | None:
     """What went wrong first, in words, or None. Reads two numbers from the device."""
     fault = find_state(state, name).fault
@@ -229,8 +234,8 @@ def fault_message(
     elif code == BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
     else:
-        key = jax.random.key(0) if _nodes.takes_key(loss_fn) else None
-        program = _nodes.trace(loss_fn, params, batch, key)
+        key = jax.random.key(0) if _program.takes_key(loss_fn) else None
+        program = _program.trace(loss_fn, params, batch, key)
         what = f"node {program.sites[code].name!r} is not finite"
     return (
         f"step {step}: {what}. Lower the learning rate, clip the update "

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 
 from bpfree import sampling
 from bpfree.estimators import perturbation
-from bpfree.nodes import LossFn, NodeFilter
+from bpfree.program import LossFn, NodeFilter
 from bpfree.transform import EstimatorTransformation, transformation
 
 
@@ -51,8 +51,8 @@ def likelihood_ratio(
     Args:
       noise: "gaussian" draws every normal afresh. "shared_gaussian" draws the magnitudes
         once for 8 samples (or as many of them as divide the draws) and fresh signs for
-        each, 32 to a word: every sample stays exactly normal, expectation and contract are
-        unchanged, and random numbers cost an eighth.
+        each, 32 to a word: every sample stays exactly normal, so expectation and
+        contract are unchanged; random numbers cost about an eighth.
       loss_fn, num_samples, sigma, seed, chunk_size, antithetic, baseline, nodes,
         sharding, example_batch: as in `bpfree.node_perturbation`.
 

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 
 from bpfree import sampling
 from bpfree.estimators import perturbation
-from bpfree.nodes import LossFn, NodeFilter
+from bpfree.program import LossFn, NodeFilter
 from bpfree.transform import EstimatorTransformation, transformation
 
 NOISE = {"rademacher": sampling.rademacher, "gaussian": sampling.gaussian}
@@ -38,12 +38,12 @@ def node_perturbation(
 
     All nodes are perturbed at once, every example with its own noise and its own loss.
 
-    Contract: aligned. The expectation is the gradient of the mean clean loss with an error
-    O(sigma^2); the variance falls as 1 / (B K).
+    Contract: aligned. The expectation is the gradient of the mean clean loss with an
+    error O(sigma^2); the variance falls as 1 / (B K).
 
     Args:
-      loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`; must hold
-        nodes (`bpfree.node`, `bpfree.supervised`).
+      loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`, with
+        nodes in it (`bpfree.node`, `bpfree.supervised`).
       num_samples: K, noisy forward passes of the batch.
       sigma: standard deviation of the noise in units of the node's value: a number, or a
         schedule of the step. Too small loses the loss difference to rounding.

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree import nodes as _nodes
-from bpfree import sampling
+from bpfree import locality, sampling
+from bpfree import program as _program
 from bpfree.transform import (
-    BAD_GRADIENT,
     BAD_LOSS,
     BAD_SIGMA,
     NO_FAULT,
@@ -36,20 +35,20 @@ Sigma = float | jax.Array | Callable[[jax.Array], jax.Array]
 class Settings(NamedTuple):
     """What a perturbation estimator is made of; see the constructors for the meaning."""
 
-    loss_fn: _nodes.LossFn
+    loss_fn: _program.LossFn
     plan: sampling.Plan
     layout: sampling.Layout
     sigma: Sigma
     baseline: str
     pairing: str
-    nodes: _nodes.NodeFilter
+    nodes: _program.NodeFilter
 
 
 class _Pass(NamedTuple):
     """One update's clean pass and what the noisy passes need of it."""
 
     settings: Settings
-    program: _nodes.Program
+    program: _program.Program
     args: tuple
     key: jax.Array
     sigma: jax.Array
@@ -94,29 +93,35 @@ def make_estimator(settings: Settings) -> Estimator:
 
     def estimate(key, params, batch, state) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
-        args = _nodes.arguments(settings.loss_fn, params, batch, loss_key)
-        program = _nodes.trace(settings.loss_fn, *args, nodes=settings.nodes)
-        sigma = settings.sigma(state.count) if callable(settings.sigma) else settings.sigma
-        sigma = jnp.asarray(sigma, jnp.float32)
-        out, values, pull = _nodes.cut_vjp(program, args)
-        clean, aux = _nodes.split_aux(out)
+        args = _program.arguments(settings.loss_fn, params, batch, loss_key)
+        program = _program.trace(
+            settings.loss_fn, params, batch, loss_key, settings.nodes
+        )
+        sigma = _sigma_at(settings.sigma, state.count)
+        locality.check(program, args)
+        out, values, pull = _program.cut_vjp(program, args)
+        clean, aux = _program.split_aux(out)
         run = _Pass(settings, program, args, noise_key, sigma, clean)
         if settings.pairing == "clean":
             gradient = pull(_signals(run))
         else:
             gradient = _noisy_gradient(run)
-        fault = _find_fault(program, values, clean, sigma, gradient)
+        fault = _find_fault(program, values, clean, sigma)
         return Estimate(gradient, clean.mean().astype(jnp.float32), aux, fault)
 
     return Estimator(lambda params: (), estimate)
 
 
+def _sigma_at(sigma: Sigma, step) -> jax.Array:
+    return jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
+
+
 # ---------------------------------------------------------------------- the two pairings
 
 
-def _signals(run: _Pass) -> _nodes.NodeTree:
+def _signals(run: _Pass) -> _program.NodeTree:
     """Clean pairing: noise weighted by centred losses, summed over the samples."""
-    losses = _nodes.perturbed(run.program, run.args)
+    losses = _program.perturbed(run.program, run.args)
     weigh = _weigh(run)
 
     def chunk(draws):
@@ -141,8 +146,8 @@ def _noisy_gradient(run: _Pass):
         def surrogate(params):
             def one(deltas):
                 args = (params, *run.args[1:])
-                out, values = _nodes.cut(run.program, args, deltas)
-                return _nodes.split_aux(out)[0], values
+                out, values = _program.cut(run.program, args, deltas)
+                return _program.split_aux(out)[0], values
 
             losses, values = jax.vmap(one)(deltas)
             return (losses, values), losses
@@ -157,7 +162,7 @@ def _noisy_gradient(run: _Pass):
     return sampling.sum_over_draws(chunk, run.settings.layout)[0]
 
 
-def _draw(run: _Pass, draws) -> _nodes.NodeTree:
+def _draw(run: _Pass, draws) -> _program.NodeTree:
     """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
 
     def one(draw):
@@ -166,7 +171,7 @@ def _draw(run: _Pass, draws) -> _nodes.NodeTree:
     return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), jax.vmap(one)(draws))
 
 
-def _credit(run: _Pass, weights, noise, rule) -> _nodes.NodeTree:
+def _credit(run: _Pass, weights, noise, rule) -> _program.NodeTree:
     """{name: weights * score / (B K sigma)}, combined by `rule` (see `sampling`)."""
     score = run.settings.plan.score or (lambda noise: noise)
     num_samples = run.settings.layout.num_draws * run.settings.plan.group
@@ -197,7 +202,7 @@ def _left_out(run: _Pass) -> jax.Array:
     baseline that depends on a sample's noise would bias its term. Takes the losses of all
     samples before the first is credited, so noise is drawn twice.
     """
-    losses = _nodes.perturbed(run.program, run.args)
+    losses = _program.perturbed(run.program, run.args)
     group = run.settings.plan.group
 
     def chunk(draws):
@@ -214,18 +219,13 @@ def _left_out(run: _Pass) -> jax.Array:
 # ------------------------------------------------------------------------------ checks
 
 
-def _find_fault(program, values, clean, sigma, gradient) -> jax.Array:
+def _find_fault(program, values, clean, sigma) -> jax.Array:
     """int32: the position of the first node that is not finite, or a code."""
-    finite = lambda x: jnp.isfinite(x).all()  # noqa: E731
-    code = jnp.where(
-        jnp.stack([finite(g) for g in jax.tree.leaves(gradient)]).all(),
-        NO_FAULT,
-        BAD_GRADIENT,
-    )
-    code = jnp.where(finite(clean), code, BAD_LOSS)
+    code = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
     for position, site in reversed(list(enumerate(program.sites))):
         if site.name in values:
-            code = jnp.where(finite(values[site.name]), code, position)
+            finite = jnp.isfinite(values[site.name]).all()
+            code = jnp.where(finite, code, position)
     return jnp.where(sigma > 0, code, BAD_SIGMA).astype(jnp.int32)
 
 

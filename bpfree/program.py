@@ -1,0 +1,231 @@
+"""A traced loss function, and the ways to run it.
+
+`trace` turns a loss function with marked nodes into a `Program`; `evaluate`, `cut`,
+`cut_vjp` and `perturbed` run it. `bpfree.nodes` has the public transformations.
+"""
+
+import inspect
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree import _jaxpr
+from bpfree._jaxpr import MAPPED, Run, Site
+
+NodeTree = dict[str, jax.Array]
+LossFn = Callable[..., Any]
+NodeFilter = Callable[[str], bool] | Collection[str] | None
+
+_LOSS_KEY_POSITION = 3
+
+
+class Program(NamedTuple):
+    """A traced loss function: its jaxpr, its active nodes, and how to unpack it."""
+
+    jaxpr: Any
+    consts: Any
+    sites: tuple[Site, ...]
+    active: frozenset[str]
+    out_tree: Any
+    batch_size: int | None  # None: one loss for the whole batch
+
+    @property
+    def nodes(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.name in self.active)
+
+
+def split_aux(out: Any) -> tuple[jax.Array, Any]:
+    """(losses, aux) of what a loss function returned; aux is None if it has none."""
+    return out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+
+
+def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -> Program:
+    """Trace `loss_fn` and check its nodes; values may be abstract.
+
+    Args:
+      loss_fn: `(params, batch[, key]) -> losses` or `(losses, aux)`.
+      params, batch, key: arguments, or ShapeDtypeStructs of them.
+      nodes: predicate on names, or collection of names. The others are no nodes: what
+        they cut becomes part of a larger block.
+
+    Raises:
+      ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
+        collide, or `nodes` naming none.
+    """
+    args = arguments(loss_fn, params, batch, key)
+    closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
+    jaxpr, consts = _jaxpr.open_jaxpr(closed)
+    losses, _ = split_aux(out)
+    batch_size = check_losses(losses)
+    sites = _with_names(_jaxpr.find_sites(jaxpr))
+    names = [s.name for s in sites if s.kind == "node"]
+    active = frozenset(filter(_predicate(nodes, names), names))
+    if not active:
+        hint = f"`nodes=` keeps none of {names}" if names else "it has none"
+        raise ValueError(
+            f"the loss function has no nodes to perturb ({hint}). Mark pre-activations "
+            "with bpfree.node(x), or build the loss with bpfree.supervised(model, loss)."
+        )
+    program = Program(jaxpr, consts, sites, active, jax.tree.structure(out), batch_size)
+    for site in program.nodes:
+        _check_site(site, batch_size)
+    _check_hashes(active)
+    return program
+
+
+# ------------------------------------------------------------------------- running it
+
+
+def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
+    """(output of loss_fn, taps) of one interpretation of the program."""
+    flat = jax.tree.leaves(args)
+    outs, taps = _jaxpr.run(
+        spec, program.jaxpr, program.consts, flat, program.sites, deltas or {}
+    )
+    return jax.tree.unflatten(program.out_tree, outs), taps
+
+
+def cut(program: Program, args, deltas: NodeTree | None = None):
+    """(output of loss_fn, {node: y}) with no derivative across a node."""
+    return evaluate(program, Run(adding(program, lax.stop_gradient)), args, deltas)
+
+
+def cut_vjp(program: Program, args):
+    """One pass with every node cut: `(output, {node: y}, vjp)`; see `pullback`."""
+
+    def cut_params(params):
+        out, values = cut(program, (params, *args[1:]))
+        return (split_aux(out)[0], values), out
+
+    (losses, values), vjp, out = jax.vjp(cut_params, args[0], has_aux=True)
+    behind_last = jnp.full_like(losses, 1 / max(losses.size, 1))
+
+    def pull(signals: NodeTree):
+        cotangents = {
+            name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
+            for name, y in values.items()
+        }
+        return vjp((behind_last, cotangents))[0]
+
+    return out, values, pull
+
+
+def perturbed(program: Program, args) -> Callable[[NodeTree], jax.Array]:
+    """`{node: delta} -> losses`, with all that no node reaches computed once, here."""
+    flat = jax.tree.leaves(args)
+    known = _jaxpr.prefix(
+        program.jaxpr,
+        program.consts,
+        flat,
+        program.sites,
+        lambda site: site.name in program.active,
+    )
+    spec = Run(adding(program, tap=False), known)
+
+    def losses(deltas: NodeTree):
+        return split_aux(evaluate(program, spec, args, deltas)[0])[0]
+
+    return losses
+
+
+def adding(program: Program, behind=lambda y: y, tap=True):
+    def visit(site, y, deltas):
+        if site.name not in program.active:
+            return y, {}
+        value = behind(y)
+        if site.name in deltas:
+            value = value + deltas[site.name].astype(y.dtype)
+        return value, ({site.name: y} if tap else {})
+
+    return visit
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def takes_key(loss_fn: LossFn) -> bool:
+    """Whether `loss_fn` has a third positional parameter, the PRNG key."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(loss_fn).parameters.values()
+    return sum(p.kind in kinds for p in parameters) >= _LOSS_KEY_POSITION
+
+
+def arguments(loss_fn: LossFn, params, batch, key) -> tuple:
+    if not takes_key(loss_fn):
+        return params, batch
+    if key is None:
+        raise ValueError("this loss function takes a PRNG key: pass key=")
+    return params, batch, key
+
+
+def _predicate(nodes: NodeFilter, names: list[str]) -> Callable[[str], bool]:
+    if nodes is None:
+        return lambda name: True
+    if callable(nodes):
+        return nodes
+    chosen = {nodes} if isinstance(nodes, str) else set(nodes)
+    if unknown := chosen - set(names):
+        raise ValueError(f"unknown nodes {sorted(unknown)}; the nodes are {names}")
+    return chosen.__contains__
+
+
+def _with_names(sites: list[Site]) -> tuple[Site, ...]:
+    seen: Counter = Counter()
+    named = []
+    for site in sites:
+        name = site.name or f"node_{seen[None]}"
+        seen[None] += site.name is None
+        calls = seen[site.kind, name]
+        seen[site.kind, name] += 1
+        named.append(site._replace(name=f"{name}#{calls}" if calls else name))
+    return tuple(named)
+
+
+def check_losses(losses) -> int | None:
+    shape = getattr(losses, "shape", None)
+    if shape is None or len(shape) > 1:
+        raise ValueError(
+            f"the loss function must return losses of shape (B,), one per example, or () "
+            f"for one experiment per batch, or (losses, aux); got {losses}. Reduce each "
+            "example's loss to a number, and check that no (B, 1) met a (B,)."
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"losses must be floating point, got {losses.dtype}")
+    return shape[0] if shape else None
+
+
+def _check_site(site: Site, batch_size: int | None) -> None:
+    axis = site.batch_axis
+    if axis == MAPPED:
+        raise ValueError(
+            f"node {site.name!r} says batch_axis=MAPPED but no vmap maps it; pass the "
+            "number of its batch axis."
+        )
+    if batch_size is None or axis is None or site.shape[axis] == batch_size:
+        return
+    raise ValueError(
+        f"node {site.name!r} has shape {site.shape}, whose batch axis {axis} is not the "
+        f"batch of {batch_size} losses. Pass batch_axis= to bpfree.node, or None for a "
+        "value shared by the batch."
+    )
+
+
+def name_hash(name: str) -> int:
+    """crc32 of a node's name: folded into the sample's key, it keys the node's noise."""
+    return zlib.crc32(name.encode())
+
+
+def _check_hashes(names: Collection[str]) -> None:
+    by_hash: dict[int, str] = {}
+    for name in sorted(names):
+        other = by_hash.setdefault(name_hash(name), name)
+        if other != name:
+            raise ValueError(
+                f"nodes {other!r} and {name!r} have the same crc32, so they would get "
+                "the same noise: rename one of them."
+            )
