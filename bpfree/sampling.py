@@ -48,10 +48,10 @@ def gaussian(share: int = 1) -> Plan:
 
     def draw(key, shape, batch_axis):
         if share == 1:
-            return jax.random.normal(key, (1, *shape))
+            return _once(jax.random.normal(key, (1, *shape)))
         magnitude_key, sign_key = jax.random.split(key)
         signs = packed_signs(sign_key, (share, *shape), _behind_group(batch_axis))
-        return signs * jax.random.normal(magnitude_key, shape)
+        return signs * _once(jax.random.normal(magnitude_key, shape))
 
     return Plan(share, draw, score=lambda noise: noise)
 
@@ -85,8 +85,7 @@ def packed_signs(
     rows = 1 if batch_axis is None else shape[batch_axis]
     rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
     width = math.prod(rest)
-    words = jax.random.bits(key, (rows, -(-width // _WORD)), jnp.uint32)
-    words = lax.optimization_barrier(words)  # else XLA hashes once for each sign
+    words = _once(jax.random.bits(key, (rows, -(-width // _WORD)), jnp.uint32))
     top_bit = (words[..., None] >> jnp.arange(_WORD, dtype=jnp.uint32)) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
     signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
@@ -94,6 +93,11 @@ def packed_signs(
     if batch_axis is None:
         return signs.reshape(shape)
     return jnp.moveaxis(signs.reshape(rows, *rest), 0, batch_axis)
+
+
+def _once(random: jax.Array) -> jax.Array:
+    """Keeps XLA from fusing the generator into every reader, each hashing again."""
+    return lax.optimization_barrier(random)
 
 
 def _behind_group(batch_axis: int | None) -> int | None:
