@@ -48,10 +48,10 @@ def gaussian(share: int = 1) -> Plan:
 
     def draw(key, shape, batch_axis):
         if share == 1:
-            return jax.random.normal(key, (1, *shape))
+            return jax.random.normal(key, (1, *shape), jnp.float32)
         magnitude_key, sign_key = jax.random.split(key)
         signs = packed_signs(sign_key, (share, *shape), _behind_group(batch_axis))
-        return signs * jax.random.normal(magnitude_key, shape)
+        return signs * jax.random.normal(magnitude_key, (1, *shape), jnp.float32)
 
     return Plan(share, draw, score=lambda noise: noise)
 
@@ -87,7 +87,8 @@ def packed_signs(
     width = math.prod(rest)
     words = jax.random.bits(key, (rows, -(-width // _WORD)), jnp.uint32)
     words = lax.optimization_barrier(words)  # else XLA hashes once for each sign
-    top_bit = (words[..., None] >> jnp.arange(_WORD, dtype=jnp.uint32)) << (_WORD - 1)
+    places = jnp.arange(_WORD, dtype=jnp.uint32).reshape(1, 1, -1)
+    top_bit = (words[..., None] >> places) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
     signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
     signs = signs.reshape(rows, -1)[:, :width]
