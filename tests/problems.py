@@ -91,3 +91,28 @@ def train(chain, params, batch, steps):
         return jax.lax.scan(step, (params, chain.init(params)), length=steps)[0]
 
     return run(params, batch)
+
+
+def pulled_and_truth(loss_fn, params, batch, *key):
+    """The gradient twice: through `pullback`, and by backprop.
+
+    The signals are the derivatives of the mean loss by what `inject` adds at the nodes.
+    """
+
+    @jax.jit
+    def both(params, batch, *key):
+        _, values, pull = bpfree.pullback(loss_fn)(params, batch, *key)
+        zeros = jax.tree.map(jnp.zeros_like, values)
+
+        def injected(deltas):
+            out = bpfree.inject(loss_fn)(params, batch, deltas, *key)[0]
+            return mean_loss(out)
+
+        truth = jax.grad(lambda p: mean_loss(loss_fn(p, batch, *key)))(params)
+        return pull(jax.grad(injected)(zeros)), truth
+
+    return both(params, batch, *key)
+
+
+def mean_loss(out):
+    return (out[0] if isinstance(out, tuple) else out).mean()
