@@ -209,12 +209,16 @@ def _on_devices(layout: Layout, chunk_fn):
     if layout.sharding is None:
         return lambda indices: jax.tree.map(lambda a: a[None], chunk_fn(indices[0]))
     axis = layout.sharding.spec[0]
-    rows = NamedSharding(layout.sharding.mesh, PartitionSpec(axis))
+
+    def rows(a):
+        # Only the first axis is ours: naming the others would gather a sharded batch.
+        others = [PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)
+        sharding = NamedSharding(layout.sharding.mesh, PartitionSpec(axis, *others))
+        return lax.with_sharding_constraint(a, sharding)
 
     def run(indices):
-        indices = lax.with_sharding_constraint(indices, rows)
-        out = jax.vmap(chunk_fn, spmd_axis_name=axis)(indices)
-        return lax.with_sharding_constraint(out, rows)
+        out = jax.vmap(chunk_fn, spmd_axis_name=axis)(rows(indices))
+        return jax.tree.map(rows, out)
 
     return run
 
