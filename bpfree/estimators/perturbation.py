@@ -202,7 +202,7 @@ def _left_out(run: _Pass) -> jax.Array:
 
     def chunk(draws):
         deltas = jax.tree.map(lambda z: run.sigma * z, _draw(run, draws))
-        table = jax.vmap(losses)(deltas) - run.clean[None]  # a constant shift, for rounding
+        table = jax.vmap(losses)(deltas) - run.clean[None]  # a shift, for rounding
         return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
 
     table = sampling.sum_over_draws(chunk, run.settings.layout)[1]
