@@ -183,6 +183,12 @@ def _with_names(sites: list[Site]) -> tuple[Site, ...]:
         calls = seen[site.kind, name]
         seen[site.kind, name] += 1
         named.append(site._replace(name=f"{name}#{calls}" if calls else name))
+    for name, count in Counter(site.name for site in named).items():
+        if count > 1:
+            raise ValueError(
+                f"two marks have the name {name!r} (repeated names are numbered #1, #2, "
+                "..., and nodes and kernel inputs share their names): rename one of them."
+            )
     return tuple(named)
 
 

@@ -48,10 +48,10 @@ def gaussian(share: int = 1) -> Plan:
 
     def draw(key, shape, batch_axis):
         if share == 1:
-            return _once(jax.random.normal(key, (1, *shape)))
+            return _once(jax.random.normal(key, (1, *shape), jnp.float32))
         magnitude_key, sign_key = jax.random.split(key)
         signs = packed_signs(sign_key, (share, *shape), _behind_group(batch_axis))
-        return signs * _once(jax.random.normal(magnitude_key, shape))
+        return signs * _once(jax.random.normal(magnitude_key, (1, *shape), jnp.float32))
 
     return Plan(share, draw, score=lambda noise: noise)
 
@@ -86,7 +86,8 @@ def packed_signs(
     rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
     width = math.prod(rest)
     words = _once(jax.random.bits(key, (rows, -(-width // _WORD)), jnp.uint32))
-    top_bit = (words[..., None] >> jnp.arange(_WORD, dtype=jnp.uint32)) << (_WORD - 1)
+    places = jnp.arange(_WORD, dtype=jnp.uint32).reshape(1, 1, -1)
+    top_bit = (words[..., None] >> places) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
     signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
     signs = signs.reshape(rows, -1)[:, :width]
@@ -210,12 +211,16 @@ def _on_devices(layout: Layout, chunk_fn):
     if layout.sharding is None:
         return lambda indices: jax.tree.map(lambda a: a[None], chunk_fn(indices[0]))
     axis = layout.sharding.spec[0]
-    rows = NamedSharding(layout.sharding.mesh, PartitionSpec(axis))
+
+    def rows(a):
+        # Only the first axis is ours: naming the others would gather a sharded batch.
+        others = [PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)
+        sharding = NamedSharding(layout.sharding.mesh, PartitionSpec(axis, *others))
+        return lax.with_sharding_constraint(a, sharding)
 
     def run(indices):
-        indices = lax.with_sharding_constraint(indices, rows)
-        out = jax.vmap(chunk_fn, spmd_axis_name=axis)(indices)
-        return lax.with_sharding_constraint(out, rows)
+        out = jax.vmap(chunk_fn, spmd_axis_name=axis)(rows(indices))
+        return jax.tree.map(rows, out)
 
     return run
 

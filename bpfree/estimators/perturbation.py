@@ -191,7 +191,7 @@ def _weigh(run: _Pass):
     if baseline == "leave_one_out":
         table = _left_out(run)
         return lambda draws, losses: table[draws].reshape(-1, *run.clean.shape)
-    centre = run.clean if baseline == "clean" else 0.0
+    centre = run.clean[None] if baseline == "clean" else 0.0
     return lambda draws, losses: (losses() - centre).astype(jnp.float32)
 
 
@@ -207,12 +207,12 @@ def _left_out(run: _Pass) -> jax.Array:
 
     def chunk(draws):
         deltas = jax.tree.map(lambda z: run.sigma * z, _draw(run, draws))
-        table = jax.vmap(losses)(deltas) - run.clean  # a constant shift, for rounding
+        table = jax.vmap(losses)(deltas) - run.clean[None]  # a shift, for rounding
         return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
 
     table = sampling.sum_over_draws(chunk, run.settings.layout)[1]
     of_draw = table.sum(1, keepdims=True)
-    others = (of_draw.sum(0) - of_draw) / (table.shape[0] * group - group)
+    others = (of_draw.sum(0, keepdims=True) - of_draw) / (table.shape[0] * group - group)
     return table - others
 
 

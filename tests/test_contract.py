@@ -1,0 +1,165 @@
+"""Every estimator keeps the same promises about its interface."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bpfree
+from tests import problems
+from tests.contract import ESTIMATORS
+from tests.statistics import assert_close
+
+every_estimator = pytest.mark.parametrize("row", ESTIMATORS, ids=lambda row: row.name)
+PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()
+
+
+def one_update(tx, params=PARAMS, batch=BATCH, **extra):
+    zeros = optax.tree.zeros_like(params)
+    return tx.update(zeros, tx.init(params), params, batch=batch, **extra)
+
+
+ZEROS = optax.tree.zeros_like(PARAMS)
+ROWS = {row.name: row for row in ESTIMATORS}
+
+
+@functools.cache
+def compiled(name):
+    """An estimator, its update compiled once, and a list with an entry per trace."""
+    row, traces = ROWS[name], []
+    tx = row.factory(problems.mlp_loss, seed=3, **row.small)
+
+    @jax.jit
+    def update(state, updates):
+        traces.append(None)
+        return tx.update(updates, state, PARAMS, batch=BATCH)
+
+    return tx, update, traces
+
+
+@every_estimator
+def test_parameters_have_the_agreed_names(row):
+    assert getattr(bpfree, row.name) is row.factory
+    parameters = inspect.signature(row.factory).parameters
+    assert set(parameters) == {*row.parameters, *row.extras}
+    first, *rest = parameters.values()
+    assert first.name == "loss_fn"
+    assert all(p.kind is p.KEYWORD_ONLY for p in rest)
+
+
+@every_estimator
+def test_static_names_all_parameters_that_cannot_be_traced(row):
+    """What `inject_hyperparams(static_args=STATIC)` leaves over must be numbers."""
+    assert set(inspect.signature(row.factory).parameters) - set(bpfree.STATIC) <= {
+        "sigma"
+    }
+
+
+def mixed_loss(params, batch):
+    """Parameters of three dtypes, one never used, one empty container."""
+    x = batch["x"].astype(jnp.float32)
+    h = jnp.tanh(bpfree.node(x @ params["w"]["kernel"], "h"))
+    y = bpfree.node(h @ params["low"].astype(jnp.float32), "y").astype(jnp.float64)
+    return jnp.sum((y * params["wide"] - batch["t"]) ** 2, axis=1)
+
+
+@every_estimator
+def test_gradient_has_the_structure_shapes_and_dtypes_of_params(row):
+    p = problems.mlp_params(jnp.float32)
+    params = {
+        "w": {"kernel": p["w1"]},
+        "low": p["w2"].astype(jnp.bfloat16),
+        "wide": jnp.asarray(1.5, jnp.float64),
+        "unused": p["b1"],
+        "empty": (),
+    }
+    tx = row.factory(mixed_loss, **row.small)
+    gradient, state = jax.jit(lambda: one_update(tx, params))()
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    for g, p in zip(jax.tree.leaves(gradient), jax.tree.leaves(params), strict=True):
+        assert (g.shape, g.dtype) == (p.shape, p.dtype)
+    assert not gradient["unused"].any()
+    assert all(jnp.any(gradient[k] != 0) for k in ("low", "wide"))
+    assert gradient["w"]["kernel"].any()
+    truth = problems.gradient(mixed_loss, params, BATCH)
+    np.testing.assert_allclose(
+        float(state.value), float(mixed_loss(params, BATCH).mean())
+    )
+    assert jax.tree.structure(truth) == jax.tree.structure(gradient)
+
+
+@every_estimator
+def test_same_key_same_answer_other_key_other_answer(row):
+    tx, update, _ = compiled(row.name)
+    state = tx.init(PARAMS)
+    assert state.key == jax.random.key(3)
+    first, again = (update(state, ZEROS)[0] for _ in range(2))
+    other = update(state._replace(key=jax.random.key(4)), ZEROS)[0]
+    assert_close(first, again, rtol=0.0)
+    same = bool(jnp.all(first["w1"] == other["w1"]))
+    assert same == (row.contract == "exact")
+
+
+@every_estimator
+def test_seed_is_a_number_or_a_key(row):
+    by_key = row.factory(problems.mlp_loss, seed=jax.random.key(3), **row.small)
+    assert by_key.init(PARAMS).key == compiled(row.name)[0].init(PARAMS).key
+
+
+@every_estimator
+def test_steps_differ_but_do_not_compile_again(row):
+    tx, update, traces = compiled(row.name)
+    state = tx.init(PARAMS)
+    gradients = []
+    for _ in range(3):
+        gradient, state = update(state, ZEROS)
+        gradients.append(gradient["w1"])
+    assert len(traces) == 1
+    assert int(state.count) == 3
+    assert bool(jnp.all(gradients[0] == gradients[1])) == (row.contract == "exact")
+
+
+@every_estimator
+def test_state_keeps_its_structure(row):
+    tx, update, _ = compiled(row.name)
+    before = tx.init(PARAMS)
+    after = update(before, ZEROS)[1]
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert getattr(a, "weak_type", False) == getattr(b, "weak_type", False)
+
+
+@every_estimator
+def test_jit_equals_eager_and_extra_arguments_are_ignored(row):
+    tx, update, _ = compiled(row.name)
+    eager, state = one_update(tx, value=1.0, unknown=None)
+    jitted, jitted_state = update(tx.init(PARAMS), ZEROS)
+    assert_close(eager, jitted, rtol=1e-5, atol=1e-6)  # noise and weights are float32
+    assert_close(state.value, jitted_state.value, rtol=1e-6)
+
+
+@every_estimator
+def test_incoming_updates_are_ignored(row):
+    tx, update, _ = compiled(row.name)
+    state = tx.init(PARAMS)
+    assert_close(update(state, ZEROS)[0], update(state, PARAMS)[0], rtol=0.0)
+
+
+@every_estimator
+def test_trains_a_tiny_problem(row):
+    """Regression on data that a net of the same shape made: to 2 % of the first loss."""
+    target = problems.mlp_params()
+    x = problems.mlp_batch(32)["x"]
+    outputs = jnp.tanh(jnp.tanh(x @ target["w1"]) @ target["w2"]) * target["scale"]
+    batch = {"x": x, "t": outputs}
+    params = jax.tree.map(lambda p: 0.5 * p + 0.1, target)
+    tx = row.factory(problems.mlp_loss, **row.trains)
+    chain = optax.chain(tx, problems.adam(0.03))
+    trained, _ = problems.train(chain, params, batch, steps=400)
+    first = problems.mlp_loss(params, batch).mean()
+    assert problems.mlp_loss(trained, batch).mean() < 0.02 * first

@@ -1,0 +1,224 @@
+"""The estimators estimate the gradient that their contract names.
+
+Small sigma against backprop, large sigma against the gradient of the smoothed loss, for
+every baseline, pairing, kind of noise, with and without antithetic pairs.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bpfree
+from tests import problems
+from tests import statistics as gates
+
+BASELINES = ("clean", "leave_one_out", "none")
+PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()
+LINEAR = problems.linear_params()
+
+
+def passes(estimates, truth, resolves, **options):
+    """The gate accepts, and would have seen an error of five times `resolves`."""
+    gate = gates.mean_gate(estimates, truth, **options)
+    assert gate.passed, gate
+    assert gate.error < resolves, gate
+
+
+def factory(noise):
+    if noise == "rademacher":
+        return bpfree.node_perturbation
+    return bpfree.likelihood_ratio
+
+
+# ------------------------------------------------------------- aligned: the clean pairing
+
+CENTRED = [
+    (baseline, antithetic, noise)
+    for baseline, antithetic, noise in itertools.product(
+        BASELINES, (False, True), ("rademacher", "gaussian", "shared_gaussian")
+    )
+    if baseline != "none" or antithetic
+]
+
+
+@pytest.mark.parametrize("baseline, antithetic, noise", CENTRED)
+def test_clean_pairing_is_the_gradient_at_small_sigma(baseline, antithetic, noise):
+    tx = factory(noise)(
+        problems.mlp_loss,
+        num_samples=32,
+        sigma=1e-3,
+        pairing="clean",
+        baseline=baseline,
+        antithetic=antithetic,
+        noise=noise,
+    )
+    estimates = problems.estimates(tx, PARAMS, BATCH, repeats=2048)
+    truth = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
+    passes(estimates, truth, resolves=0.02)
+
+
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian", "shared_gaussian"])
+def test_clean_pairing_without_a_baseline(noise):
+    """Useless at small sigma; exact at any sigma for a quadratic loss of one node."""
+    tx = factory(noise)(
+        problems.linear_loss,
+        num_samples=32,
+        sigma=1.0,
+        pairing="clean",
+        baseline="none",
+        noise=noise,
+    )
+    estimates = problems.estimates(tx, LINEAR, BATCH, repeats=2048)
+    passes(estimates, problems.gradient(problems.linear_loss, LINEAR, BATCH), 0.02)
+
+
+def test_gaussian_node_perturbation_is_the_likelihood_ratio():
+    options = dict(num_samples=8, sigma=0.1, noise="gaussian", pairing="clean")
+    a, b = (
+        problems.estimates(make(problems.mlp_loss, **options), PARAMS, BATCH, 2)
+        for make in (bpfree.node_perturbation, bpfree.likelihood_ratio)
+    )
+    gates.assert_close(a, b, rtol=0.0)
+
+
+@pytest.mark.parametrize("sigma, num_samples", [(1e-3, 1), (1e-3, 8), (1e-2, 8)])
+def test_slope_is_one_for_every_sigma_and_count(sigma, num_samples):
+    """[torchopt] multiplied by sigma, or divided twice: the slope was sigma^2."""
+    tx = bpfree.node_perturbation(problems.mlp_loss, num_samples=num_samples, sigma=sigma)
+    estimates = problems.estimates(tx, PARAMS, BATCH, repeats=4096 // num_samples)
+    truth = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
+    passes(estimates, truth, resolves=0.02)
+
+
+def test_bias_of_the_clean_pairing_is_of_second_order():
+    """Common random numbers: with the same key, what sigma changes is mostly bias."""
+    sigmas = jnp.asarray([1e-4, 0.02, 0.04, 0.08])
+    tx = bpfree.node_perturbation(
+        problems.mlp_loss,
+        num_samples=64,
+        sigma=lambda step: sigmas[step],
+        antithetic=True,
+    )
+    state, keys = tx.init(PARAMS), jax.random.split(jax.random.key(0), 64)
+
+    def mean_estimate(count):
+        at = state._replace(count=count)
+        one = lambda key: tx.estimator.estimate(key, PARAMS, BATCH, at).gradient  # noqa: E731
+        return jax.tree.map(lambda g: g.mean(0), jax.vmap(one)(keys))
+
+    means = gates.flat(jax.jit(jax.vmap(mean_estimate))(jnp.arange(4)), repeats=True)
+    errors = ((means[1:] - means[:1]) ** 2).sum(1) ** 0.5
+    assert 1.9 < gates.slope_in_log(sigmas[1:], errors) < 2.1  # 2 + O(sigma^2)
+
+
+# ------------------------------------------------- smoothed: the noisy pairing, any sigma
+
+
+def pathwise(loss_fn, params, batch, sigma, repeats, samples=64, seed=11):
+    """Independent estimates of grad J_sigma by differentiating through the noise."""
+    shapes = {k: v.shape for k, v in bpfree.record(loss_fn)(params, batch)[1].items()}
+    injected = bpfree.inject(loss_fn)
+
+    def loss(params, key):
+        keys = jax.random.split(key, len(shapes))
+        deltas = {
+            name: sigma * jax.random.normal(k, shape, jnp.float64)
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        return injected(params, batch, deltas)[0].mean()
+
+    def one(key):
+        keys = jax.random.split(key, samples)
+        return jax.grad(lambda p: jax.vmap(loss, (None, 0))(p, keys).mean())(params)
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), repeats))
+
+
+SIGMA = 0.4
+
+
+@pytest.fixture(scope="module")
+def smoothed():
+    return pathwise(problems.mlp_loss, PARAMS, BATCH, SIGMA, repeats=1024)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "shared_gaussian"])
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_noisy_pairing_is_the_smoothed_gradient(baseline, antithetic, noise, smoothed):
+    tx = bpfree.likelihood_ratio(
+        problems.mlp_loss,
+        num_samples=32,
+        sigma=SIGMA,
+        baseline=baseline,
+        antithetic=antithetic,
+        noise=noise,
+    )
+    estimates = problems.estimates(tx, PARAMS, BATCH, repeats=1024)
+    passes(estimates, smoothed, resolves=0.02, truth_repeats=True)
+
+
+def test_the_smoothed_gradient_is_another_one(smoothed):
+    """So the test above tells the two contracts apart."""
+    clean = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
+    assert not gates.mean_gate(smoothed, clean).passed
+
+
+def test_noisy_pairing_of_node_perturbation_is_the_likelihood_ratio():
+    options = dict(num_samples=8, sigma=SIGMA, noise="gaussian", pairing="noisy")
+    a, b = (
+        problems.estimates(make(problems.mlp_loss, **options), PARAMS, BATCH, 2)
+        for make in (bpfree.node_perturbation, bpfree.likelihood_ratio)
+    )
+    gates.assert_close(a, b, rtol=0.0)
+
+
+def test_closed_form_of_a_linear_layer():
+    """Quadratic loss of one node: grad J_sigma is the clean gradient at any sigma."""
+    tx = bpfree.likelihood_ratio(problems.linear_loss, num_samples=32, sigma=2.0)
+    estimates = problems.estimates(tx, LINEAR, BATCH, repeats=2048)
+    passes(estimates, problems.gradient(problems.linear_loss, LINEAR, BATCH), 0.02)
+
+
+def step_loss(params, batch):
+    """A threshold unit: its loss is 3 when the unit fires, else 1."""
+    u = bpfree.node(batch["x"] @ params["w"], "u")
+    return jnp.where(u > 0, 3.0, 1.0).astype(u.dtype)
+
+
+def test_closed_form_of_a_threshold_unit():
+    """grad = loss jump * normal density(w.x / sigma) / sigma * x; autodiff gives 0."""
+    params = {"w": jnp.asarray([0.3, -0.2, 0.5])}
+    gap = BATCH["x"] @ params["w"] / SIGMA
+    truth = {"w": (2.0 * jax.scipy.stats.norm.pdf(gap) / SIGMA) @ BATCH["x"] / gap.size}
+    tx = bpfree.likelihood_ratio(step_loss, num_samples=64, sigma=SIGMA)
+    passes(problems.estimates(tx, params, BATCH, repeats=2048), truth, resolves=0.02)
+    assert not problems.gradient(step_loss, params, BATCH)["w"].any()
+
+
+def net_of_thresholds(params, batch):
+    h = bpfree.node(batch["x"] @ params["w1"] + params["b1"][None], "h")
+    y = bpfree.node(jnp.sign(h) @ params["w2"] + params["b2"][None], "y")
+    return jnp.sum((y - batch["t"]) ** 2, axis=1)
+
+
+def smoothed_net_of_thresholds(params, batch):
+    """The same, exactly: a sum over the patterns in which the hidden units fire."""
+    h = batch["x"] @ params["w1"] + params["b1"][None]
+    loss = 0.0
+    for pattern in itertools.product((-1.0, 1.0), repeat=3):
+        signs = jnp.asarray(pattern)[None]
+        probability = jax.scipy.stats.norm.cdf(signs * h / SIGMA).prod(1)
+        error = signs @ params["w2"] + params["b2"][None] - batch["t"]
+        loss += probability * jnp.sum(error**2, axis=1)
+    return loss + 3 * SIGMA**2
+
+
+def test_closed_form_of_a_net_of_thresholds():
+    params = {k: v for k, v in PARAMS.items() if k != "scale"}
+    tx = bpfree.likelihood_ratio(net_of_thresholds, num_samples=32, sigma=SIGMA)
+    estimates = problems.estimates(tx, params, BATCH, repeats=1024)
+    truth = problems.gradient(smoothed_net_of_thresholds, params, BATCH)
+    passes(estimates, truth, resolves=0.02)
