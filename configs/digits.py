@@ -3,7 +3,10 @@
 from ml_collections import ConfigDict
 
 _ESTIMATORS = {
-    "": ("likelihood_ratio", {"num_samples": 8, "sigma": 0.05, "pairing": "clean"}),
+    "": (
+        "likelihood_ratio",
+        {"num_samples": 8, "sigma": 0.05, "pairing": "clean", "noise": "shared_gaussian"},
+    ),
     "np": ("node_perturbation", {"num_samples": 8, "sigma": 0.01}),
     "bp": ("backprop", {}),
 }
@@ -21,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = {"name": "digits", "shift": 0.5, "pixel_noise": 0.1}
     config.model = {"name": "mlp", "hidden": (128, 128), "activation": "relu"}
     config.batch_size = 128
-    config.num_steps = 6000
+    config.num_steps = 8000
     config.log_every = 200
     config.checkpoint_every = 1000
     config.estimator = kwargs

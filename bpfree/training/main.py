@@ -45,9 +45,8 @@ def _parse(argv: list[str]) -> list[str]:
         name = re.findall(r"\w+", str(error))[0]
         sys.exit(f"bpfree-train: {unknown('config entry', name, entries)}")
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS[
-            "verbosity"
-        ].value = logging.WARNING  # at "info", Orbax says very much
+        # At the usual level, info, Orbax says very much.
+        flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
     return rest
 
 
