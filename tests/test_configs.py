@@ -13,6 +13,13 @@ from bpfree.training import ConfigError, chain, config, fit, job
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+    """Optax's own Adam mixes int32 and int64 under x64; strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -66,6 +73,10 @@ def link(position, name, kwargs):
         links = list(c["chain"])
         links[position] = (name, kwargs)
         c["chain"] = tuple(links)
+        named = [kwargs for _, kwargs in links]
+        for section in ("estimator", "schedule"):
+            if section not in str(named):
+                del c[section]  # an unused section would be the first mistake told
 
     return edit
 

@@ -8,8 +8,8 @@ A chain is a list of (name, kwargs) pairs, for instance
 
 Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
-pair inside kwargs is made first; constructors whose first parameter is `loss_fn` get the
-loss function, and their `seed` is the run's unless kwargs says otherwise.
+pair inside kwargs is made first. Constructors whose first parameter is `loss_fn` get the
+loss function; the estimators' `seed` is the run's unless kwargs says otherwise.
 """
 
 import inspect
@@ -60,15 +60,9 @@ def build(
     if not any(isinstance(t, transform.EstimatorTransformation) for t in made[:1]):
         raise ConfigError(
             "config.chain must begin with an estimator, which makes the gradient; choose "
-            f"one of {', '.join(estimators())}"
+            f"one of {', '.join(e.__name__ for e in _estimators())}"
         )
-    num_samples = sum(_num_samples(name, kwargs, sections) for name, kwargs in links)
-    return Chain(optax.chain(*made), num_samples)
-
-
-def estimators() -> list[str]:
-    """Public names of bpfree whose first parameter is the loss function and a seed."""
-    return [n for n in _public(bpfree) if "seed" in _parameters(getattr(bpfree, n))]
+    return Chain(optax.chain(*made), _num_samples(links, context))
 
 
 def _link(position: int, link: Any, context: _Context) -> Any:
@@ -99,8 +93,8 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     parameters = _parameters(constructor)
     if parameters[:1] == ["loss_fn"]:
         given["loss_fn"] = context.loss_fn
-        if "seed" in parameters and "seed" not in kwargs:
-            given["seed"] = context.seed
+    if constructor in _estimators() and "seed" not in kwargs:
+        given["seed"] = context.seed
     return call(constructor, kwargs, where, given)
 
 
@@ -141,7 +135,7 @@ def find(name: str, where: str) -> Callable[..., Any]:
 
 def _links() -> list[str]:
     made = [n for n in _public(optax) if "GradientTransformation" in _result(optax, n)]
-    return sorted({*estimators(), *made})
+    return sorted({e.__name__ for e in _estimators()} | {*made})
 
 
 def _schedules() -> list[str]:
@@ -165,13 +159,28 @@ def _parameters(constructor: Callable[..., Any]) -> list[str]:
         return []
 
 
-def _num_samples(name: str, kwargs: Any, sections: Sections) -> int:
-    if isinstance(kwargs, str):
-        kwargs = sections[kwargs]
-    parameters = inspect.signature(find(name, "config.chain")).parameters
-    if next(iter(parameters), None) != "loss_fn" or "num_samples" not in parameters:
-        return 0
-    return kwargs.get("num_samples", parameters["num_samples"].default)
+def _estimators() -> list[Callable[..., Any]]:
+    """The constructors of bpfree that take a seed."""
+    found = [getattr(bpfree, name) for name in _public(bpfree)]
+    return [f for f in found if "seed" in _parameters(f)]
+
+
+def _num_samples(value: Any, context: _Context) -> int:
+    """Sum of `num_samples` over the estimators written in a value."""
+    if _is_pair(value, context):
+        name, kwargs = value
+        kwargs = context.sections[kwargs] if isinstance(kwargs, str) else kwargs
+        inner = _num_samples(kwargs, context)
+        constructor = find(name, "config.chain")
+        if constructor in _estimators() and "num_samples" in _parameters(constructor):
+            default = inspect.signature(constructor).parameters["num_samples"].default
+            return inner + kwargs.get("num_samples", default)
+        return inner
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_num_samples(v, context) for v in value)
+    return 0
 
 
 def check(chain: Chain, params: Any, batch: Any) -> None:
