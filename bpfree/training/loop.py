@@ -100,11 +100,16 @@ def _train(job, manager, workdir, state, arrays, last) -> TrainState:
             _check_fault(job, manager, state)
             log = _log_point(job, done, length, seen, seconds)
             metrics.write(workdir, "log", log)
-            if done % settings.checkpoint_every == 0 or done >= last:
+            if _due(done, length, settings.checkpoint_every) or done >= last:
                 checkpoint.save(manager, state)
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
     return state
+
+
+def _due(done: int, length: int, every: int) -> bool:
+    """Whether the last `length` steps crossed a multiple of `every`."""
+    return done // every > (done - length) // every
 
 
 def _log_point(job, done, length, seen, seconds) -> metrics.Record:

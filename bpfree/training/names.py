@@ -50,7 +50,6 @@ def call(
     given = given or {}
     parameters = inspect.signature(constructor).parameters
     choices = [n for n, p in parameters.items() if p.kind in _NAMED and n not in given]
-    choices = [n for n in choices if n not in _LINEN_FIELDS]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in kwargs:
             if name not in choices:
@@ -64,7 +63,6 @@ def call(
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_LINEN_FIELDS = ("parent", "name")
 
 
 def _check_types(constructor, parameters, kwargs, where) -> None:
