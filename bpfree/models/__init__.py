@@ -1,0 +1,5 @@
+"""Linen models, one module each, which know nothing of estimators.
+
+A module `bpfree.models.<name>` offers a class `Model` with a field `num_classes`; a
+config picks it by `config.model.name` and passes it the other entries of `config.model`.
+"""

@@ -1,0 +1,10 @@
+"""The launcher: trains a config, `bpfree-train --config=... --workdir=...`.
+
+`fit(config, workdir)` is the whole of it, without the command line. Nothing here is
+needed to use the estimators, and `import bpfree` does not import it.
+"""
+
+from bpfree.training.loop import Result, TrainingFault, fit
+from bpfree.training.names import ConfigError
+
+__all__ = ["ConfigError", "Result", "TrainingFault", "fit"]

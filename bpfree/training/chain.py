@@ -1,0 +1,204 @@
+"""Optax chains written as plain values.
+
+A chain is a list of (name, kwargs) pairs, for instance
+
+    (("likelihood_ratio", "estimator"),
+     ("clip_by_global_norm", {"max_norm": 1.0}),
+     ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}))
+
+Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
+dict, or the name of a section of the config that holds it, so that flags can reach it. A
+pair inside kwargs is made first. Constructors whose first parameter is `loss_fn` get the
+loss function; the estimators' `seed` is the run's unless kwargs says otherwise.
+"""
+
+import inspect
+import operator
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+import optax.contrib
+
+import bpfree
+from bpfree import transform
+from bpfree.training.names import ConfigError, call, unknown
+
+Sections = Mapping[str, Mapping[str, Any]]
+
+
+class Chain(NamedTuple):
+    """A chain, and the noisy passes of the batch that one update of it takes."""
+
+    transformation: optax.GradientTransformationExtraArgs
+    num_samples: int
+
+
+class _Context(NamedTuple):
+    sections: Sections
+    loss_fn: Callable[..., Any]
+    seed: Any
+
+
+def build(
+    links: Sequence[Any], sections: Sections, loss_fn: Callable[..., Any], seed: Any
+) -> Chain:
+    """Make the chain of a config.
+
+    Args:
+      links: (name, kwargs) pairs.
+      sections: {name: kwargs} that links may name.
+      loss_fn: the objective, `(params, batch) -> losses (B,)`.
+      seed: int or PRNG key of the estimators.
+
+    Raises ConfigError naming the link and the choices.
+    """
+    context = _Context(sections, loss_fn, seed)
+    made = [_link(i, link, context) for i, link in enumerate(links)]
+    if not any(isinstance(t, transform.EstimatorTransformation) for t in made[:1]):
+        raise ConfigError(
+            "config.chain must begin with an estimator, which makes the gradient; choose "
+            f"one of {', '.join(e.__name__ for e in _estimators())}"
+        )
+    return Chain(optax.chain(*made), _num_samples(links, context))
+
+
+def _link(position: int, link: Any, context: _Context) -> Any:
+    where = f"config.chain[{position}]"
+    if not _is_pair(link, context):
+        raise ConfigError(
+            f"{where}={link!r} must be a pair (name, kwargs); kwargs is a dict, "
+            "or the name of a section of the config (here: "
+            f"{', '.join(sorted(context.sections)) or 'none'})"
+        )
+    made = _make(link, context, where)
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise ConfigError(
+            f"{where}: {link[0]!r} makes a {type(made).__name__}, not a gradient "
+            f"transformation. The choices are: {', '.join(_links())}"
+        )
+    return made
+
+
+def _make(pair: Any, context: _Context, where: str) -> Any:
+    name, kwargs = pair
+    where = f"{where} ({name!r})"
+    constructor = find(name, where)
+    if isinstance(kwargs, str):
+        kwargs = context.sections[kwargs]
+    kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
+    given = {}
+    parameters = _parameters(constructor)
+    if parameters[:1] == ["loss_fn"]:
+        given["loss_fn"] = context.loss_fn
+    if constructor in _estimators() and "seed" not in kwargs:
+        given["seed"] = context.seed
+    return call(constructor, kwargs, where, given)
+
+
+def _resolve(value: Any, context: _Context, where: str) -> Any:
+    if _is_pair(value, context):
+        return _make(value, context, where)
+    if isinstance(value, Mapping):
+        return {k: _resolve(v, context, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_resolve(v, context, f"{where}[{i}]") for i, v in enumerate(value)]
+        return type(value)(items)
+    return value
+
+
+def _is_pair(value: Any, context: _Context) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    name, kwargs = value
+    section = isinstance(kwargs, str) and kwargs in context.sections
+    return isinstance(name, str) and (section or isinstance(kwargs, Mapping))
+
+
+# ------------------------------------------------------------------------------- names
+
+
+def find(name: str, where: str) -> Callable[..., Any]:
+    """The public callable `name` of bpfree, else of optax."""
+    for module in (bpfree, optax):
+        try:
+            found = operator.attrgetter(name)(module)
+        except AttributeError:
+            continue
+        private = any(part.startswith("_") for part in name.split("."))
+        if callable(found) and not private:
+            return found
+    raise unknown(f"{where}: constructor", name, _links() + _schedules())
+
+
+def _links() -> list[str]:
+    made = [n for n in _public(optax) if "GradientTransformation" in _result(optax, n)]
+    return sorted({e.__name__ for e in _estimators()} | {*made})
+
+
+def _schedules() -> list[str]:
+    return [n for n in _public(optax) if n.endswith("schedule")]
+
+
+def _public(module: types.ModuleType) -> list[str]:
+    members = {n: m for n, m in vars(module).items() if not n.startswith("_")}
+    return sorted(n for n, m in members.items() if inspect.isfunction(m))
+
+
+def _result(module: types.ModuleType, name: str) -> str:
+    annotation = inspect.signature(getattr(module, name)).return_annotation
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _parameters(constructor: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(constructor).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _estimators() -> list[Callable[..., Any]]:
+    """The constructors of bpfree that take a seed."""
+    found = [getattr(bpfree, name) for name in _public(bpfree)]
+    return [f for f in found if "seed" in _parameters(f)]
+
+
+def _num_samples(value: Any, context: _Context) -> int:
+    """Sum of `num_samples` over the estimators written in a value."""
+    if _is_pair(value, context):
+        name, kwargs = value
+        kwargs = context.sections[kwargs] if isinstance(kwargs, str) else kwargs
+        inner = _num_samples(kwargs, context)
+        constructor = find(name, "config.chain")
+        if constructor in _estimators() and "num_samples" in _parameters(constructor):
+            default = inspect.signature(constructor).parameters["num_samples"].default
+            return inner + kwargs.get("num_samples", default)
+        return inner
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_num_samples(v, context) for v in value)
+    return 0
+
+
+def check(chain: Chain, params: Any, batch: Any) -> None:
+    """Trace one update, so that what a link refuses is told before compilation."""
+    transformation = chain.transformation
+
+    def one_update(params, batch):
+        state = transformation.init(params)
+        zeros = optax.tree.zeros_like(params)
+        return transformation.update(zeros, state, params, batch=batch)
+
+    try:
+        updates, _ = jax.eval_shape(one_update, params, batch)
+    except Exception as error:
+        kind = type(error).__name__
+        raise ConfigError(
+            f"config.chain does not run on this model and data: {kind}: {error}"
+        ) from error
+    found, expected = (str(jax.tree.structure(t)) for t in (updates, params))
+    if found != expected:
+        raise ConfigError("config.chain returns updates of another structure than params")

@@ -1,0 +1,117 @@
+"""What a config holds, checked; and whether two runs are the same one."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from bpfree.training.names import ConfigError, unknown
+
+HARMLESS = ("log_every", "checkpoint_every")  # may differ when a run is resumed
+
+
+class Settings(NamedTuple):
+    """A config as plain values.
+
+    Attributes:
+      seed: of the initialisation, the order of the data and the estimator.
+      data: {"name": module of `bpfree.data`, **arguments of its `load`}.
+      model: {"name": module of `bpfree.models`, **fields of its `Model`}.
+      chain: (name, kwargs) pairs; kwargs is a dict, or the name of a section.
+      batch_size: examples in a step, B.
+      num_steps: updates in all.
+      log_every: updates between two log points.
+      checkpoint_every: updates between two checkpoints, a multiple of log_every.
+      sections: the config's other entries, named in `chain`: {section: kwargs}.
+    """
+
+    seed: int
+    data: dict[str, Any]
+    model: dict[str, Any]
+    chain: Sequence[Any]
+    batch_size: int
+    num_steps: int
+    log_every: int
+    checkpoint_every: int
+    sections: dict[str, dict[str, Any]]
+
+
+_TYPES: dict[str, Any] = {
+    "seed": int,
+    "data": dict,
+    "model": dict,
+    "chain": (list, tuple),
+    "batch_size": int,
+    "num_steps": int,
+    "log_every": int,
+    "checkpoint_every": int,
+}
+
+
+def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """The config as nested dicts of plain values, references resolved."""
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
+    """Check a config's entries and their types; raises ConfigError."""
+    values = plain(config)
+    extra = {k: v for k, v in values.items() if k not in _TYPES}
+    named = set(_strings([values.get("chain", ()), extra]))
+    for key, value in extra.items():
+        if key not in named or not isinstance(value, dict):
+            raise unknown("config entry (or section that no link names)", key, _TYPES)
+    for key, kind in _TYPES.items():
+        if key not in values:
+            raise ConfigError(f"config.{key} is missing; the entries are {list(_TYPES)}")
+        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+            raise ConfigError(f"config.{key}={values[key]!r} has the wrong type")
+    _check_counts(values)
+    for key in ("data", "model"):
+        if not isinstance(values[key].get("name"), str):
+            raise ConfigError(f"config.{key}.name is missing: it names the module")
+    return Settings(**{k: values[k] for k in _TYPES}, sections=extra)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _check_counts(values: Mapping[str, Any]) -> None:
+    for key in ("batch_size", "num_steps", "log_every", "checkpoint_every"):
+        if values[key] < 1:
+            raise ConfigError(f"config.{key}={values[key]} must be at least 1")
+    if values["checkpoint_every"] % values["log_every"]:
+        raise ConfigError(
+            f"config.checkpoint_every={values['checkpoint_every']} must be a multiple of "
+            f"config.log_every={values['log_every']}: state is saved at log points"
+        )
+
+
+# ----------------------------------------------------------------------- the same run?
+
+
+def as_json(config: ConfigDict | Mapping[str, Any]) -> Any:
+    """The config as it reads back from config.json (tuples are lists there)."""
+    try:
+        return json.loads(json.dumps(plain(config)))
+    except TypeError as error:
+        raise ConfigError(f"a config holds plain values only: {error}") from error
+
+
+def differences(old: Any, new: Any, path: str = "config") -> list[str]:
+    """Dotted keys at which two configs in JSON form differ, harmless ones left out."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [k for k in {**old, **new} if path != "config" or k not in HARMLESS]
+        absent = object()
+        pairs = [(f"{path}.{k}", old.get(k, absent), new.get(k, absent)) for k in keys]
+        return [key for p, a, b in pairs for key in differences(a, b, p)]
+    return [] if type(old) is type(new) and old == new else [path]

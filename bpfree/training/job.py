@@ -1,0 +1,59 @@
+"""From checked settings to something that can be trained."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import bpfree
+import bpfree.data
+import bpfree.models
+from bpfree.data import Batch, Dataset
+from bpfree.training import chain, config, steps
+from bpfree.training.names import ConfigError, call, member
+
+
+class Job(NamedTuple):
+    """A checked config, made ready to run."""
+
+    settings: config.Settings
+    data: Dataset
+    task: steps.Task
+    loss_fn: Any
+    num_samples: int
+    params: Any
+    batch: Batch  # a batch of the training set, for its shapes
+
+
+def prepare(settings: config.Settings) -> Job:
+    """Data, model, chain and first parameters of a config; raises ConfigError."""
+    data_module = member(bpfree.data, settings.data["name"], "config.data.name")
+    model_module = member(bpfree.models, settings.model["name"], "config.model.name")
+    data = call(data_module.load, _rest(settings.data), "config.data")
+    size = len(data.train["label"])
+    if settings.batch_size > size:
+        raise ConfigError(
+            f"config.batch_size={settings.batch_size} exceeds the {size} examples "
+            "of the training set"
+        )
+    given = {"num_classes": data.num_classes}
+    model = call(model_module.Model, _rest(settings.model), "config.model", given)
+    keys = steps.make_keys(settings.seed)
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    loss_fn = bpfree.supervised(model, loss)
+    built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator)
+    batch = {k: v[: settings.batch_size] for k, v in data.train.items()}
+    try:
+        shapes = jax.eval_shape(model.init, keys.init, batch["x"])["params"]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.model: {error}") from error
+    chain.check(built, shapes, batch)
+    task = steps.Task(
+        model, built.transformation, data.augment, keys, settings.batch_size
+    )
+    params = steps.init_params(model, keys.init, batch)
+    return Job(settings, data, task, loss_fn, built.num_samples, params, batch)
+
+
+def _rest(section: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in section.items() if k != "name"}

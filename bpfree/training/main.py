@@ -1,0 +1,66 @@
+"""The command line: bpfree-train --config=configs/digits.py --workdir=runs/digits.
+
+Entries of the config are overridden by --config.entry=value; JAX's options are flags too
+(--jax_platforms=cpu, --jax_compilation_cache_dir=...). All else is in `loop.py`.
+"""
+
+import re
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from bpfree.training.loop import TrainingFault, fit
+from bpfree.training.names import ConfigError, unknown
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, with its argument: configs/digits.py:smoke."
+)
+_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "workdir", None, "Where the run is kept and resumed."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments are flags (--name=value), not {argv[1:]}")
+    try:
+        result = fit(_CONFIG.value, _WORKDIR.value)
+    except (ConfigError, TrainingFault) as error:
+        sys.exit(f"bpfree-train: {error}")
+    if result.steps == result.resumed_from:
+        print(f"{_WORKDIR.value} was already finished, at step {result.steps}")
+    print(f"test accuracy {result.test_accuracy:.4f}")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # an override of an entry the config does not have
+        files = [a.split("=", 1)[1] for a in argv if re.match("--?config=", a)]
+        loaded = (flags.FLAGS["config"].parser.parse(file) for file in files)
+        entries = [entry for config in loaded for entry in _entries(config)]
+        name = re.findall(r"\w+", str(error))[0]
+        sys.exit(f"bpfree-train: {unknown('config entry', name, entries)}")
+    if flags.FLAGS["verbosity"].using_default_value:
+        # At the usual level, info, Orbax says very much.
+        flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
+    return rest
+
+
+def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of the entries that flags can override."""
+    entries: list[str] = []
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        entries += _entries(value, f"{prefix}{name}.") if nested else [prefix + name]
+    return entries
+
+
+def run() -> None:
+    """The console script `bpfree-train`."""
+    jax.config.config_with_absl()
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,72 @@
+"""The record of a run: `metrics.jsonl`, one JSON object a line.
+
+Each has a "kind": "header" (first line: config, data, versions, device), "log" (a log
+point), "resumed" or "summary".
+"""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import bpfree
+
+Record = dict[str, Any]
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def environment() -> Record:
+    """Versions and device, for the header."""
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "bpfree": bpfree.__version__,
+            "python": platform.python_version(),
+            **versions,
+        },
+        "device": {"platform": device.platform, "kind": device.device_kind},
+    }
+
+
+def path_of(workdir: Path) -> Path:
+    return workdir / "metrics.jsonl"
+
+
+def write(workdir: Path, kind: str, record: Record) -> None:
+    """Append one line."""
+    with path_of(workdir).open("a") as file:
+        file.write(json.dumps({"kind": kind, **record}) + "\n")
+
+
+def read(workdir: Path) -> list[Record]:
+    """All whole lines; a last one cut off by a crash is left out."""
+    if not path_of(workdir).exists():
+        return []
+    lines = path_of(workdir).read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def rewind(workdir: Path, step: int) -> None:
+    """Drop what was logged after `step`: the resumed run logs it again."""
+    kept = [r for r in read(workdir) if r.get("step", 0) <= step]
+    replace(path_of(workdir), "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file in one piece: whoever reads it sees the old or the new."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text)
+    os.replace(fresh, path)

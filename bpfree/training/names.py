@@ -1,0 +1,108 @@
+"""Names and keyword arguments of a config, checked before anything is traced."""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that cannot run; the message says what to change."""
+
+
+def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:
+    """The error for a name that is none of `choices`, with the closest ones first."""
+    close = difflib.get_close_matches(str(name), choices)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return ConfigError(
+        f"{what} {name!r} is unknown.{hint} The choices are: {', '.join(sorted(choices))}"
+    )
+
+
+def member(package: types.ModuleType, name: str, what: str) -> types.ModuleType:
+    """The module `name` of a package such as `bpfree.data`."""
+    choices = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    if name not in choices:
+        raise unknown(what, name, choices)
+    return importlib.import_module(f"{package.__name__}.{name}")
+
+
+def call(
+    constructor: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    where: str,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """`constructor(**given, **kwargs)`, with names and plain types checked.
+
+    Args:
+      kwargs: what the config says.
+      where: the place in the config, for messages.
+      given: arguments the launcher supplies; a config may not name them.
+
+    Raises ConfigError for an unknown, missing or ill-typed argument, or one that the
+    constructor itself refuses.
+    """
+    given = given or {}
+    parameters = inspect.signature(constructor).parameters
+    choices = [n for n, p in parameters.items() if p.kind in _NAMED and n not in given]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in kwargs:
+            if name not in choices:
+                raise unknown(f"{where}: argument", name, choices)
+    _check_types(constructor, parameters, kwargs, where)
+    try:
+        inspect.signature(constructor).bind(**given, **kwargs)
+        return constructor(**given, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _check_types(constructor, parameters, kwargs, where) -> None:
+    hints = _hints(constructor)
+    for name, value in kwargs.items():
+        if name not in hints or _accepts(hints[name], value):
+            continue
+        if name in parameters and parameters[name].default is value:
+            continue
+        hint = inspect.formatannotation(hints[name])
+        raise ConfigError(
+            f"{where}: argument {name}={value!r} is a {type(value).__name__}, but "
+            f"{name} is declared as {hint}"
+        )
+
+
+def _hints(constructor) -> dict[str, Any]:
+    target = constructor.__init__ if inspect.isclass(constructor) else constructor
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    """False only where a plain value surely does not fit; all else is let through."""
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        return True
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(part, value) for part in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    kind = origin or hint
+    if not isinstance(kind, type):
+        return True
+    if getattr(kind, "_is_protocol", False):
+        return not isinstance(value, (bool, int, float, type(None)))
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    if isinstance(value, int) and kind in (float, complex):
+        return True
+    return isinstance(value, kind)

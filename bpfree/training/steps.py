@@ -1,0 +1,142 @@
+"""Blocks of training steps that run on the device without a word from the host.
+
+Everything random is a function of (seed, step): a resumed run repeats the
+undisturbed one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import lax
+
+import bpfree
+from bpfree.data import Augment, Batch, Dataset
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: updates done, int32 ().
+      params: the model's "params" collection.
+      opt_state: state of the chain, the estimator's included.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class Metrics(NamedTuple):
+    """Of one block: mean clean training loss, and validation accuracy; float32 ()."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+class Keys(NamedTuple):
+    """Independent keys of a run; `order` and `augment` are never consumed themselves."""
+
+    init: jax.Array
+    estimator: jax.Array
+    order: jax.Array
+    augment: jax.Array
+
+
+class Task(NamedTuple):
+    """What a block computes, arrays aside."""
+
+    model: nn.Module
+    transformation: optax.GradientTransformationExtraArgs
+    augment: Augment | None
+    keys: Keys
+    batch_size: int
+
+
+Block = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
+
+
+def make_keys(seed: int) -> Keys:
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def init_params(model: nn.Module, key: jax.Array, batch: Batch) -> Any:
+    """The "params" collection of a model; `batch` gives the shapes. Consumes the key."""
+    return jax.jit(model.init)(key, batch["x"])["params"]
+
+
+def init_state(task: Task, params: Any) -> TrainState:
+    opt_state = jax.jit(task.transformation.init)(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def batch_order(
+    key: jax.Array, start: jax.Array, length: int, size: int, batch_size: int
+) -> jax.Array:
+    """Rows of the training set for steps start, ..., start + length - 1.
+
+    Epoch e is a permutation that depends on (key, e) only, cut into batches; its last
+    `size % batch_size` examples sit the epoch out.
+
+    Returns: int32 (length, batch_size).
+    """
+    per_epoch = size // batch_size
+    epochs = start // per_epoch + jnp.arange(-(-length // per_epoch) + 1, dtype=jnp.int32)
+
+    def batches(epoch):
+        rows = jnp.arange(size, dtype=jnp.int32)
+        rows = jax.random.permutation(jax.random.fold_in(key, epoch), rows)
+        return rows[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+
+    rows = jax.vmap(batches)(epochs).reshape(-1, batch_size)
+    return lax.dynamic_slice_in_dim(rows, start % per_epoch, length)
+
+
+def make_block(task: Task, length: int) -> Block:
+    """`(state, train, validation) -> (state, metrics)`: `length` steps, then a look."""
+
+    def block(state, train, validation):
+        def step(state, rows):
+            batch = jax.tree.map(lambda a: a[rows], train)
+            if task.augment is not None:
+                key = jax.random.fold_in(task.keys.augment, state.step)
+                batch = task.augment(key, batch)
+            return _update(task.transformation, state, batch)
+
+        size = train["label"].shape[0]
+        rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
+        state, losses = lax.scan(step, state, rows)
+        return state, Metrics(
+            losses.mean(), accuracy(task.model, state.params, validation)
+        )
+
+    return block
+
+
+def _update(transformation, state, batch) -> tuple[TrainState, jax.Array]:
+    zeros = optax.tree.zeros_like(state.params)
+    updates, opt_state = transformation.update(
+        zeros, state.opt_state, state.params, batch=batch
+    )
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), bpfree.value(opt_state)
+
+
+def compile_block(task: Task, length: int, *args: Any) -> Block:
+    """The block compiled for these arguments; it takes the state's buffers over."""
+    return jax.jit(make_block(task, length), donate_argnums=0).lower(*args).compile()
+
+
+def accuracy(model: nn.Module, params: Any, batch: Batch) -> jax.Array:
+    """Share of the examples whose largest logit is the label's, float32 ()."""
+    logits: Any = model.apply({"params": params}, batch["x"])
+    return (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
+
+
+def device_data(data: Dataset) -> tuple[Batch, Batch, Batch]:
+    """Train, validation and test, on the default device for the whole run."""
+    return jax.device_put((data.train, data.validation, data.test))

@@ -1,0 +1,196 @@
+"""Configs: every file runs its smoke variant, and every mistake says what to do."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from bpfree.training import ConfigError, chain, config, fit, job
+
+FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+    """Optax's own Adam mixes int32 and int64 under x64; strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def smoke():
+    return (
+        load(next(p for p in FILES if p.stem == "digits")).get_config("smoke").to_dict()
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_smoke_variant_trains_one_step(path, tmp_path):
+    result = fit(load(path).get_config("smoke"), tmp_path)
+    assert result.steps == 1
+    assert 0 <= result.test_accuracy <= 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_configs_are_locked_documented_and_refuse_unknown_arguments(path):
+    module = load(path)
+    made = module.get_config()
+    assert isinstance(made, ConfigDict) and made.is_locked
+    assert "bpfree-train --config=" in module.__doc__
+    with pytest.raises(ValueError, match="'nonsense'.*choices are.*smoke"):
+        module.get_config("nonsense")
+    config.as_json(made)  # plain values
+
+
+@pytest.mark.parametrize("arg", ["", "np", "bp"])
+def test_digits_variants_can_be_built(arg):
+    path = next(p for p in FILES if p.stem == "digits")
+    made = load(path).get_config(arg)
+    job.prepare(config.read(made))
+
+
+def test_schedules_follow_an_overridden_number_of_steps():
+    path = next(p for p in FILES if p.stem == "digits")
+    made = load(path).get_config()
+    made.num_steps = 77
+    assert made.to_dict()["schedule"]["decay_steps"] == 77
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+def link(position, name, kwargs):
+    def edit(c):
+        links = list(c["chain"])
+        links[position] = (name, kwargs)
+        c["chain"] = tuple(links)
+        named = [kwargs for _, kwargs in links]
+        for section in ("estimator", "schedule"):
+            if section not in str(named):
+                del c[section]  # an unused section would be the first mistake told
+
+    return edit
+
+
+def put(*path_and_value):
+    *path, last, value = path_and_value
+
+    def edit(c):
+        for key in path:
+            c = c[key]
+        c[last] = value
+
+    return edit
+
+
+MISTAKES = {
+    "misspelt entry": (put("bach_size", 3), "'bach_size'.*'batch_size'"),
+    "unused section": (put("spare", {"a": 1}), "'spare'"),
+    "missing entry": (lambda c: c.pop("seed"), "config.seed is missing"),
+    "type of entry": (put("num_steps", "many"), "num_steps='many' has the wrong type"),
+    "count": (put("batch_size", 0), "batch_size=0 must be at least 1"),
+    "too large a batch": (put("batch_size", 5000), "5000 exceeds the 1085"),
+    "checkpoint cadence": (put("log_every", 2), "must be a multiple of"),
+    "data name": (put("data", "name", "digit"), "'digit'.*Did you mean 'digits'"),
+    "data argument": (put("data", "shft", 1.0), "'shft'.*'shift'"),
+    "data type": (put("data", "shift", "far"), "shift='far' is a str"),
+    "model name": (put("model", "name", "mpl"), "'mpl'.*'mlp'"),
+    "model argument": (put("model", "hiden", 1), "'hiden'.*'hidden'"),
+    "activation": (put("model", "activation", "rlu"), "'rlu' is unknown.*relu"),
+    "estimator name": (
+        link(0, "likelihod_ratio", {}),
+        r"chain\[0\].*'likelihod_ratio'.*Did you mean 'likelihood_ratio'",
+    ),
+    "no estimator": (link(0, "sgd", {"learning_rate": 0.1}), "begin with an estimator"),
+    "optimiser name": (link(1, "adm", {}), r"chain\[1\].*'adm'.*'adam'"),
+    "optimiser argument": (link(1, "adam", {"lr": 0.1}), "'lr'.*learning_rate"),
+    "missing argument": (link(1, "adam", {}), r"chain\[1\].*missing.*learning_rate"),
+    "optimiser type": (
+        link(1, "adam", {"learning_rate": "big"}),
+        "learning_rate='big' is a str",
+    ),
+    "section": (link(1, "adam", "optimiser"), r"chain\[1\].*must be a pair.*estimator"),
+    "no transformation": (link(1, "huber_loss", {}), r"chain\[1\]"),
+    "a schedule as a link": (
+        link(1, "constant_schedule", {"value": 0.1}),
+        "not a gradient transformation.*adam",
+    ),
+    "schedule name": (
+        link(1, "adam", {"learning_rate": ("cosine_decay", {})}),
+        "learning_rate.*'cosine_decay'.*'cosine_decay_schedule'",
+    ),
+    "estimator argument": (put("estimator", "num_sample", 4), "'num_samples'"),
+    "estimator type": (
+        put("estimator", "num_samples", 4.5),
+        "num_samples=4.5 is a float",
+    ),
+    "estimator choice": (put("estimator", "pairing", "dirty"), "'clean', 'noisy'"),
+    "partition labels": (
+        link(1, "partition", {"transforms": {}, "param_labels": {"Dens": "a"}}),
+        "does not run on this model",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_before_anything_is_compiled(mistake, tmp_path, monkeypatch):
+    edit, message = MISTAKES[mistake]
+    broken = copy.deepcopy(smoke())
+    edit(broken)
+    compiled = []
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **k: compiled.append(1))
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        fit(broken, tmp_path / "run")
+    assert not compiled and not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------- chain
+
+
+def test_nested_pairs_sections_and_dotted_names():
+    def loss_fn(params, batch):
+        raise AssertionError("not called when the chain is made")
+
+    links = [
+        ("likelihood_ratio", "estimator"),
+        ("contrib.muon", {"learning_rate": ("join_schedules", "joined")}),
+        ("MultiSteps", {"opt": ("sgd", {"learning_rate": 0.1}), "every_k_schedule": 2}),
+    ]
+    joined = {
+        "schedules": [
+            ("constant_schedule", {"value": 0.1}),
+            ("linear_schedule", "linear"),
+        ],
+        "boundaries": [5],
+    }
+    linear = {"init_value": 0.1, "end_value": 0.0, "transition_steps": 10}
+    sections = {"estimator": {"num_samples": 6}, "joined": joined, "linear": linear}
+    built = chain.build(links, sections, loss_fn, seed=0)
+    assert built.num_samples == 6
+    assert built.transformation.init({"w": jax.numpy.zeros((2, 2))})
+
+
+def test_two_names_are_no_pair():
+    sections = {"estimator": {"nodes": ("Dense_0", "Dense_1")}}
+    built = chain.build([("node_perturbation", "estimator")], sections, lambda p, b: p, 0)
+    assert built.num_samples == 32
+
+
+def test_differences_name_the_keys():
+    old = {"a": 1, "s": {"x": [1, 2], "y": 2.0}, "log_every": 1, "gone": 0}
+    new = {"a": 1, "s": {"x": [1, 3], "y": 2}, "log_every": 5}
+    assert config.differences(old, old) == []
+    assert sorted(config.differences(old, new)) == [
+        "config.gone",
+        "config.s.x",
+        "config.s.y",
+    ]
