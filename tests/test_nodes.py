@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import bpfree
-from bpfree import nodes
+from bpfree import program
 from tests import problems
 from tests.statistics import assert_close
 
@@ -85,10 +85,10 @@ def holds(vjp, kernel):
 
 def test_the_pullback_keeps_no_kernel():
     """No weight transport: what the pull keeps holds no weights, unlike backprop."""
-    program = nodes.trace(LOSS, PARAMS, BATCH)
+    traced = program.trace(LOSS, PARAMS, BATCH)
 
     def cut(params):
-        losses, values = nodes.cut(program, (params, BATCH))
+        losses, values = program.cut(traced, (params, BATCH))
         return losses, values
 
     _, pull = jax.vjp(cut, PARAMS)
@@ -146,7 +146,7 @@ def test_a_node_and_a_kernel_input_of_one_name_are_an_error():
 
 
 def test_names_with_one_crc32_are_an_error():
-    assert nodes.name_hash("plumless") == nodes.name_hash("buckeroo")
+    assert program.name_hash("plumless") == program.name_hash("buckeroo")
     with pytest.raises(ValueError, match="'buckeroo' and 'plumless'"):
         bpfree.record(named("plumless", "buckeroo"))(PARAMS, BATCH)
     kept = bpfree.record(named("plumless", "buckeroo"), nodes="plumless")

@@ -32,7 +32,7 @@ def test_a_negative_batch_axis_counts_from_behind():
         y = bpfree.node((batch["x"] @ params["w1"]).T, "y", batch_axis=-1)
         return y.sum(0)
 
-    (site,) = bpfree.nodes.trace(loss, PARAMS, BATCH).nodes
+    (site,) = bpfree.program.trace(loss, PARAMS, BATCH).nodes
     assert site.batch_axis == 1
 
 
@@ -184,5 +184,5 @@ def test_two_axis_names_for_one_node_cannot_both_be_the_batch():
         parts = jax.vmap(lambda column: bpfree.node(column, "y"), 1, 1)(y)
         return parts.sum(1)
 
-    (site,) = bpfree.nodes.trace(loss, PARAMS, BATCH).nodes
+    (site,) = bpfree.program.trace(loss, PARAMS, BATCH).nodes
     assert site.shape[site.batch_axis] == 5

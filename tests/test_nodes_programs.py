@@ -30,7 +30,7 @@ def shapes_of(loss, batch):
 
 
 def batch_axes_of(loss, batch):
-    program = bpfree.nodes.trace(lambda p, b: loss(p, b), PARAMS, batch)
+    program = bpfree.program.trace(lambda p, b: loss(p, b), PARAMS, batch)
     return {site.name: site.batch_axis for site in program.nodes}
 
 

@@ -1,0 +1,161 @@
+"""`bpfree.blocks`: what is differentiated between the nodes, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import linen as nn
+
+import bpfree
+
+BATCH = {"x": jnp.ones((3, 2), jnp.float32)}
+PARAMS = {"u": jnp.ones((4, 2), jnp.float32), "w": jnp.ones((2, 4), jnp.float32)}
+node = bpfree.node
+
+
+def squares(y):
+    return jnp.sum(y**2, -1)
+
+
+def as_dict(found):
+    return {b.name: (b.params, b.products, b.carried) for b in found}
+
+
+def test_one_node_per_layer_carries_nothing_through_a_weight():
+    def loss_fn(params, batch):
+        hidden = jnp.tanh(node(batch["x"] @ params["w"], "hidden"))
+        return squares(node(hidden @ params["u"], "out"))
+
+    found = bpfree.blocks(loss_fn, PARAMS, BATCH)
+    assert as_dict(found) == {
+        "hidden": (("w",), 1, 0),
+        "out": (("u",), 1, 0),
+        "(loss)": ((), 0, 0),
+    }
+    assert str(found).endswith("error signals carried through a weight: 0")
+
+
+def test_a_block_of_two_layers_carries_its_signal_through_the_second():
+    def loss_fn(params, batch):
+        return squares(node(jnp.tanh(batch["x"] @ params["w"]) @ params["u"], "out"))
+
+    assert as_dict(bpfree.blocks(loss_fn, PARAMS, BATCH))["out"] == (("u", "w"), 3, 1)
+
+
+def test_nodes_filter_enlarges_blocks():
+    def loss_fn(params, batch):
+        hidden = jnp.tanh(node(batch["x"] @ params["w"], "hidden"))
+        return squares(node(hidden @ params["u"], "out"))
+
+    found = as_dict(bpfree.blocks(loss_fn, PARAMS, BATCH, nodes=["hidden"]))
+    assert found == {"hidden": (("w",), 1, 0), "(loss)": (("u",), 1, 0)}
+
+
+def test_a_norm_belongs_to_the_next_block_and_is_reported():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.LayerNorm()(nn.relu(nn.Conv(4, (3, 3))(x)))
+            return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+    x = jnp.ones((2, 4, 4, 1), jnp.float32)
+    params = Net().init(jax.random.key(0), x)["params"]
+    loss_fn = bpfree.supervised(Net(), optax.softmax_cross_entropy_with_integer_labels)
+    batch = {"x": x, "label": jnp.zeros(2, jnp.int32)}
+    found = as_dict(bpfree.blocks(loss_fn, params, batch))
+    assert found["Conv_0"] == (("Conv_0/bias", "Conv_0/kernel"), 1, 0)
+    assert found["Dense_0"][0] == (
+        "Dense_0/bias",
+        "Dense_0/kernel",
+        "LayerNorm_0/bias",
+        "LayerNorm_0/scale",
+    )
+    assert found["Dense_0"][1:] == (2, 1)  # the scale's signal passes the kernel
+
+
+def test_recurrence_is_local_with_a_node_and_is_not_without():
+    def loss_fn(params, batch, mark):
+        def step(h, x):
+            h = jnp.tanh(mark(x @ params["w"] + h @ params["v"]))
+            return h, None
+
+        xs = jnp.stack([batch["x"]] * 3)
+        h, _ = jax.lax.scan(step, jnp.zeros((3, 4), jnp.float32), xs)
+        return squares(node(h @ params["u"], "out"))
+
+    params = PARAMS | {"v": jnp.eye(4, dtype=jnp.float32)}
+    marked = bpfree.blocks(lambda p, b: loss_fn(p, b, node), params, BATCH)
+    bare = bpfree.blocks(lambda p, b: loss_fn(p, b, lambda y: y), params, BATCH)
+    assert as_dict(marked)["node_0"] == (("v", "w"), 2, 0)
+    assert sum(b.carried for b in marked) == 0
+    assert sum(b.carried for b in bare) == 2  # through v in time, through u at the end
+
+
+def test_shapes_are_enough():
+    def loss_fn(params, batch):
+        return squares(node(batch["x"] @ params["w"], "hidden"))
+
+    shapes = jax.eval_shape(lambda: (PARAMS, BATCH))
+    assert as_dict(bpfree.blocks(loss_fn, *shapes))["hidden"] == (("w",), 1, 0)
+
+
+# -------------------------------------------------------------------- what is refused
+
+
+def estimate(loss_fn, params):
+    tx = bpfree.node_perturbation(loss_fn, num_samples=2)
+    return tx.update(None, tx.init(params), params, batch=BATCH)
+
+
+ENTRIES = [
+    lambda loss_fn, params: bpfree.blocks(loss_fn, params, BATCH),
+    lambda loss_fn, params: bpfree.pullback(loss_fn)(params, BATCH),
+    estimate,
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=["blocks", "pullback", "estimator"])
+def test_a_node_behind_a_threshold_is_named(entry):
+    def loss_fn(params, batch):
+        hidden = jnp.sign(node(batch["x"] @ params["w"], "hidden"))
+        return squares(node(jnp.sign(hidden @ params["u"]), "behind"))
+
+    with pytest.raises(ValueError, match="node 'behind' ends a block in which no param"):
+        entry(loss_fn, PARAMS)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=["blocks", "pullback", "estimator"])
+def test_a_parameter_that_no_block_reaches_is_named(entry):
+    def loss_fn(params, batch):
+        hidden = jnp.sign(batch["x"] @ params["w"])
+        return squares(node(hidden @ params["u"], "out"))
+
+    with pytest.raises(ValueError, match="parameter 'w' moves the loss but no block"):
+        entry(loss_fn, PARAMS)
+
+
+def test_a_parameter_behind_stop_gradient_is_frozen_and_gets_zero():
+    def loss_fn(params, batch):
+        hidden = jnp.tanh(batch["x"] @ jax.lax.stop_gradient(params["w"]))
+        return squares(node(hidden @ params["u"], "out"))
+
+    gradient, _ = estimate(loss_fn, PARAMS)
+    assert not gradient["w"].any() and gradient["u"].any()
+
+
+def test_integer_parameters_are_refused():
+    def loss_fn(params, batch):
+        return squares(node(batch["x"] @ params["w"]))
+
+    params = {"w": PARAMS["w"], "steps": jnp.int32(0)}
+    with pytest.raises(ValueError, match="parameter 'steps' is int32"):
+        estimate(loss_fn, params)
+
+
+def test_a_threshold_trains_with_its_node_in_front():
+    def loss_fn(params, batch):
+        hidden = jnp.sign(node(batch["x"] @ params["w"], "hidden"))
+        return squares(node(hidden @ params["u"], "out"))
+
+    gradient, _ = estimate(loss_fn, PARAMS)
+    assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), gradient))
