@@ -7,7 +7,7 @@ and one rule for each part of the network: AdamW with warm-up for the hidden lay
 momentum for the last one. The labels of `partition` are a prefix of the parameter tree,
 whose entries are Flax's names of the layers.
 
-Expected: TODO
+Measured once (seed 0): test accuracy .949, 8 s on two CPU cores shared with other jobs.
 """
 
 from ml_collections import ConfigDict

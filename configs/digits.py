@@ -1,4 +1,22 @@
-"""TODO"""
+"""Handwritten digits (8 x 8) by likelihood ratio: an MLP 64-128-128-10 without backprop.
+
+    bpfree-train --config=configs/digits.py --workdir=runs/digits
+
+Variants: `digits.py:np` (node perturbation), `digits.py:bp` (backprop, the control) and
+`digits.py:smoke` (one step on tiny shapes, seconds). Seeds: `--config.seed=1`.
+
+Test accuracy (355 images) of seeds 0 to 4, each by the command above; their mean and
+standard deviation; and seconds from start to end, on two CPU cores shared with other jobs
+(load about 4), JAX 0.10.2:
+
+    likelihood ratio   .9803 .9859 .9831 .9859 .9803   .9831 +- .0028   27 to 34 s
+    np                 .9831 .9803 .9831 .9775 .9831   .9814 +- .0025   23 to 25 s
+    bp                 .9831 .9859 .9859 .9859 .9887   .9859 +- .0020   16 to 17 s
+
+One image is worth .0028. Step size, batch, augmentation and pairing were chosen for
+likelihood ratio on the validation images ("clean" .987 against "noisy" .980, two seeds
+each); sigma is the default. np and bp take that recipe as it is.
+"""
 
 from ml_collections import ConfigDict
 

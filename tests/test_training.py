@@ -200,7 +200,7 @@ def test_command_line(tmp_path):
 def test_killed_run_resumes_with_the_same_bits(tmp_path):
     flags = [
         "--config=configs/digits.py:smoke",
-        "--config.num_steps=4000",
+        "--config.num_steps=1000",
         "--config.log_every=10",
         "--config.checkpoint_every=10",
     ]
