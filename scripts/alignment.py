@@ -32,7 +32,9 @@ def variants(loss_fn, samples):
         "np antithetic": np(loss_fn, antithetic=True, **common),
         "np leave_one_out": np(loss_fn, baseline="leave_one_out", **common),
         "lr clean": lr(loss_fn, pairing="clean", **common),
-        "lr clean shared": lr(loss_fn, pairing="clean", noise="shared_gaussian", **common),
+        "lr clean shared": lr(
+            loss_fn, pairing="clean", noise="shared_gaussian", **common
+        ),
         "lr noisy": lr(loss_fn, **common),
         "lr noisy shared": lr(loss_fn, noise="shared_gaussian", **common),
         "lr noisy, baseline none": lr(loss_fn, baseline="none", **common),
@@ -60,9 +62,7 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     model = Model(hidden=(128, 128), num_classes=10)
     batch = {k: jnp.asarray(v[:128]) for k, v in digits.load().train.items()}
-    loss_fn = bpfree.supervised(
-        model, optax.softmax_cross_entropy_with_integer_labels
-    )
+    loss_fn = bpfree.supervised(model, optax.softmax_cross_entropy_with_integer_labels)
     inits = jax.random.split(jax.random.key(0), SEEDS.value)
     networks = [model.init(key, batch["x"])["params"] for key in inits]
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, sigma {SIGMA.value}")

@@ -178,7 +178,11 @@ def report(name: str) -> None:
             continue
         spent = times[row.name, row.samples]
         cost = ratio(spent, backprop), ratio(spent, inference) / row.samples
-        over = "" if row.name == "backprop" else f"{cost[1] * row.samples / floor(row.samples):.2f}"
+        over = (
+            ""
+            if row.name == "backprop"
+            else f"{cost[1] * row.samples / floor(row.samples):.2f}"
+        )
         print(
             f"{row.name:<20}{row.samples:>13}{1e3 * statistics.median(spent):>13.2f}"
             f"{cost[0]:>13.2f}{cost[1]:>13.2f}{over:>13}{row.scratch / 2**20:>13.1f}"
