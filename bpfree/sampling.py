@@ -244,6 +244,11 @@ def make_layout(
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if sharding is not None and (not sharding.spec or sharding.spec[0] is None):
+        raise ValueError(
+            f"the first axis of sharding={sharding.spec} names no axis of the mesh to "
+            "spread the samples over; pass NamedSharding(mesh, PartitionSpec('sample'))"
+        )
     draws = num_samples // plan.group
     layout = Layout(draws, 1, sharding)
     if draws % layout.devices:

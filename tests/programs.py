@@ -126,6 +126,11 @@ def shared_value(params, batch):
     return ((layer(w, batch["x"], "y") - batch["t"]) ** 2).sum(1)
 
 
+def one_loss(params, batch):
+    """One experiment for the whole batch: losses of shape ()."""
+    return jnp.sqrt(two_layers(params, batch).sum())
+
+
 def derivative_inside(params, batch):
     """A loss that differentiates its own net (a physics-informed one)."""
 
@@ -146,6 +151,7 @@ STRAIGHT = [
     heads,
     tied,
     shared_value,
+    one_loss,
     derivative_inside,
 ]
 IN_TIME = [

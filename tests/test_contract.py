@@ -12,7 +12,7 @@ import pytest
 import bpfree
 from tests import problems
 from tests.contract import ESTIMATORS
-from tests.statistics import assert_close
+from tests.statistics import assert_close, mean_gate
 
 every_estimator = pytest.mark.parametrize("row", ESTIMATORS, ids=lambda row: row.name)
 PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()
@@ -148,6 +148,23 @@ def test_incoming_updates_are_ignored(row):
     tx, update, _ = compiled(row.name)
     state = tx.init(PARAMS)
     assert_close(update(state, ZEROS)[0], update(state, PARAMS)[0], rtol=0.0)
+
+
+@every_estimator
+def test_the_estimate_is_the_gradient_at_small_sigma(row):
+    """With default options; all of them, and large sigma, in test_gradients."""
+    truth = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
+    if row.contract == "exact":
+        _, update, _ = compiled(row.name)
+        gradient, state = update(compiled(row.name)[0].init(PARAMS), ZEROS)
+        assert_close(gradient, truth, rtol=1e-12)
+        assert float(state.value) == pytest.approx(
+            float(problems.mlp_loss(PARAMS, BATCH).mean()), rel=1e-6
+        )
+        return
+    tx = row.factory(problems.mlp_loss, **row.trains | {"sigma": 1e-3})
+    gate = mean_gate(problems.estimates(tx, PARAMS, BATCH, repeats=1024), truth)
+    assert gate.passed and gate.error < 0.02, gate
 
 
 @every_estimator

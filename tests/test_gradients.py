@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import bpfree
-from tests import problems
+from tests import problems, programs
 from tests import statistics as gates
 
 BASELINES = ("clean", "leave_one_out", "none")
@@ -157,6 +157,17 @@ def test_noisy_pairing_is_the_smoothed_gradient(baseline, antithetic, noise, smo
         noise=noise,
     )
     estimates = problems.estimates(tx, PARAMS, BATCH, repeats=1024)
+    passes(estimates, smoothed, resolves=0.02, truth_repeats=True)
+
+
+def test_noisy_pairing_of_a_recurrent_net():
+    """Every step is paired with its own noisy input."""
+    loss, batch = programs.recurrent, programs.SEQUENCES
+    tx = bpfree.likelihood_ratio(
+        lambda params, batch: loss(params, batch), num_samples=64, sigma=SIGMA
+    )
+    estimates = problems.estimates(tx, PARAMS, batch, repeats=2048)
+    smoothed = pathwise(lambda p, b: loss(p, b), PARAMS, batch, SIGMA, repeats=1024)
     passes(estimates, smoothed, resolves=0.02, truth_repeats=True)
 
 

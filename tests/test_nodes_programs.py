@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr
+from bpfree import _jaxpr, nodes
 from tests import problems, programs
 from tests import statistics as gates
 from tests.statistics import assert_close
@@ -22,6 +22,27 @@ def test_pullback_with_true_signals_is_the_gradient(loss, batch):
     pulled, truth = problems.pulled_and_truth(positional, PARAMS, batch)
     assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
     assert truth["w1"].any()
+
+
+@pytest.mark.parametrize("loss, batch", programs.CASES, ids=programs.case_name)
+def test_passes_that_share_their_prefix_are_injections(loss, batch):
+    """`perturbed` keeps what no node reaches; its losses are those of `inject`."""
+
+    def positional(params, batch):
+        return loss(params, batch)
+
+    @jax.jit
+    def both(params, batch):
+        program = nodes.trace(positional, params, batch)
+        shapes = {site.name: site.shape for site in program.nodes}
+        deltas = {name: 0.3 + jnp.zeros(shape) for name, shape in shapes.items()}
+        clean = positional(params, batch)
+        shared = nodes.perturbed(program, (params, batch))(deltas)
+        return shared, bpfree.inject(positional)(params, batch, deltas)[0], clean
+
+    shared, injected, clean = both(PARAMS, batch)
+    assert_close(shared, injected, rtol=1e-12)
+    assert not jnp.allclose(shared, clean)
 
 
 def shapes_of(loss, batch):
@@ -78,10 +99,8 @@ def test_scanned_values_and_deltas_have_a_leading_time_axis():
     assert changed.tolist() == (jnp.zeros((4, 4)).at[3, 1].set(1.0) > 0).tolist()
 
 
-def estimated(loss, batch, **options):
-    tx = bpfree.node_perturbation(
-        lambda p, b: loss(p, b), num_samples=32, sigma=1e-3, **options
-    )
+def estimated(loss, batch, make=bpfree.node_perturbation):
+    tx = make(lambda p, b: loss(p, b), num_samples=32, sigma=1e-3)
     gate = gates.mean_gate(
         problems.estimates(tx, PARAMS, batch, repeats=1024),
         problems.gradient(loss, PARAMS, batch),
@@ -105,24 +124,21 @@ def test_credit_in_straight_code(loss):
     assert estimated(loss, programs.BATCH).passed
 
 
+@pytest.mark.parametrize("make", [bpfree.node_perturbation, bpfree.likelihood_ratio])
+def test_credit_of_one_loss_for_the_batch(make):
+    assert estimated(programs.one_loss, programs.BATCH, make).passed
+
+
+def test_credit_of_a_shared_value_in_the_noisy_pairing():
+    gate = estimated(programs.shared_value, programs.BATCH, bpfree.likelihood_ratio)
+    assert gate.passed
+
+
 def test_credit_along_time_instead_of_examples_would_be_seen(monkeypatch):
     monkeypatch.setattr(
         _jaxpr, "_stacked", lambda site, n: site._replace(shape=(n, *site.shape))
     )
     assert not estimated(programs.recurrent, programs.SEQUENCES).passed
-
-
-def test_noise_of_a_recurrent_net_under_the_likelihood_ratio():
-    """The noisy pairing pairs every step with its own noisy input."""
-    tx = bpfree.likelihood_ratio(
-        lambda p, b: programs.recurrent(p, b),
-        num_samples=32,
-        sigma=1e-3,
-        baseline="clean",
-    )
-    estimates = problems.estimates(tx, PARAMS, programs.SEQUENCES, repeats=1024)
-    truth = problems.gradient(programs.recurrent, PARAMS, programs.SEQUENCES)
-    assert gates.mean_gate(estimates, truth).passed
 
 
 def test_sharded_arrays():

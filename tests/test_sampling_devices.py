@@ -26,7 +26,8 @@ def mesh_of(**axes):
 
 def estimator(name, sharding=None, loss=problems.mlp_loss, **options):
     make, more = OPTIONS[name]
-    options = {"num_samples": 32, "sigma": 0.1, "chunk_size": 2} | options
+    # Five draws a device, two at a time: the last step of the loop is a shorter one.
+    options = {"num_samples": 40, "sigma": 0.1, "chunk_size": 2} | options
     return make(loss, sharding=sharding, **more, **options)
 
 
@@ -114,6 +115,12 @@ def test_the_devices_must_divide_the_draws():
         estimator("clean", samples_over_eight(), num_samples=12)
     with pytest.raises(ValueError, match="4 draws of 2 samples do not divide over 8"):
         estimator("clean", samples_over_eight(), num_samples=8, antithetic=True)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, "sample")])
+def test_a_sharding_that_shards_no_samples(spec):
+    with pytest.raises(ValueError, match="first axis"):
+        estimator("clean", NamedSharding(mesh_of(sample=8), spec))
 
 
 # ------------------------------------------------------------------ the compiled program

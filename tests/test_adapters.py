@@ -1,0 +1,136 @@
+"""Models that nobody edited: every layer is a node, every parameter is reached."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import linen as nn
+
+import bpfree
+from tests import problems
+from tests import statistics as gates
+from tests.linen_models import MLP, MODELS, SIZE, Dropped, inputs
+from tests.statistics import assert_close
+
+
+def loss(outputs, labels):
+    rows = outputs.reshape(outputs.shape[0], -1)
+    return ((rows - labels[:, None]) ** 2).sum(1)
+
+
+def problem(name, **options):
+    model, x, _ = MODELS[name]
+    batch = {"x": x, "label": jnp.asarray([0.5, -1.0, 2.0])}
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+    return bpfree.supervised(model, loss, **options), params, batch
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_is_a_node_and_the_pullback_is_exact(name):
+    objective, params, batch = problem(name)
+    sites = bpfree.nodes.trace(objective, params, batch).nodes
+    assert sorted(s.name for s in sites) == sorted(MODELS[name][2])
+    assert all(s.shape[s.batch_axis] == SIZE for s in sites)
+    pulled, truth = problems.pulled_and_truth(objective, params, batch)
+    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
+    for path, g in jax.tree_util.tree_leaves_with_path(truth):
+        assert g.any(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tags_do_not_change_the_model(name):
+    model = MODELS[name][0]
+    objective, params, batch = problem(name)
+
+    @jax.jit
+    def both(params, batch):
+        plain = loss(model.apply({"params": params}, batch["x"]), batch["label"])
+        return objective(params, batch), plain
+
+    assert_close(*both(params, batch), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cnn", "gru", "embed"])
+def test_node_perturbation_of_a_model_is_its_gradient(name):
+    objective, params, batch = problem(name)
+    tx = bpfree.node_perturbation(objective, num_samples=32, sigma=1e-3)
+    estimates = problems.estimates(tx, params, batch, repeats=512)
+    truth = problems.gradient(objective, params, batch)
+    gate = gates.mean_gate(estimates, truth)
+    assert gate.passed and gate.error < 0.04, gate
+
+
+def test_inputs_of_kernels_are_recorded_by_path():
+    objective, params, batch = problem("mlp")
+    _, values, kernel_inputs = bpfree.record(objective)(params, batch)
+    assert set(kernel_inputs) == {"Dense_0/kernel", "Dense_1/kernel"}
+    for layer in ("Dense_0", "Dense_1"):
+        y = kernel_inputs[f"{layer}/kernel"] @ params[layer]["kernel"]
+        y += params[layer]["bias"][None]
+        assert_close(y, values[layer], rtol=1e-10)
+    _, _, of_tokens = bpfree.record(problem("embed")[0])(*problem("embed")[1:])
+    assert set(of_tokens) == {"dense/kernel", "embed/embedding"}  # of attend only
+
+
+def test_where_leaves_modules_to_the_next_block():
+    objective, params, batch = problem("cnn", where=lambda m: isinstance(m, nn.Dense))
+    assert set(bpfree.record(objective)(params, batch)[1]) == {"Dense_0"}
+    pulled, truth = problems.pulled_and_truth(objective, params, batch)
+    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_tag_linen_marks_any_function_that_applies_modules():
+    model = MODELS["mlp"][0]
+    _, params, batch = problem("mlp")
+    apply = bpfree.tag_linen(model.apply)
+    custom = lambda p, b: jnp.abs(apply({"params": p}, b["x"])).sum(1)  # noqa: E731
+    assert set(bpfree.record(custom)(params, batch)[1]) == {"Dense_0", "Dense_1"}
+
+
+def test_dropout_draws_from_the_key():
+    model, x = Dropped(), inputs(3)
+    batch = {"x": x, "label": jnp.asarray([0.5, -1.0, 2.0])}
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    params = model.init(keys, x)["params"]
+    objective = bpfree.supervised(model, loss, rngs=("dropout",))
+    key = jax.random.key(5)
+    pulled, truth = problems.pulled_and_truth(objective, params, batch, key)
+    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
+    same, other = (objective(params, batch, k) for k in (key, jax.random.key(6)))
+    assert_close(same, objective(params, batch, key), rtol=0.0)
+    assert not jnp.allclose(same, other)
+    with pytest.raises(ValueError, match="PRNG key"):
+        bpfree.record(objective)(params, batch)
+
+
+def test_keys_of_the_batch():
+    objective, params, batch = problem("mlp")
+    renamed, _, _ = problem("mlp", x="image", label="class")
+    other = {"image": batch["x"], "class": batch["label"]}
+    assert_close(renamed(params, other), objective(params, batch), rtol=0.0)
+    with pytest.raises(KeyError, match=r"no 'label'; it has \['x'\]"):
+        objective(params, {"x": batch["x"]})
+    with pytest.raises(TypeError, match="must be a mapping.*got tuple"):
+        objective(params, (batch["x"], batch["label"]))
+
+
+def test_a_whole_variables_dict_is_refused():
+    objective, params, batch = problem("mlp")
+    with pytest.raises(ValueError, match="whole variables dict"):
+        objective({"params": params}, batch)
+
+
+def test_a_classifier_trains():
+    """On the sign of a product of two inputs, which no linear model separates."""
+    x = jax.random.normal(jax.random.key(4), (64, 3), jnp.float64)
+    batch = {"x": x, "label": (x[:, 0] * x[:, 1] > 0).astype(jnp.int32)}
+    model = MLP()
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    objective = bpfree.supervised(model, cross_entropy)
+    params = model.init(jax.random.key(0), x)["params"]
+    tx = bpfree.node_perturbation(objective, num_samples=16, sigma=1e-3)
+    chain = optax.chain(tx, problems.adam(0.05))
+    trained, _ = problems.train(chain, params, batch, steps=300)
+    outputs = model.apply({"params": trained}, x)
+    right = (outputs[:, 1] > outputs[:, 0]) == (batch["label"] == 1)
+    assert float(right.mean()) > 0.9
