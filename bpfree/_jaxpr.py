@@ -119,6 +119,14 @@ def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:
     return partial_eval.dce_jaxpr(jaxpr, list(used_outputs))[:2]
 
 
+def zeros(aval) -> jax.Array:
+    """Zeros that vary over the same axes of a `shard_map` around us as `aval` does."""
+    manual = getattr(aval, "manual_axis_type", None)
+    varying = tuple(manual.varying) if manual else ()
+    made = jax.numpy.zeros(aval.shape, aval.dtype)
+    return lax.pcast(made, varying, to="varying") if varying else made
+
+
 # --------------------------------------------------------------------- the interpreter
 
 Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]

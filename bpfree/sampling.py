@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bpfree import _jaxpr
 from bpfree._jaxpr import Site
 from bpfree.program import NodeTree, name_hash
 
@@ -196,7 +197,7 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
         return jax.tree.map(jnp.add, sums, added), stacked
 
     added, _ = jax.eval_shape(run, head[0])
-    sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), added)
+    sums = jax.tree.map(_jaxpr.zeros, added)
     sums, stacked = lax.scan(body, sums, head)
     parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), stacked)]
     if rest:

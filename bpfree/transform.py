@@ -235,8 +235,8 @@ def fault_message(
         what = "the clean pass is finite but the gradient estimate is not"
     else:
         key = jax.random.key(0) if _program.takes_key(loss_fn) else None
-        program = _program.trace(loss_fn, params, batch, key)
-        what = f"node {program.sites[code].name!r} is not finite"
+        name_of = _program.site_names(loss_fn, params, batch, key)
+        what = f"node {name_of[code]!r} is not finite"
     return (
         f"step {step}: {what}. Lower the learning rate, clip the update "
         "(optax.clip_by_global_norm), or check the batch and sigma."

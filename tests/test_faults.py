@@ -41,6 +41,19 @@ def test_a_nan_in_the_batch_is_reported_with_step_and_node():
     assert message(state).startswith("step 1: node 'h'")  # the first one stays
 
 
+def test_nodes_that_the_estimator_leaves_out_need_not_be_valid_nodes():
+    """The message is found without the marks that `nodes=` declares to be no nodes."""
+
+    def loss(params, batch):
+        bpfree.node(params["w1"].sum(0), "no batch axis")
+        return bpfree.node(batch["x"] @ params["w1"], "y").sum(1)
+
+    params = {"w1": PARAMS["w1"]}
+    tx = noisy(loss, nodes=["y"])
+    _, state = tx.update(None, tx.init(params), params, batch=nan_batch())
+    assert message(state, loss, params).startswith("step 0: node 'y' is not finite")
+
+
 @pytest.mark.parametrize(
     "broken, message_start",
     [

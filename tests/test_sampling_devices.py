@@ -99,6 +99,26 @@ def test_pullback_under_shard_map_is_already_summed():
     assert_close(pulled, truth, rtol=1e-12)
 
 
+@both_pairings
+def test_an_estimator_inside_shard_map_sums_over_devices(name):
+    """As `jax.grad` there: the sum of what each device's part of the batch gives."""
+    mesh = mesh_of(data=4)
+    tx = estimator(name)
+    state = tx.init(PARAMS)
+
+    def update(params, batch):
+        return tx.update(None, state, params, batch=batch)[0]
+
+    spec = PartitionSpec("data")
+    mapped = jax.shard_map(
+        update, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=PartitionSpec()
+    )
+    rows = [slice(2 * i, 2 * i + 2) for i in range(4)]
+    parts = [jax.tree.map(lambda a, r=r: a[r], BATCH) for r in rows]
+    added = jax.tree.map(lambda *g: sum(g), *(update(PARAMS, part) for part in parts))
+    assert_close(jax.jit(mapped)(PARAMS, BATCH), added, rtol=1e-5, atol=1e-6)
+
+
 def test_a_factor_of_the_number_of_devices_would_be_seen():
     """The fault, planted: a vjp by replicated parameters holds the sum over devices, so
     that summing it once more multiplies it by their number."""
