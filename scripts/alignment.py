@@ -2,9 +2,9 @@
 
     python scripts/alignment.py [--samples=16,64] [--repeats=40] [--sigma=0.01]
 
-An untrained MLP 64-128-128-10 on 128 handwritten digits, float32. cosine: mean and standard
-deviation over the repeats (fresh noise each); slope: mean of <estimate, gradient> / <gradient,
-gradient> with its standard error, 1 for an estimator that is right on average.
+An untrained MLP 64-128-128-10 on 128 handwritten digits, float32. cosine: mean and
+standard deviation over the repeats (fresh noise each). slope: mean and standard error of
+<estimate, gradient> / <gradient, gradient>, 1 for an estimator that is right on average.
 """
 
 import jax
