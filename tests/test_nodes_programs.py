@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr, nodes
+from bpfree import _jaxpr
 from tests import problems, programs
 from tests import statistics as gates
 from tests.statistics import assert_close
@@ -33,11 +33,11 @@ def test_passes_that_share_their_prefix_are_injections(loss, batch):
 
     @jax.jit
     def both(params, batch):
-        program = nodes.trace(positional, params, batch)
-        shapes = {site.name: site.shape for site in program.nodes}
+        traced = bpfree.program.trace(positional, params, batch)
+        shapes = {site.name: site.shape for site in traced.nodes}
         deltas = {name: 0.3 + jnp.zeros(shape) for name, shape in shapes.items()}
         clean = positional(params, batch)
-        shared = nodes.perturbed(program, (params, batch))(deltas)
+        shared = bpfree.program.perturbed(traced, (params, batch))(deltas)
         return shared, bpfree.inject(positional)(params, batch, deltas)[0], clean
 
     shared, injected, clean = both(PARAMS, batch)
@@ -51,8 +51,8 @@ def shapes_of(loss, batch):
 
 
 def batch_axes_of(loss, batch):
-    program = bpfree.program.trace(lambda p, b: loss(p, b), PARAMS, batch)
-    return {site.name: site.batch_axis for site in program.nodes}
+    traced = bpfree.program.trace(lambda p, b: loss(p, b), PARAMS, batch)
+    return {site.name: site.batch_axis for site in traced.nodes}
 
 
 @pytest.mark.parametrize(
