@@ -51,8 +51,12 @@ def gaussian(share: int = 1) -> Plan:
         if share == 1:
             return _once(jax.random.normal(key, (1, *shape), jnp.float32))
         magnitude_key, sign_key = jax.random.split(key)
-        signs = packed_signs(sign_key, (share, *shape), _behind_group(batch_axis))
-        return signs * _once(jax.random.normal(magnitude_key, (1, *shape), jnp.float32))
+        magnitude = _once(jax.random.normal(magnitude_key, shape, jnp.float32))
+
+        def one(key):
+            return packed_signs(key, shape, batch_axis) * magnitude
+
+        return jax.vmap(one)(jax.random.split(sign_key, share))
 
     return Plan(share, draw, score=lambda noise: noise)
 
@@ -61,7 +65,7 @@ def rademacher() -> Plan:
     """Independent signs, 32 to a random word (SPSA directions); they have no density."""
 
     def draw(key, shape, batch_axis):
-        return packed_signs(key, (1, *shape), _behind_group(batch_axis))
+        return packed_signs(key, shape, batch_axis)[None]
 
     return Plan(1, draw, score=None)
 
@@ -100,10 +104,6 @@ def packed_signs(
 def _once(random: jax.Array) -> jax.Array:
     """Keeps XLA from fusing the generator into every reader, each hashing again."""
     return lax.optimization_barrier(random)
-
-
-def _behind_group(batch_axis: int | None) -> int | None:
-    return None if batch_axis is None else batch_axis + 1
 
 
 def draw_noise(
