@@ -165,7 +165,7 @@ def run(
         elif inner:
             outvals, out = _run_inner(spec, eqn, invals, inner, deltas, here)
         else:
-            outvals, out = _bind_eqn(eqn, invals), {}
+            outvals, out = bind_eqn(eqn, invals), {}
         taps.update(out)
         _bind(env, eqn.outvars, outvals)
     return [_read(env, v) for v in jaxpr.outvars], taps
@@ -201,7 +201,7 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
             ):
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
-                outvals = _bind_eqn(eqn, invals)
+                outvals = bind_eqn(eqn, invals)
             if not any(v is _UNKNOWN for v in outvals):
                 known[here] = outvals
             _bind(env, eqn.outvars, outvals)
@@ -229,7 +229,25 @@ def _bind(env, variables, values):
     env.update(zip(variables, values, strict=True))
 
 
-def _bind_eqn(eqn, invals) -> list[Any]:
+Bind = Callable[[Any, list[Any]], list[Any]]
+
+
+def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
+    """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, jit inlined."""
+    env: dict[Any, Any] = {}
+    _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    for eqn in jaxpr.eqns:
+        invals = [_read(env, v) for v in eqn.invars]
+        if eqn.primitive.name in INLINED:
+            outvals = replay(*body_of(eqn), invals, bind)
+        else:
+            outvals = bind(eqn, invals)
+        _bind(env, eqn.outvars, outvals)
+    return [_read(env, v) for v in jaxpr.outvars]
+
+
+def bind_eqn(eqn, invals) -> list[Any]:
+    """Bind one equation as it stands."""
     params = eqn.primitive.get_bind_params(eqn.params)
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*invals, **params)

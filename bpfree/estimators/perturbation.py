@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from bpfree import locality, sampling
 from bpfree import program as _program
+from bpfree._conv import canonical_convs
 from bpfree.transform import (
     BAD_LOSS,
     BAD_SIGMA,
@@ -157,7 +158,7 @@ def _noisy_gradient(run: _Pass):
         behind_last = jnp.full_like(losses, 1 / (size * num_samples))
         terms = _credit(run, weights, noise, sampling.per_sample)
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
-        return vjp((behind_last, terms))[0], ()
+        return canonical_convs(vjp)((behind_last, terms))[0], ()
 
     return sampling.sum_over_draws(chunk, run.settings.layout)[0]
 

@@ -1,0 +1,51 @@
+"""Convolutions in the one layout that XLA's CPU backend runs fast inside loops.
+
+Autodiff writes a weight gradient as a convolution with exchanged dimension numbers.
+Outside loops XLA brings it into its own layout; inside a `while` body it does not, and
+falls back to plain loops, some 45 times slower (BUILD_NOTES). Transposing by hand gives
+both the same speed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bpfree import _jaxpr
+
+
+def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with every convolution outside its loops as NHWC, HWIO -> NHWC."""
+
+    def canonical(*args):
+        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+        jaxpr, consts = _jaxpr.open_jaxpr(closed)
+        outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), _bind)
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return canonical
+
+
+def _bind(eqn, invals) -> list[Any]:
+    if eqn.primitive is not lax.conv_general_dilated_p:
+        return _jaxpr.bind_eqn(eqn, invals)
+    params = dict(eqn.params)
+    numbers = params.pop("dimension_numbers")
+    spatial = len(numbers.lhs_spec) - 2
+    channels_last = (0, spatial + 1, *range(1, spatial + 1))  # where N, C, space stand
+    kernel = (spatial + 1, spatial, *range(spatial))  # where O, I, space stand
+    lhs = _arrange(invals[0], numbers.lhs_spec, channels_last)
+    rhs = _arrange(invals[1], numbers.rhs_spec, kernel)
+    numbers = lax.ConvDimensionNumbers(channels_last, kernel, channels_last)
+    out = eqn.primitive.bind(lhs, rhs, dimension_numbers=numbers, **params)
+    return [_arrange(out, channels_last, eqn.params["dimension_numbers"].out_spec)]
+
+
+def _arrange(x, spec, wanted):
+    """Transpose: the dimension that stands at spec[i] comes to wanted[i]."""
+    order = np.empty(len(spec), int)
+    order[list(wanted)] = spec
+    return jnp.transpose(x, order)
