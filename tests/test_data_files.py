@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bpfree.data import catalogue, images, raw
-from bpfree.training import ConfigError, config, job
+from bpfree.training import ConfigError, config, fit, job
 
 try:
     import tensorflow_datasets
@@ -227,17 +227,16 @@ def test_a_set_that_is_nowhere_says_what_to_do(monkeypatch):
 
 
 def settings(**data):
-    made = {
+    return {
         "seed": 0,
         "data": data,
         "model": {"name": "mlp", "hidden": (4,)},
         "batch_size": 4,
-        "num_steps": 1,
+        "num_steps": 3,
         "log_every": 1,
         "checkpoint_every": 1,
         "chain": (("backprop", {}), ("sgd", {"learning_rate": 0.1})),
     }
-    return config.read(made)
 
 
 MISTAKES = {
@@ -252,14 +251,25 @@ MISTAKES = {
 def test_mistakes_in_a_config(mistake):
     data, message = MISTAKES[mistake]
     with pytest.raises(ConfigError, match=f"(?s){message}"):
-        job.prepare(settings(**data))
+        job.prepare(config.read(settings(**data)))
 
 
-def test_a_job_trains_on_images(mnist):
+def test_a_run_does_not_go_on_with_other_data(mnist, monkeypatch, tmp_path):
+    made, workdir = settings(name="mnist"), tmp_path / "run"
+    monkeypatch.setenv("BPFREE_DATA_DIR", str(tmp_path))
     with jax.numpy_dtype_promotion("standard"):
-        made = job.prepare(settings(name="mnist", dir=str(mnist.parent)))
-    assert made.batch["x"].shape == (4, 28, 28, 1)
-    assert made.params["Dense_0"]["kernel"].shape == (784, 4)
+        result = fit(made, workdir, stop_after=1)
+        assert result.params["Dense_0"]["kernel"].shape == (784, 4)
+        labels = "t10k-labels-idx1-ubyte"
+        files = {**idx_files(), labels: idx(LABELS[1:7])}
+        know(monkeypatch, "mnist", files)
+        mnist.rename(tmp_path / "mnist_old")  # where the files lie does not matter
+        (tmp_path / "moved" / "mnist").mkdir(parents=True)
+        for file, content in files.items():
+            (tmp_path / "moved" / "mnist" / file).write_bytes(content)
+        monkeypatch.setenv("BPFREE_DATA_DIR", str(tmp_path / "moved"))
+        with pytest.raises(ConfigError, match=f"these differ: data.sha256.{labels}. Cho"):
+            fit(made, workdir)
 
 
 # -------------------------------------------------------------------------------- TFDS
@@ -298,6 +308,47 @@ def test_tfds_path_on_mock_data(name, tfds, tmp_path):
     assert first.train["label"].max() < first.num_classes
 
 
+def prepare(tfds, monkeypatch, directory):
+    """A copy of `mnist` as TFDS stores it, made without TensorFlow of tiny images."""
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+
+    class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.builder("mnist").version
+
+        def _info(self):
+            # the stock builder's Image is encoded by TensorFlow; stored, it is a string
+            scalar = tfds.features.Scalar
+            features = {"image": scalar(np.str_), "label": scalar(np.int64)}
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            rows = {"train": (0, 20), "test": (20, 26)}
+            return {part: self._generate_examples(*r) for part, r in rows.items()}
+
+        def _generate_examples(self, *rows):
+            for i in range(*rows):
+                file = io.BytesIO()
+                image.fromarray(BYTES[i, :784].reshape(28, 28)).save(file, "png")
+                yield i, {"image": file.getvalue(), "label": LABELS[i]}
+
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(directory))
+    Mnist(data_dir=directory, file_format="array_record").download_and_prepare()
+    return directory / "mnist" / str(Mnist.VERSION)
+
+
+def test_a_copy_prepared_by_tfds_is_read(tfds, monkeypatch, tmp_path):
+    folder = prepare(tfds, monkeypatch, tmp_path)
+    data = images.load("mnist")
+    assert data.source["from"] == f"TFDS, mnist/{folder.name}"
+    found = np.concatenate([data.train["x"], data.validation["x"]]).reshape(20, -1) * 255
+    assert sorted(map(tuple, found)) == sorted(map(tuple, BYTES[:20, :784].astype("f4")))
+    (file,) = folder.glob("*train*")
+    os.truncate(file, 1000)
+    with pytest.raises(raw.DataError, match=f"copy in {folder} cannot be read"):
+        images.load("mnist")
+
+
 def test_a_copy_that_tfds_has_not_prepared(tfds, monkeypatch, tmp_path):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     with pytest.raises(raw.DataError, match="TFDS has no array_record copy.*TensorFlow"):
@@ -327,7 +378,7 @@ def test_real_files(name, monkeypatch):
         raise
     assert data.source["train"] == REAL[name] == len(data.train["x"])
     counts = np.bincount(data.test["label"])
-    assert len(counts) == data.num_classes and counts.min() > 0.8 * counts.max()
+    assert len(counts) == data.num_classes and counts.min() > 0.7 * counts.max()
 
 
 DIRECTORY = os.environ.get("BPFREE_DATA_DIR", "")

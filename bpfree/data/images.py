@@ -42,7 +42,7 @@ def load(
       preprocess: what is done to the inputs, see `bpfree.data.preprocess`.
       epsilon: added to variances there.
 
-    Raises DataError: the set is on no known place, with what to do; or a file is missing,
+    Raises DataError: the set is in no known place, with what to do; or a file is missing,
     cut off, damaged or another one, with its name.
     """
     found, record = _read(name, SETS[name], dir or os.environ.get("BPFREE_DATA_DIR", ""))
@@ -80,7 +80,7 @@ def _read(name: str, entry: Entry, directory: str) -> tuple[Raw, dict[str, Any]]
     if entry.splits is not None:
         try:
             return tfds.read(name, entry.splits)
-        except DataError as error:
+        except tfds.Missing as error:
             problem = str(error)
     raise DataError(_missing(name, entry, directory, problem))
 

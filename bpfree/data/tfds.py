@@ -9,6 +9,10 @@ import numpy as np
 from bpfree.data.raw import DataError, Part, Raw
 
 
+class Missing(DataError):
+    """TFDS is not installed, or has no prepared copy."""
+
+
 def read(name: str, splits: tuple[str, str]) -> tuple[Raw, dict[str, Any]]:
     """A prepared copy, wholly in memory, and what the record says of it.
 
@@ -18,29 +22,34 @@ def read(name: str, splits: tuple[str, str]) -> tuple[Raw, dict[str, Any]]:
 
     Copies are looked for where TFDS keeps them: TFDS_DATA_DIR, or
     ~/tensorflow_datasets. Examples come in TFDS's own, fixed, shuffled order. Nothing is
-    downloaded. Raises DataError if TFDS is not installed or has no such copy.
+    downloaded. Raises Missing; or DataError if the copy cannot be read.
     """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise DataError(f"tensorflow-datasets is not installed ({error})") from error
+        raise Missing(f"tensorflow-datasets is not installed: {error}") from error
     try:
+        builder = tfds.builder(name)
         sources = tfds.data_source(name, split=list(splits), download=False)
-        info = tfds.builder(name).info
-    except (AssertionError, NotImplementedError, ValueError) as error:
-        raise DataError("TFDS has no array_record copy of it") from error
-    found = Raw(*(_part(source) for source in sources))
+    except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
+        raise Missing("TFDS has no array_record copy of it") from error
+    try:
+        found = Raw(*(_part(source) for source in sources))
+    except (RuntimeError, OSError, ValueError, IndexError) as error:
+        raise DataError(
+            f"TFDS's copy in {builder.data_dir} cannot be read ({error}): delete it and "
+            "prepare it anew"
+        ) from error
     sha256 = {s: _digest(p) for s, p in zip(splits, found, strict=True)}
-    return found, {"from": f"TFDS, {info.full_name}", "sha256": sha256}
+    return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": sha256}
 
 
 def _part(source: Sequence[dict[str, Any]]) -> Part:
-    images: Any = None
+    first = np.asarray(source[0]["image"])
+    images = np.empty((len(source), *first.shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for i in range(len(source)):
         example = source[i]
-        if images is None:
-            images = np.empty((len(source), *example["image"].shape), np.uint8)
         images[i], labels[i] = example["image"], example["label"]
     return Part(images, labels)
 
