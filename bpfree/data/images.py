@@ -10,6 +10,10 @@ is downloaded, and no set stands in for another.
 
 The official test part stays the test part. Validation is the last 5,000 examples of the
 training part in the order of its source (a tenth of it, where that is less).
+
+A set is held in memory and on the device whole, as float32: MNIST takes 0.2 GB, CIFAR-10
+0.7 GB, `imagenet_resized/32x32` 16 GB. TFDS's copies are decoded at every start, JPEG copies
+too: some 2,000 (TFDS) or 10,000 (npz) images a second.
 """
 
 import os
