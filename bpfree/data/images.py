@@ -12,8 +12,8 @@ The official test part stays the test part. Validation is the last 5,000 example
 training part in the order of its source (a tenth of it, where that is less).
 
 A set is held in memory and on the device whole, as float32: MNIST takes 0.2 GB, CIFAR-10
-0.7 GB, `imagenet_resized/32x32` 16 GB. TFDS's copies are decoded at every start, JPEG copies
-too: some 2,000 (TFDS) or 10,000 (npz) images a second.
+0.7 GB, `imagenet_resized/32x32` 16 GB. TFDS's copies and JPEG copies are decoded at every
+start, some thousands of images a second.
 """
 
 import os
