@@ -1,7 +1,8 @@
-"""Data sets small enough to live on the device, one module each.
+"""Data sets small enough to live on the device.
 
-A module `bpfree.data.<name>` offers `load(**kwargs) -> Dataset`; a config picks it by
-`config.data.name` and passes it the other entries of `config.data`.
+`config.data.name` is "digits" or one of the image sets of `bpfree.data.catalogue`; the
+other entries of `config.data` go to `digits.load` or `images.load`, which return a
+`Dataset`.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ class Dataset(NamedTuple):
     """Labelled examples in three disjoint parts.
 
     Attributes:
-      train, validation, test: {"x": float32 (N, features), "label": int32 (N,)}.
+      train, validation, test: {"x": float32 (N, ...), "label": int32 (N,)}; x is (N,
+        features) or (N, height, width, channels).
       num_classes: labels are 0 .. num_classes - 1.
       source: what the run's record says of the data (plain values): where it is from, its
         checksum, the rule of the split.

@@ -15,12 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpfree.data import Augment, Batch, Dataset, rank_in_class, sizes
+from bpfree.data.preprocess import EPSILON, Kind, preprocessed
 
 SIDE = 8
 _SHA256 = "fe61bc84cd6a594d5ed1b937b7d8f8f791d4091d2a9df91fe5d6066156a4db6e"
 
 
-def load(*, shift: float = 0.0, pixel_noise: float = 0.0) -> Dataset:
+def load(
+    *,
+    shift: float = 0.0,
+    pixel_noise: float = 0.0,
+    preprocess: Kind = "none",
+    epsilon: float = EPSILON,
+) -> Dataset:
     """The digits, pixels scaled to 0 .. 1, features (B, 64).
 
     Args:
@@ -28,6 +35,8 @@ def load(*, shift: float = 0.0, pixel_noise: float = 0.0) -> Dataset:
         fractions of a pixel are interpolated.
       pixel_noise: standard deviation of the normal noise added to training images.
         Both are drawn afresh at every step.
+      preprocess: what is done to the inputs, see `bpfree.data.preprocess`.
+      epsilon: added to variances there.
 
     Raises ValueError: the installed scikit-learn holds other data than we know.
     """
@@ -55,7 +64,8 @@ def load(*, shift: float = 0.0, pixel_noise: float = 0.0) -> Dataset:
         source=source,
         augment=_augment(shift, pixel_noise) if shift or pixel_noise else None,
     )
-    return data._replace(source={**source, **sizes(data)})
+    data = data._replace(source={**source, **sizes(data)})
+    return preprocessed(data, preprocess, epsilon)
 
 
 def _part(images: np.ndarray, labels: np.ndarray, where: np.ndarray) -> Batch:

@@ -16,7 +16,7 @@ class Settings(NamedTuple):
 
     Attributes:
       seed: of the initialisation, the order of the data and the estimator.
-      data: {"name": module of `bpfree.data`, **arguments of its `load`}.
+      data: {"name": a set of `bpfree.data`, **arguments of its `load`}.
       model: {"name": module of `bpfree.models`, **fields of its `Model`}.
       chain: (name, kwargs) pairs; kwargs is a dict, or the name of a section.
       batch_size: examples in a step, B.
@@ -70,7 +70,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     _check_counts(values)
     for key in ("data", "model"):
         if not isinstance(values[key].get("name"), str):
-            raise ConfigError(f"config.{key}.name is missing: it names the module")
+            raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
     return Settings(**{k: values[k] for k in _TYPES}, sections=extra)
 
 

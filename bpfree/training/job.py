@@ -6,11 +6,10 @@ import jax
 import optax
 
 import bpfree
-import bpfree.data
 import bpfree.models
-from bpfree.data import Batch, Dataset
+from bpfree.data import Batch, Dataset, catalogue, digits, images
 from bpfree.training import chain, config, steps
-from bpfree.training.names import ConfigError, call, member
+from bpfree.training.names import ConfigError, call, member, unknown
 
 
 class Job(NamedTuple):
@@ -27,9 +26,8 @@ class Job(NamedTuple):
 
 def prepare(settings: config.Settings) -> Job:
     """Data, model, chain and first parameters of a config; raises ConfigError."""
-    data_module = member(bpfree.data, settings.data["name"], "config.data.name")
     model_module = member(bpfree.models, settings.model["name"], "config.model.name")
-    data = call(data_module.load, _rest(settings.data), "config.data")
+    data = _data(settings.data)
     size = len(data.train["label"])
     if settings.batch_size > size:
         raise ConfigError(
@@ -53,6 +51,15 @@ def prepare(settings: config.Settings) -> Job:
     )
     params = steps.init_params(model, keys.init, batch)
     return Job(settings, data, task, loss_fn, built.num_samples, params, batch)
+
+
+def _data(section: dict[str, Any]) -> Dataset:
+    name = section["name"]
+    if name == "digits":
+        return call(digits.load, _rest(section), "config.data")
+    if name not in catalogue.SETS:
+        raise unknown("config.data.name", name, ["digits", *catalogue.SETS])
+    return call(images.load, _rest(section), "config.data", {"name": name})
 
 
 def _rest(section: dict[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
       stop_after: save and stop at the first log point with at least so many updates.
 
     Raises:
-      ConfigError: a config that cannot run, before anything is compiled; or one that
-        differs from the config of the run to be resumed.
+      ConfigError: a config that cannot run, before anything is compiled; or a config or
+        data that differ from those of the run to be resumed.
       TrainingFault: a loss or node is not finite. The last checkpoint is from before.
     """
     job = prepare(config.read(config_))
@@ -65,6 +65,7 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
         restored = None
         if manager.latest_step() is not None:
             _check_same_run(workdir, record)
+            _check_same_data(workdir, job.data.source)
             restored = checkpoint.restore(manager, state)
         state = restored or state
         begun = int(state.step)
@@ -156,6 +157,17 @@ def _check_same_run(workdir: Path, record: Any) -> None:
             f"{workdir} holds a run with another config; these differ: "
             f"{', '.join(sorted(changed))}. Choose another --workdir, or restore "
             f"the values in {path}."
+        )
+
+
+def _check_same_data(workdir: Path, source: dict[str, Any]) -> None:
+    """Whether the data are those of the run's header, wherever they lie now."""
+    begun = [r["data"] for r in metrics.read(workdir) if r["kind"] == "header"]
+    changed = config.differences({**begun[0], "from": ""}, {**source, "from": ""}, "data")
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run on other data; these differ: {', '.join(changed)}. "
+            f"Choose another --workdir, or restore the data: {begun[0]}."
         )
 
 

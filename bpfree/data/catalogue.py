@@ -1,0 +1,107 @@
+"""The image sets we know by name: their files and checksums, and what TFDS calls them."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from bpfree.data import raw
+
+
+class Entry(NamedTuple):
+    """A set, and where it may come from.
+
+    Attributes:
+      num_classes: labels are 0 .. num_classes - 1.
+      sha256: {file name without .gz: SHA-256 of its gunzipped content}; empty: not read
+        from raw files.
+      parse: from the contents of those files to arrays.
+      splits: TFDS's names of the training and the test part; None: not in TFDS.
+      note: what the record must say of these files.
+      debian: the package that installs them, if any.
+    """
+
+    num_classes: int
+    sha256: Mapping[str, str] = {}
+    parse: Callable[[Mapping[str, bytes]], raw.Raw] = raw.parse_idx
+    splits: tuple[str, str] | None = ("train", "test")
+    note: str = ""
+    debian: str | None = None
+
+
+# What TFDS registers for the archives of the CIFAR sets; for MNIST and Fashion-MNIST of
+# the gunzipped content, which a repacked gzip file does not change.
+SETS = {
+    "mnist": Entry(
+        10,
+        {
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738"
+            "ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5"
+            "333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77"
+            "db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351"
+            "222c34898ecbeaf847f06e48f7ec33f2",
+        },
+    ),
+    "fashion_mnist": Entry(
+        10,
+        {
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f8388776"
+            "8d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec29"
+            "4ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe0"
+            "87ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494"
+            "c5af83dab82d92729df917d7dec38c34",
+        },
+        debian="dataset-fashion-mnist",
+    ),
+    "cifar10": Entry(
+        10,
+        {
+            "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d6"
+            "8f9f25eb1ed8d9ddda3db29a59bca1dd"
+        },
+        raw.parse_cifar,
+    ),
+    "cifar100": Entry(
+        100,
+        {
+            "cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed"
+            "807d710a4eb253b1f2a199162a40d8ec"
+        },
+        raw.parse_cifar,
+    ),
+    "cifar10_jpeg": Entry(
+        10,
+        {
+            "cifar10_jpeg.npz": "41e82a34836df5a9d7adeafb941e6e97"
+            "6441bcfb915f8c0979c97fa529b318cb"
+        },
+        raw.parse_jpegs,
+        splits=None,
+        note="JPEG copy of CIFAR-10 (quality about 75), not its exact pixels",
+    ),
+    "tiny_imagenet_20": Entry(
+        20,
+        {
+            "tiny_imagenet_20.npz": "98b72b32c3e48b8451353bce6fcd1a88"
+            "e82340e926ff2c83fe835c0de278dea3"
+        },
+        raw.parse_jpegs,
+        splits=None,
+        note="20 of the 200 classes of Tiny ImageNet; its official validation images are "
+        "the test part",
+    ),
+    "kmnist": Entry(10),
+    "svhn_cropped": Entry(10),
+    **{
+        f"imagenet_resized/{side}x{side}": Entry(
+            1000,
+            splits=("train", "validation"),
+            note="the official validation images are the test part",
+        )
+        for side in (8, 16, 32, 64)
+    },
+}

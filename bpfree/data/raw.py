@@ -1,0 +1,153 @@
+"""Raw files of image sets: checked by SHA-256 first, then read."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data set that is missing or not what it should be; says what to do."""
+
+
+class Part(NamedTuple):
+    """Images uint8 (N, height, width, channels) and labels int32 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Raw(NamedTuple):
+    """A set as it comes: the official training and test parts."""
+
+    train: Part
+    test: Part
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file `name` of a folder, or its gzip `name.gz`; None if there is neither."""
+    paths = (folder / name, folder / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def contents(folder: Path, sha256: Mapping[str, str]) -> dict[str, bytes]:
+    """Every file of a set, gunzipped, with its checksum compared.
+
+    Args:
+      folder: where the files are.
+      sha256: {file name without .gz: SHA-256 of the file's content, gunzipped}.
+
+    Raises DataError naming the first file that is missing, cut off or another one.
+    """
+    return {name: _content(folder, name, digest) for name, digest in sha256.items()}
+
+
+def _content(folder: Path, name: str, expected: str) -> bytes:
+    path = find(folder, name)
+    if path is None:
+        raise DataError(f"{folder / name} (or {name}.gz) is missing: add it")
+    try:
+        content = path.read_bytes()
+        if path.name == f"{name}.gz":
+            content = gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} is cut off or no gzip file ({error}): copy it anew"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path} is not the file expected: its content ({len(content)} bytes, "
+            f"gunzipped) has SHA-256 {found}, expected {expected}. It may be cut off, "
+            "damaged, or another set's file of that name: copy it anew"
+        )
+    return content
+
+
+# ---------------------------------------------------- parsers: {file: bytes} -> Raw
+
+
+def parse_idx(files: Mapping[str, bytes]) -> Raw:
+    """The four files of MNIST and its likes."""
+    train, test = (
+        Part(
+            _idx(files[f"{part}-images-idx3-ubyte"])[..., None],
+            _idx(files[f"{part}-labels-idx1-ubyte"]).astype(np.int32),
+        )
+        for part in ("train", "t10k")
+    )
+    return Raw(train, test)
+
+
+def _idx(content: bytes) -> np.ndarray:
+    """An IDX array of bytes: 0 0 8 rank, big-endian sizes (rank, 4), items."""
+    rank = content[3]
+    sizes = np.frombuffer(content, ">u4", rank, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+
+
+def parse_cifar(files: Mapping[str, bytes]) -> Raw:
+    """The "binary version" of CIFAR-10 or CIFAR-100, one tar.gz.
+
+    A record is one label (CIFAR-100: coarse, then fine, which we take) and 3 x 32 x 32
+    pixels.
+    """
+    (archive,) = files.values()
+    parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for item in sorted(tar.getmembers(), key=lambda item: item.name):
+            stem, _, suffix = item.name.rpartition("/")[2].partition(".")
+            file = tar.extractfile(item) if suffix == "bin" else None
+            if file is not None:
+                part = "test" if stem.startswith("test") else "train"
+                parts[part].append(np.frombuffer(file.read(), np.uint8))
+    width = 3073 if any("cifar-10-" in name for name in files) else 3074
+    train, test = (_records(np.concatenate(p), width) for p in parts.values())
+    return Raw(train, test)
+
+
+def _records(content: np.ndarray, width: int) -> Part:
+    rows = content.reshape(-1, width)
+    images = rows[:, -3072:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Part(images, rows[:, -3073].astype(np.int32))
+
+
+def parse_jpegs(files: Mapping[str, bytes]) -> Raw:
+    """One npz of JPEG files laid end to end.
+
+    Entries: `{part}_bytes`, `{part}_len`, `{part}_labels` of the parts train and test (or
+    val); `header`, if there, is the common beginning of all files, whose two-byte end
+    marks are then left out.
+    """
+    (content,) = files.values()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        begin = arrays["header"].tobytes() if "header" in arrays else b""
+        parts = []
+        for part in ("train", "test" if "test_len" in arrays else "val"):
+            ends = np.cumsum(arrays[f"{part}_len"].astype(np.int64))
+            joined = arrays[f"{part}_bytes"].tobytes()
+            jpegs = [
+                begin + joined[i:j] + (b"\xff\xd9" if begin else b"")
+                for i, j in zip([0, *ends[:-1]], ends, strict=True)
+            ]
+            parts.append(Part(_decode(jpegs), arrays[f"{part}_labels"].astype(np.int32)))
+    return Raw(*parts)
+
+
+def _decode(jpegs: list[bytes]) -> np.ndarray:
+    from PIL import Image
+
+    def pixels(jpeg: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(pixels, jpegs)))
