@@ -21,8 +21,6 @@ NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
 NodeFilter = Callable[[str], bool] | Collection[str] | None
 
-_LOSS_KEY_POSITION = 3
-
 
 class Program(NamedTuple):
     """A traced loss function: its jaxpr, its active nodes, and how to unpack it."""
@@ -159,10 +157,14 @@ def adding(program: Program, behind=lambda y: y, tap=True):
 
 
 def takes_key(loss_fn: LossFn) -> bool:
-    """Whether `loss_fn` has a third positional parameter, the PRNG key."""
+    """Whether the third positional parameter of `loss_fn` is there for a PRNG key.
+
+    It is unless it has a default other than None (an option with a value of its own).
+    """
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(loss_fn).parameters.values()
-    return sum(p.kind in kinds for p in parameters) >= _LOSS_KEY_POSITION
+    third = [p for p in parameters if p.kind in kinds][2:3]
+    return any(p.default in (inspect.Parameter.empty, None) for p in third)
 
 
 def arguments(loss_fn: LossFn, params, batch, key) -> tuple:
@@ -212,6 +214,8 @@ def check_losses(losses) -> int | None:
         )
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"losses must be floating point, got {losses.dtype}")
+    if 0 in shape:
+        raise ValueError("the batch is empty: the loss function returned no losses")
     return shape[0] if shape else None
 
 

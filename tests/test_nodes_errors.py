@@ -186,3 +186,18 @@ def test_two_axis_names_for_one_node_cannot_both_be_the_batch():
 
     (site,) = bpfree.program.trace(loss, PARAMS, BATCH).nodes
     assert site.shape[site.batch_axis] == 5
+
+
+def test_an_empty_batch():
+    with pytest.raises(ValueError, match="the batch is empty"):
+        bpfree.record(lambda p, b: bpfree.node(b @ p["w1"]).sum(1))(
+            PARAMS, jnp.zeros((0, PARAMS["w1"].shape[0]))
+        )
+
+
+@pytest.mark.parametrize("default, taken", [(None, True), (2.0, False)])
+def test_a_third_parameter_with_a_value_of_its_own_is_no_key(default, taken):
+    def loss(params, batch, third=default):
+        return bpfree.node(batch @ params["w1"]).sum(1)
+
+    assert bpfree.program.takes_key(loss) is taken

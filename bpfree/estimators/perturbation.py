@@ -239,6 +239,8 @@ def check_sigma(sigma: Sigma) -> None:
     """Concrete values are checked here; traced ones set a fault in the state."""
     if callable(sigma):
         return
+    if jnp.ndim(sigma):
+        raise ValueError(f"sigma must be one number, got shape {jnp.shape(sigma)}")
     try:
         sigma = float(sigma)
     except jax.errors.ConcretizationTypeError:
