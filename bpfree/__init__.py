@@ -1,7 +1,7 @@
 """bpfree: train JAX networks without backpropagation."""
 
 from bpfree._jaxpr import MAPPED
-from bpfree.adapters import supervised, tag_linen
+from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
@@ -27,5 +27,6 @@ __all__ = [
     "record",
     "supervised",
     "tag_linen",
+    "tag_nnx",
     "value",
 ]

@@ -5,7 +5,7 @@ operations and not variables, so they need no collection and survive `nn.scan`, 
 `nn.vmap` and `nn.remat`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -65,64 +65,19 @@ def _kernel_name(context: nn.module.InterceptorContext) -> str | None:
     return next(names, None)
 
 
-def supervised(
-    model: nn.Module,
-    loss: Callable[[Any, jax.Array], jax.Array],
-    *,
-    x: str = "x",
-    label: str = "label",
-    where: Where | None = None,
-    rngs: Sequence[str] = (),
-    **apply_kwargs: Any,
-) -> Callable[..., jax.Array]:
-    """The objective of a Linen model on labelled batches, with its nodes marked.
-
-    Args:
-      model: a Linen module, called as `model(batch[x], **apply_kwargs)`.
-      loss: `(outputs, labels) -> (B,)`, one loss per example; for instance
-        `optax.softmax_cross_entropy_with_integer_labels`.
-      x, label: keys of the batch, a mapping.
-      where: predicate on modules to mark; see `tag_linen`.
-      rngs: names of the random streams the model needs ("dropout"). The objective then
-        takes a third argument, the PRNG key.
-      apply_kwargs: passed on to the model (`train=True`, say).
-
-    Returns: `(params, batch[, key]) -> losses (B,)`; params is the model's "params"
-      collection, `model.init(...)["params"]`.
-
-    Raises (when traced):
-      KeyError: a key missing from the batch. TypeError: a batch that is no mapping.
-      ValueError: a whole variables dict in place of its "params" collection.
-    """
+def bind(
+    model: nn.Module, where: Where | None, rngs: tuple[str, ...], options: dict[str, Any]
+) -> Callable[[Any, Any, Any], Any]:
+    """`(params, x, key) -> outputs`; see `bpfree.adapters`."""
     apply = tag_linen(model.apply, where)
 
-    def objective(params, batch):
-        return _losses(params, batch, {})
-
-    def objective_with_key(params, batch, key):
-        keys = jax.random.split(key, len(rngs))
-        return _losses(params, batch, {"rngs": dict(zip(rngs, keys, strict=True))})
-
-    def _losses(params, batch, random_streams):
-        _check_batch(batch, (x, label))
+    def bound(params, x, key):
         if isinstance(params, Mapping) and set(params) == {"params"}:
             raise ValueError(
                 'params is a whole variables dict; pass model.init(...)["params"]'
             )
-        outputs = apply({"params": params}, batch[x], **random_streams, **apply_kwargs)
-        return loss(outputs, batch[label])
+        keys = jax.random.split(key, len(rngs)) if rngs else ()
+        streams = dict(zip(rngs, keys, strict=True))
+        return apply({"params": params}, x, rngs=streams, **options)
 
-    return objective_with_key if rngs else objective
-
-
-def _check_batch(batch: Any, keys: tuple[str, ...]) -> None:
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"the batch must be a mapping with keys {keys}, got {type(batch).__name__}"
-        )
-    for key in keys:
-        if key not in batch:
-            raise KeyError(
-                f"the batch has no {key!r}; it has {sorted(batch)}. Name the keys with "
-                "bpfree.supervised(model, loss, x=..., label=...)."
-            )
+    return bound
