@@ -1,7 +1,11 @@
 """Objectives out of Flax models that nobody edited, Linen or NNX.
 
-An adapter is a module with one function, `bind(model, where, rngs, options)`: it returns
-`apply(params, x, key) -> outputs`, whose layers are nodes.
+An adapter is a module with a function `bind(model, where, rngs, mutable, options)`: it
+returns `apply(params, state, x, key) -> (outputs, new state)`, whose layers are nodes.
+
+State that is no parameter (running statistics) travels through the loss function: in
+with the batch, out as aux. A noisy pass needs none of it: BatchNorm normalises with the
+batch statistics of the clean pass there, which its adapter holds (`bpfree.hold`).
 """
 
 import sys
@@ -26,8 +30,10 @@ def supervised(
     label: str = "label",
     where: Callable[[Any], bool] | None = None,
     rngs: Sequence[str] = (),
+    mutable: Sequence[Any] = (),
+    state: str = "state",
     **call_kwargs: Any,
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Any]:
     """The objective of a Flax model on labelled batches, with its nodes marked.
 
     Args:
@@ -40,10 +46,19 @@ def supervised(
       rngs: names of the random streams the model needs ("dropout"). The objective then
         takes a third argument, the PRNG key. NNX names the streams of a model made with
         `nnx.Rngs(0)` "default".
+      mutable: collections of a Linen model (("batch_stats",)) or types of NNX variables
+        ((nnx.BatchStat,)) that a training pass changes. The batch then brings their
+        values, `batch[state]`, and the objective returns `(losses, new values)`; feed
+        back `bpfree.aux(opt_state)`, and give the estimator `example_batch=`.
+      state: key of the batch for these values: `{"batch_stats": ...}`, as in a Linen
+        model's variables, or `nnx.state(model, nnx.BatchStat)`. A Linen model takes
+        what it only reads from there too.
       call_kwargs: passed on to the model (`train=True`, say).
 
-    Returns: `(params, batch[, key]) -> losses (B,)`; params is the "params" collection of
-      a Linen model, `model.init(...)["params"]`, or `nnx.state(model, nnx.Param)`.
+    Returns: `(params, batch[, key]) -> losses (B,)`, or `(losses, aux)`; params is the
+      "params" collection of a Linen model, `model.init(...)["params"]`, or
+      `nnx.state(model, nnx.Param)`. To evaluate a trained model, call the model itself
+      (`train=False`; `nnx.update(model, params, aux)` and `model.eval()`).
 
     Raises:
       TypeError: a model that is neither. When traced: a batch that is no mapping.
@@ -51,11 +66,15 @@ def supervised(
       ValueError (when traced): params that are not the model's; NNX random streams that
         the model uses but `rngs` does not name.
     """
-    apply = _adapter(model).bind(model, where, tuple(rngs), call_kwargs)
+    bind = _adapter(model).bind
+    apply = bind(model, where, tuple(rngs), tuple(mutable), call_kwargs)
+    keys = (x, label, state) if mutable else (x, label)
 
     def objective_with_key(params, batch, key):
-        _check_batch(batch, (x, label))
-        return loss(apply(params, batch[x], key), batch[label])
+        _check_batch(batch, keys)
+        outputs, aux = apply(params, batch.get(state, {}), batch[x], key)
+        losses = loss(outputs, batch[label])
+        return (losses, aux) if mutable else losses
 
     def objective(params, batch):
         return objective_with_key(params, batch, None)
@@ -109,5 +128,5 @@ def _check_batch(batch: Any, keys: tuple[str, ...]) -> None:
         if key not in batch:
             raise KeyError(
                 f"the batch has no {key!r}; it has {sorted(batch)}. Name the keys with "
-                "bpfree.supervised(model, loss, x=..., label=...)."
+                "bpfree.supervised(model, loss, x=..., label=..., state=...)."
             )

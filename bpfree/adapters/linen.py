@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from bpfree.adapters.batch_norm import held_statistics
 from bpfree.nodes import kernel_input, node
 
 # Modules whose output is a weight product: (class, name of the kernel parameter).
@@ -34,6 +35,7 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
     Marks the output of every Dense, DenseGeneral, Einsum, Conv, ConvLocal, ConvTranspose
     and Embed (norms belong to the next node's block) under the module's path, and its
     input as what its kernel multiplies. The batch axis is the first one of the output.
+    The batch statistics of every BatchNorm are held (`bpfree.hold`).
 
     Args:
       fn: any function that applies Linen modules, such as `model.apply`.
@@ -42,6 +44,8 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
     """
 
     def interceptor(next_fun, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            return _batch_norm(context.module, next_fun, *args, **kwargs)
         kernel = _kernel_name(context)
         if kernel is None or (where is not None and not where(context.module)):
             return next_fun(*args, **kwargs)
@@ -65,19 +69,37 @@ def _kernel_name(context: nn.module.InterceptorContext) -> str | None:
     return next(names, None)
 
 
+def _batch_norm(norm: nn.BatchNorm, next_fun, x, use_running_average=None, *, mask=None):
+    """The norm with its batch statistics held."""
+    flag = use_running_average
+    running = nn.merge_param("use_running_average", norm.use_running_average, flag)
+    plain = next_fun(x, flag, mask=mask)  # moves the running statistics
+    if running or norm.is_initializing():
+        return plain
+    mean, var = held_statistics(norm, x, mask, "/".join(norm.path))
+    alone = norm.clone(parent=None, name=None, use_running_average=True)
+    statistics = {"batch_stats": {"mean": mean, "var": var}}
+    return alone.apply({**norm.variables, **statistics}, x)
+
+
 def bind(
-    model: nn.Module, where: Where | None, rngs: tuple[str, ...], options: dict[str, Any]
-) -> Callable[[Any, Any, Any], Any]:
-    """`(params, x, key) -> outputs`; see `bpfree.adapters`."""
+    model: nn.Module,
+    where: Where | None,
+    rngs: tuple[str, ...],
+    mutable: tuple[str, ...],
+    options: dict[str, Any],
+) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
+    """`(params, state, x, key) -> (outputs, new state)`; see `bpfree.adapters`."""
     apply = tag_linen(model.apply, where)
 
-    def bound(params, x, key):
+    def bound(params, state, x, key):
         if isinstance(params, Mapping) and set(params) == {"params"}:
             raise ValueError(
                 'params is a whole variables dict; pass model.init(...)["params"]'
             )
         keys = jax.random.split(key, len(rngs)) if rngs else ()
         streams = dict(zip(rngs, keys, strict=True))
-        return apply({"params": params}, x, rngs=streams, **options)
+        variables = {**state, "params": params}
+        return apply(variables, x, rngs=streams, mutable=list(mutable), **options)
 
     return bound

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bpfree.adapters.batch_norm import held_statistics
 from bpfree.nodes import kernel_input, node
 
 # Modules whose output is a weight product: (class, name of the kernel parameter).
@@ -33,24 +34,33 @@ Method = Callable[..., Any]
 
 
 def bind(
-    model: nnx.Module, where: Where | None, rngs: tuple[str, ...], options: dict[str, Any]
-) -> Callable[[Any, Any, Any], Any]:
-    """`(params, x, key) -> outputs`; see `bpfree.adapters`."""
-    graphdef, expected, rest = _split(model)
+    model: nnx.Module,
+    where: Where | None,
+    rngs: tuple[str, ...],
+    mutable: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
+    """`(params, state, x, key) -> (outputs, new state)`; see `bpfree.adapters`."""
+    graphdef, expected, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    expected, changing = _paths(expected), _paths(nnx.state(model, mutable))
     rest = jax.tree.map(jnp.copy, rest)
-    paths = _paths(expected)
     _check_streams(model, rngs)
 
-    def bound(params, x, key):
-        if not isinstance(params, nnx.State) or _paths(params) != paths:
-            raise ValueError("params must be nnx.state(model, nnx.Param) of this model")
+    def bound(params, state, x, key):
+        _check_state("params", params, expected, "nnx.Param")
         copy = nnx.merge(graphdef, params, rest, copy=True)
+        if mutable:
+            _check_state("state", state, changing, f"nnx.Any{mutable}")
+        if state:
+            nnx.update(copy, state)
         _mark_products(copy, where)
+        _hold_norms(copy, bool(mutable))
         _guard_streams(copy, rngs)
         if rngs:
             keys = dict(zip(rngs, jax.random.split(key, len(rngs)), strict=True))
             nnx.reseed(copy, policy="match_shape", **keys)
-        return copy(x, **options)
+        outputs = copy(x, **options)
+        return outputs, nnx.state(copy, mutable)
 
     return bound
 
@@ -59,15 +69,17 @@ def tagged(model: nnx.Module, where: Where | None) -> nnx.Module:
     """See `bpfree.tag_nnx`."""
     copy = nnx.clone(model)
     _mark_products(copy, where)
+    _hold_norms(copy, True)
     return copy
-
-
-def _split(model: nnx.Module) -> Any:
-    return nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
 
 def _paths(state: nnx.State) -> set[Any]:
     return set(nnx.to_flat_state(state).paths)
+
+
+def _check_state(what: str, given: Any, paths: set[Any], types: str) -> None:
+    if not isinstance(given, nnx.State) or _paths(given) != paths:
+        raise ValueError(f"{what} must be nnx.state(model, {types}) of this model")
 
 
 # ----------------------------------------------------------------------- weight products
@@ -106,6 +118,44 @@ def _subclass(cls: type, wrap: Callable[[Method], Method]) -> type:
     names = [name for name in ("__call__", "attend") if hasattr(cls, name)]
     methods = {name: wrap(getattr(cls, name)) for name in names}
     return type(cls.__name__, (cls,), {"__doc__": cls.__doc__, **methods})
+
+
+# --------------------------------------------------------------------- batch statistics
+
+
+def _hold_norms(model: nnx.Module, mutable: bool) -> None:
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, nnx.BatchNorm):
+            name = "/".join(map(str, path)) or type(module).__name__
+            _retype(module, _held, (name, mutable))
+
+
+def _held(method: Method) -> Method:
+    """The norm with its batch statistics held."""
+
+    def held(self, x, use_running_average=None, *, mask=None):
+        name, mutable = self._bpfree
+        flag = use_running_average
+        running = self.use_running_average if flag is None else flag
+        if running is None or running:
+            return method(self, x, flag, mask=mask)
+        if not mutable:
+            raise ValueError(
+                f"{name} changes its running statistics, which would be lost: pass "
+                "bpfree.supervised(..., mutable=(nnx.BatchStat,)), or call model.eval() "
+                "before."
+            )
+        method(self, x, False, mask=mask)  # moves the running statistics
+        moved = self.mean.get_value(), self.var.get_value()
+        mean, var = held_statistics(self, x, mask, name)
+        self.mean.set_value(mean)
+        self.var.set_value(var)
+        out = method(self, x, True, mask=mask)
+        self.mean.set_value(moved[0])
+        self.var.set_value(moved[1])
+        return out
+
+    return held
 
 
 # ------------------------------------------------------------------------ random streams
