@@ -212,6 +212,49 @@ def test_masks_axes_and_slow_variance():
     assert_close(bpfree.tag_linen(norm.apply)(variables, x, **options), plain, 1e-12)
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        norm = nn.BatchNorm(False, force_float32_reductions=False, **FLOAT)
+        return nn.tanh(norm(nn.Dense(3, **FLOAT)(x))), None
+
+
+LIFTED = {
+    "variable_axes": {"params": 0, "batch_stats": 0},
+    "split_rngs": {"params": True},
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.scan(nn.remat(Normed, prevent_cse=False), length=3, **LIFTED)(),
+        lambda: nn.vmap(Normed, in_axes=None, out_axes=1, axis_size=2, **LIFTED)(),
+    ],
+    ids=["scan of remat", "vmap"],
+)
+def test_lifted_norms(make):
+    """Held in loops too: the pass is Linen's own, and zero noise changes nothing."""
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return make()(x, None)[0].reshape(SIZE, -1)
+
+    variables = dict(Outer().init(jax.random.key(0), X))
+    params, state = variables.pop("params"), double(variables)
+    objective = bpfree.supervised(Outer(), loss, mutable=("batch_stats",))
+    batch = {"x": X, "label": LABEL, "state": state}
+    outputs, moved = Outer().apply(
+        {"params": params, **state}, X, mutable=["batch_stats"]
+    )
+    expected = loss(outputs, LABEL), moved
+    assert_close(objective(params, batch), expected, rtol=1e-12)
+    still, values = bpfree.inject(objective)(params, batch, {})
+    assert_close(still, expected, rtol=1e-12)
+    assert len(values) == 1
+
+
 def test_state_must_be_named_and_given(problem):
     objective, params, batch = problem
     with pytest.raises(KeyError, match="no 'state'"):

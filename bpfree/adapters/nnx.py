@@ -131,7 +131,10 @@ def _hold_norms(model: nnx.Module, mutable: bool) -> None:
 
 
 def _held(method: Method) -> Method:
-    """The norm with its batch statistics held."""
+    """The norm with its batch statistics held.
+
+    With dtype=bfloat16 NNX rounds given statistics to it, so that the marks show there.
+    """
 
     def held(self, x, use_running_average=None, *, mask=None):
         name, mutable = self._bpfree
