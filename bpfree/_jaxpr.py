@@ -21,7 +21,7 @@ class Site(NamedTuple):
     """One tagged value as the whole program sees it (scanned values are stacked)."""
 
     name: str
-    kind: str  # "node" or "input"
+    kind: str  # "node", "input" or "hold"
     batch_axis: int | None  # MAPPED until a vmap has said which
     shape: tuple[int, ...]
     dtype: Any

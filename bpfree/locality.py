@@ -85,7 +85,7 @@ def check(program: _program.Program, args) -> Blocks:
 
 def _paths(params) -> list[str]:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+    paths = [param_path(p) for p, _ in leaves]
     for path, (_, leaf) in zip(paths, leaves, strict=True):
         if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.numpy.floating):
             raise ValueError(
@@ -93,6 +93,16 @@ def _paths(params) -> list[str]:
                 "real floating point. Keep other state in the batch or in a closure."
             )
     return paths
+
+
+def param_path(path: tuple) -> str:
+    """A leaf's key path in words, as adapters name kernels: "layer/kernel".
+
+    Flax NNX wraps every array in a Variable, whose own key, `.value`, is left out.
+    """
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _tangent_program(program: _program.Program, args) -> tuple[Any, list[str]]:

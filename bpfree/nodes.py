@@ -33,6 +33,7 @@ from bpfree.program import (
     Program,
     adding,
     arguments,
+    cut,
     cut_vjp,
     evaluate,
     trace,
@@ -76,6 +77,18 @@ def kernel_input(x: jax.Array, path: str) -> jax.Array:
     return _jaxpr.tag_p.bind(x, kind="input", name=path, batch_axis=None)
 
 
+def hold(x: jax.Array, name: str) -> jax.Array:
+    """Mark `x` as a statistic of the clean pass; the identity under plain autodiff.
+
+    Noisy passes (`inject`, and every perturbation estimator) use the value that `x` has
+    in the clean pass, whatever their noise does to it, and no derivative passes through
+    it, in the clean pass neither: their gradient is that of the loss with `x` a constant.
+    Batch normalisation needs this, or the noise of one example would reach the losses of
+    all others; the adapters hold its mean and variance. A repeated `name` gets `#1`, ...
+    """
+    return _jaxpr.tag_p.bind(x, kind="hold", name=name, batch_axis=None)
+
+
 def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
     """`(params, batch[, key]) -> (output of loss_fn, {node: y}, {kernel path: input})`.
 
@@ -102,13 +115,15 @@ def inject(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
 
     Runs forward with `y + delta` behind each node named in the dict; `y` is the value
     before its own delta, downstream of the earlier ones. Raises ValueError for unknown
-    names and wrong shapes.
+    names and wrong shapes. What is held (`bpfree.hold`) costs a clean pass before.
     """
 
     def injected(params, batch, deltas: NodeTree, key=None):
         program = trace(loss_fn, params, batch, key, nodes)
         _check_tree(program, deltas, "delta")
         args = arguments(loss_fn, params, batch, key)
+        if any(s.kind == "hold" for s in program.sites):
+            program = program.holding(cut(program, args)[1])
         return evaluate(program, Run(adding(program)), args, deltas)
 
     return injected
@@ -134,7 +149,7 @@ def pullback(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
             _check_tree(program, signals, "signal")
             return vjp(signals)
 
-        return out, values, pull
+        return out, {s.name: values[s.name] for s in program.nodes}, pull
 
     return pulled
 

@@ -23,7 +23,10 @@ NodeFilter = Callable[[str], bool] | Collection[str] | None
 
 
 class Program(NamedTuple):
-    """A traced loss function: its jaxpr, its active nodes, and how to unpack it."""
+    """A traced loss function: its jaxpr, its active nodes, and how to unpack it.
+
+    `held` is empty in a clean pass; in noisy ones it says what stands at the holds.
+    """
 
     jaxpr: Any
     consts: Any
@@ -31,10 +34,16 @@ class Program(NamedTuple):
     active: frozenset[str]
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
+    held: NodeTree = {}
 
     @property
     def nodes(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.name in self.active)
+
+    def holding(self, values: NodeTree) -> "Program":
+        """The program of the noisy passes, with what `cut` gave in the clean one."""
+        holds = [s.name for s in self.sites if s.kind == "hold"]
+        return self._replace(held={name: values[name] for name in holds})
 
 
 def split_aux(out: Any) -> tuple[jax.Array, Any]:
@@ -92,19 +101,23 @@ def _read(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
 def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
     """(output of loss_fn, taps) of one interpretation of the program."""
     flat = jax.tree.leaves(args)
+    given = {**program.held, **(deltas or {})}
     outs, taps = _jaxpr.run(
-        spec, program.jaxpr, program.consts, flat, program.sites, deltas or {}
+        spec, program.jaxpr, program.consts, flat, program.sites, given
     )
     return jax.tree.unflatten(program.out_tree, outs), taps
 
 
 def cut(program: Program, args, deltas: NodeTree | None = None):
-    """(output of loss_fn, {node: y}) with no derivative across a node."""
+    """(output of loss_fn, {node: y}) with no derivative across a node.
+
+    In a clean pass the values at the holds are handed out too.
+    """
     return evaluate(program, Run(adding(program, lax.stop_gradient)), args, deltas)
 
 
 def cut_vjp(program: Program, args):
-    """One pass with every node cut: `(output, {node: y}, vjp)`; see `pullback`."""
+    """One clean pass: `(output, {node or hold: y}, vjp)`; see `pullback`."""
 
     def cut_params(params):
         out, values = cut(program, (params, *args[1:]))
@@ -142,7 +155,12 @@ def perturbed(program: Program, args) -> Callable[[NodeTree], jax.Array]:
 
 
 def adding(program: Program, behind=lambda y: y, tap=True):
+    """Visit that adds deltas at the active nodes, and keeps constant what is held."""
+
     def visit(site, y, deltas):
+        if site.kind == "hold":
+            value = lax.stop_gradient(deltas.get(site.name, y))
+            return value, ({} if site.name in deltas or not tap else {site.name: value})
         if site.name not in program.active:
             return y, {}
         value = behind(y)
@@ -199,7 +217,7 @@ def _with_names(sites: list[Site]) -> tuple[Site, ...]:
         if count > 1:
             raise ValueError(
                 f"two marks have the name {name!r} (repeated names are numbered #1, #2, "
-                "..., and nodes and kernel inputs share their names): rename one of them."
+                "..., and all kinds of marks share their names): rename one of them."
             )
     return tuple(named)
 

@@ -219,6 +219,11 @@ def value(state: Any, name: str | None = None) -> jax.Array:
     return find_state(state, name).value
 
 
+def aux(state: Any, name: str | None = None) -> Any:
+    """Aux of the last clean pass, or None; arguments as in `find_state`."""
+    return find_state(state, name).aux
+
+
 def fault_message(
     state: Any, loss_fn: _program.LossFn, params, batch, name: str | None = None
 ) -> str | None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import bpfree
 from bpfree.training import ConfigError, TrainingFault, fit
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,7 @@ def small(**changes):
 
 
 def bits(result):
-    leaves = jax.tree.leaves((result.params, result.opt_state))
+    leaves = jax.tree.leaves((result.params, result.model_state, result.opt_state))
     keys = jax.dtypes.prng_key
     leaves = [
         jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, keys) else x
@@ -156,6 +157,40 @@ def test_fault_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     resumed = fit(diverging, tmp_path, stop_after=8)
     assert resumed.resumed_from == 8
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(resumed.params))
+
+
+NORMED = {"name": "convnet", "image": (8, 8, 1), "channels": (4,), "norm": "batch"}
+
+
+def test_batch_statistics_are_trained_kept_and_resumed(tmp_path):
+    straight = fit(small(model=NORMED), tmp_path / "a")
+    fit(small(model=NORMED), tmp_path / "b", stop_after=8)
+    resumed = fit(small(model=NORMED), tmp_path / "b")
+    assert resumed.resumed_from == 8 and bits(resumed) == bits(straight)
+    moved = straight.model_state["batch_stats"]["BatchNorm_0"]
+    assert np.all(moved["mean"] != 0) and np.all(moved["var"] != 1)
+    assert bpfree.aux(straight.opt_state)["batch_stats"]["BatchNorm_0"].keys() == {
+        "mean",
+        "var",
+    }
+
+
+def test_evaluation_reads_the_running_statistics(tmp_path):
+    """They say as much as the batch's own once they have settled."""
+    rate = {"learning_rate": 0.01}
+    chain = (("node_perturbation", "estimator"), ("adam", rate))
+    lengths = {"num_steps": 300, "log_every": 300, "checkpoint_every": 300}
+    config = small(model=NORMED, chain=chain, batch_size=64, **lengths)
+    assert fit(config, tmp_path).validation_accuracy > 0.6
+
+
+def test_fault_behind_batch_statistics_names_the_node(tmp_path):
+    diverging = small(
+        model=NORMED,
+        chain=(("likelihood_ratio", "estimator"), ("sgd", {"learning_rate": 1e30})),
+    )
+    with pytest.raises(TrainingFault, match="node '.*not finite"):
+        fit(diverging, tmp_path)
 
 
 def test_import_of_the_core_brings_no_launcher():

@@ -102,7 +102,8 @@ def make_estimator(settings: Settings) -> Estimator:
         locality.check(program, args)
         out, values, pull = _program.cut_vjp(program, args)
         clean, aux = _program.split_aux(out)
-        run = _Pass(settings, program, args, noise_key, sigma, clean)
+        noisy = program.holding(values)
+        run = _Pass(settings, noisy, args, noise_key, sigma, clean)
         if settings.pairing == "clean":
             gradient = pull(_signals(run))
         else:

@@ -16,6 +16,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """One of `ACTIVATIONS`; ValueError with the choices."""
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"activation {name!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
 class Model(nn.Module):
     """Dense layers with an activation between them.
 
@@ -30,14 +39,10 @@ class Model(nn.Module):
     activation: str = "relu"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Inputs (B, ...) to logits (B, num_classes); ValueError: unknown activation."""
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {self.activation!r} is unknown; choose one of "
-                f"{', '.join(ACTIVATIONS)}"
-            )
+        phi = activation(self.activation)
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
+            x = phi(nn.Dense(width)(x))
         return nn.Dense(self.num_classes)(x)

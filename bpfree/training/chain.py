@@ -9,7 +9,8 @@ A chain is a list of (name, kwargs) pairs, for instance
 Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
 pair inside kwargs is made first. Constructors whose first parameter is `loss_fn` get the
-loss function; the estimators' `seed` is the run's unless kwargs says otherwise.
+loss function; the estimators' `seed` is the run's unless kwargs says otherwise, and their
+`example_batch` is a batch of the training set.
 """
 
 import inspect
@@ -40,22 +41,28 @@ class _Context(NamedTuple):
     sections: Sections
     loss_fn: Callable[..., Any]
     seed: Any
+    example_batch: Any
 
 
 def build(
-    links: Sequence[Any], sections: Sections, loss_fn: Callable[..., Any], seed: Any
+    links: Sequence[Any],
+    sections: Sections,
+    loss_fn: Callable[..., Any],
+    seed: Any,
+    example_batch: Any = None,
 ) -> Chain:
     """Make the chain of a config.
 
     Args:
       links: (name, kwargs) pairs.
       sections: {name: kwargs} that links may name.
-      loss_fn: the objective, `(params, batch) -> losses (B,)`.
+      loss_fn: the objective, `(params, batch) -> losses (B,)` or `(losses, aux)`.
       seed: int or PRNG key of the estimators.
+      example_batch: a batch or its shapes; needed if loss_fn returns aux.
 
     Raises ConfigError naming the link and the choices.
     """
-    context = _Context(sections, loss_fn, seed)
+    context = _Context(sections, loss_fn, seed, example_batch)
     made = [_link(i, link, context) for i, link in enumerate(links)]
     if not any(isinstance(t, transform.EstimatorTransformation) for t in made[:1]):
         raise ConfigError(
@@ -95,6 +102,8 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
         given["loss_fn"] = context.loss_fn
     if constructor in _estimators() and "seed" not in kwargs:
         given["seed"] = context.seed
+    if constructor in _estimators() and "example_batch" in parameters:
+        given["example_batch"] = context.example_batch
     return call(constructor, kwargs, where, given)
 
 

@@ -21,6 +21,7 @@ class Job(NamedTuple):
     loss_fn: Any
     num_samples: int
     params: Any
+    model_state: Any
     batch: Batch  # a batch of the training set, for its shapes
 
 
@@ -37,20 +38,27 @@ def prepare(settings: config.Settings) -> Job:
     given = {"num_classes": data.num_classes}
     model = call(model_module.Model, _rest(settings.model), "config.model", given)
     keys = steps.make_keys(settings.seed)
-    loss = optax.softmax_cross_entropy_with_integer_labels
-    loss_fn = bpfree.supervised(model, loss)
-    built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator)
     batch = {k: v[: settings.batch_size] for k, v in data.train.items()}
+
+    def init(key):
+        return steps.init_variables(model, key, batch)
+
     try:
-        shapes = jax.eval_shape(model.init, keys.init, batch["x"])["params"]
+        shapes, state_shapes = jax.eval_shape(init, keys.init)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
+    batch = steps.with_state(batch, state_shapes)
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    loss_fn = bpfree.supervised(model, loss, mutable=tuple(state_shapes), train=True)
+    built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator, batch)
     chain.check(built, shapes, batch)
     task = steps.Task(
         model, built.transformation, data.augment, keys, settings.batch_size
     )
-    params = steps.init_params(model, keys.init, batch)
-    return Job(settings, data, task, loss_fn, built.num_samples, params, batch)
+    params, model_state = jax.jit(init)(keys.init)
+    return Job(
+        settings, data, task, loss_fn, built.num_samples, params, model_state, batch
+    )
 
 
 def _data(section: dict[str, Any]) -> Dataset:

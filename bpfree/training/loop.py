@@ -26,6 +26,7 @@ class Result(NamedTuple):
     Attributes:
       test_accuracy, validation_accuracy: of the last parameters, 0 .. 1.
       params: the model's "params" collection.
+      model_state: its other collections, {} if it has none.
       opt_state: state of the chain.
       steps: updates done, over all resumptions.
       resumed_from: updates already done when this call began; 0 for a fresh run.
@@ -34,6 +35,7 @@ class Result(NamedTuple):
     test_accuracy: float
     validation_accuracy: float
     params: Any
+    model_state: Any
     opt_state: Any
     steps: int
     resumed_from: int
@@ -61,7 +63,7 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with checkpoint.opened(workdir) as manager:
-        state = steps.init_state(job.task, job.params)
+        state = steps.init_state(job.task, job.params, job.model_state)
         restored = None
         if manager.latest_step() is not None:
             _check_same_run(workdir, record)
@@ -187,9 +189,10 @@ def _finish(job, workdir, state, arrays, begun) -> Result:
     look = jax.jit(functools.partial(steps.accuracy, job.task.model))
     _, validation, test = arrays
     result = Result(
-        float(look(state.params, test)),
-        float(look(state.params, validation)),
+        float(look(state.params, state.model_state, test)),
+        float(look(state.params, state.model_state, validation)),
         state.params,
+        state.model_state,
         state.opt_state,
         int(state.step),
         begun,

@@ -23,11 +23,13 @@ class TrainState(NamedTuple):
     Attributes:
       step: updates done, int32 ().
       params: the model's "params" collection.
+      model_state: its other collections ("batch_stats"), {} if it has none.
       opt_state: state of the chain, the estimator's included.
     """
 
     step: jax.Array
     params: Any
+    model_state: Any
     opt_state: Any
 
 
@@ -64,14 +66,20 @@ def make_keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
-def init_params(model: nn.Module, key: jax.Array, batch: Batch) -> Any:
-    """The "params" collection of a model; `batch` gives the shapes. Consumes the key."""
-    return jax.jit(model.init)(key, batch["x"])["params"]
+def init_variables(model: nn.Module, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
+    """(params, model_state); `batch` gives the shapes. Consumes the key; traceable."""
+    variables = dict(model.init(key, batch["x"]))
+    return variables.pop("params"), variables
 
 
-def init_state(task: Task, params: Any) -> TrainState:
+def with_state(batch: Batch, model_state: Any) -> Batch:
+    """The batch as the objective reads it, `bpfree.supervised(..., mutable=...)`."""
+    return {**batch, "state": model_state}
+
+
+def init_state(task: Task, params: Any, model_state: Any) -> TrainState:
     opt_state = jax.jit(task.transformation.init)(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
 
 
 def batch_order(
@@ -110,20 +118,22 @@ def make_block(task: Task, length: int) -> Block:
         size = train["label"].shape[0]
         rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
         state, losses = lax.scan(step, state, rows)
-        return state, Metrics(
-            losses.mean(), accuracy(task.model, state.params, validation)
-        )
+        look = accuracy(task.model, state.params, state.model_state, validation)
+        return state, Metrics(losses.mean(), look)
 
     return block
 
 
 def _update(transformation, state, batch) -> tuple[TrainState, jax.Array]:
     zeros = optax.tree.zeros_like(state.params)
+    batch = with_state(batch, state.model_state)
     updates, opt_state = transformation.update(
         zeros, state.opt_state, state.params, batch=batch
     )
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), bpfree.value(opt_state)
+    model_state = bpfree.aux(opt_state) or {}  # None: the objective has no aux
+    state = TrainState(state.step + 1, params, model_state, opt_state)
+    return state, bpfree.value(opt_state)
 
 
 def compile_block(task: Task, length: int, *args: Any) -> Block:
@@ -131,9 +141,9 @@ def compile_block(task: Task, length: int, *args: Any) -> Block:
     return jax.jit(make_block(task, length), donate_argnums=0).lower(*args).compile()
 
 
-def accuracy(model: nn.Module, params: Any, batch: Batch) -> jax.Array:
+def accuracy(model: nn.Module, params: Any, model_state: Any, batch: Batch) -> jax.Array:
     """Share of the examples whose largest logit is the label's, float32 ()."""
-    logits: Any = model.apply({"params": params}, batch["x"])
+    logits: Any = model.apply({**model_state, "params": params}, batch["x"])
     return (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
 
 

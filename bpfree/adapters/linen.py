@@ -5,12 +5,13 @@ operations and not variables, so they need no collection and survive `nn.scan`, 
 `nn.vmap` and `nn.remat`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
 
+from bpfree.adapters.batch_norm import held_statistics
 from bpfree.nodes import kernel_input, node
 
 # Modules whose output is a weight product: (class, name of the kernel parameter).
@@ -34,6 +35,7 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
     Marks the output of every Dense, DenseGeneral, Einsum, Conv, ConvLocal, ConvTranspose
     and Embed (norms belong to the next node's block) under the module's path, and its
     input as what its kernel multiplies. The batch axis is the first one of the output.
+    The batch statistics of every BatchNorm are held (`bpfree.hold`).
 
     Args:
       fn: any function that applies Linen modules, such as `model.apply`.
@@ -42,6 +44,8 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
     """
 
     def interceptor(next_fun, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            return _batch_norm(context.module, next_fun, *args, **kwargs)
         kernel = _kernel_name(context)
         if kernel is None or (where is not None and not where(context.module)):
             return next_fun(*args, **kwargs)
@@ -65,64 +69,37 @@ def _kernel_name(context: nn.module.InterceptorContext) -> str | None:
     return next(names, None)
 
 
-def supervised(
+def _batch_norm(norm: nn.BatchNorm, next_fun, x, use_running_average=None, *, mask=None):
+    """The norm with its batch statistics held."""
+    flag = use_running_average
+    running = nn.merge_param("use_running_average", norm.use_running_average, flag)
+    plain = next_fun(x, flag, mask=mask)  # moves the running statistics
+    if running or norm.is_initializing():
+        return plain
+    mean, var = held_statistics(norm, x, mask, "/".join(norm.path))
+    alone = norm.clone(parent=None, name=None, use_running_average=True)
+    statistics = {"batch_stats": {"mean": mean, "var": var}}
+    return alone.apply({**norm.variables, **statistics}, x)
+
+
+def bind(
     model: nn.Module,
-    loss: Callable[[Any, jax.Array], jax.Array],
-    *,
-    x: str = "x",
-    label: str = "label",
-    where: Where | None = None,
-    rngs: Sequence[str] = (),
-    **apply_kwargs: Any,
-) -> Callable[..., jax.Array]:
-    """The objective of a Linen model on labelled batches, with its nodes marked.
-
-    Args:
-      model: a Linen module, called as `model(batch[x], **apply_kwargs)`.
-      loss: `(outputs, labels) -> (B,)`, one loss per example; for instance
-        `optax.softmax_cross_entropy_with_integer_labels`.
-      x, label: keys of the batch, a mapping.
-      where: predicate on modules to mark; see `tag_linen`.
-      rngs: names of the random streams the model needs ("dropout"). The objective then
-        takes a third argument, the PRNG key.
-      apply_kwargs: passed on to the model (`train=True`, say).
-
-    Returns: `(params, batch[, key]) -> losses (B,)`; params is the model's "params"
-      collection, `model.init(...)["params"]`.
-
-    Raises (when traced):
-      KeyError: a key missing from the batch. TypeError: a batch that is no mapping.
-      ValueError: a whole variables dict in place of its "params" collection.
-    """
+    where: Where | None,
+    rngs: tuple[str, ...],
+    mutable: tuple[str, ...],
+    options: dict[str, Any],
+) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
+    """`(params, state, x, key) -> (outputs, new state)`; see `bpfree.adapters`."""
     apply = tag_linen(model.apply, where)
 
-    def objective(params, batch):
-        return _losses(params, batch, {})
-
-    def objective_with_key(params, batch, key):
-        keys = jax.random.split(key, len(rngs))
-        return _losses(params, batch, {"rngs": dict(zip(rngs, keys, strict=True))})
-
-    def _losses(params, batch, random_streams):
-        _check_batch(batch, (x, label))
+    def bound(params, state, x, key):
         if isinstance(params, Mapping) and set(params) == {"params"}:
             raise ValueError(
                 'params is a whole variables dict; pass model.init(...)["params"]'
             )
-        outputs = apply({"params": params}, batch[x], **random_streams, **apply_kwargs)
-        return loss(outputs, batch[label])
+        keys = jax.random.split(key, len(rngs)) if rngs else ()
+        streams = dict(zip(rngs, keys, strict=True))
+        variables = {**state, "params": params}
+        return apply(variables, x, rngs=streams, mutable=list(mutable), **options)
 
-    return objective_with_key if rngs else objective
-
-
-def _check_batch(batch: Any, keys: tuple[str, ...]) -> None:
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"the batch must be a mapping with keys {keys}, got {type(batch).__name__}"
-        )
-    for key in keys:
-        if key not in batch:
-            raise KeyError(
-                f"the batch has no {key!r}; it has {sorted(batch)}. Name the keys with "
-                "bpfree.supervised(model, loss, x=..., label=...)."
-            )
+    return bound

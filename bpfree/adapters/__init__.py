@@ -1,0 +1,132 @@
+"""Objectives out of Flax models that nobody edited, Linen or NNX.
+
+An adapter is a module with a function `bind(model, where, rngs, mutable, options)`: it
+returns `apply(params, state, x, key) -> (outputs, new state)`, whose layers are nodes.
+
+State that is no parameter (running statistics) travels through the loss function: in
+with the batch, out as aux. A noisy pass needs none of it: BatchNorm normalises with the
+batch statistics of the clean pass there, which its adapter holds (`bpfree.hold`).
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from bpfree.adapters import linen
+from bpfree.adapters.linen import tag_linen
+
+__all__ = ["supervised", "tag_linen", "tag_nnx"]
+
+
+def supervised(
+    model: Any,
+    loss: Callable[[Any, jax.Array], jax.Array],
+    *,
+    x: str = "x",
+    label: str = "label",
+    where: Callable[[Any], bool] | None = None,
+    rngs: Sequence[str] = (),
+    mutable: Sequence[Any] = (),
+    state: str = "state",
+    **call_kwargs: Any,
+) -> Callable[..., Any]:
+    """The objective of a Flax model on labelled batches, with its nodes marked.
+
+    Args:
+      model: a Linen or NNX module, called as `model(batch[x], **call_kwargs)`. An NNX
+        module is read once, here, and never changed: all but its params is copied.
+      loss: `(outputs, labels) -> (B,)`, one loss per example; for instance
+        `optax.softmax_cross_entropy_with_integer_labels`.
+      x, label: keys of the batch, a mapping.
+      where: predicate on modules to mark; see `tag_linen` and `tag_nnx`.
+      rngs: names of the random streams the model needs ("dropout"). The objective then
+        takes a third argument, the PRNG key. NNX names the streams of a model made with
+        `nnx.Rngs(0)` "default".
+      mutable: collections of a Linen model (("batch_stats",)) or types of NNX variables
+        ((nnx.BatchStat,)) that a training pass changes. The batch then brings their
+        values, `batch[state]`, and the objective returns `(losses, new values)`; feed
+        back `bpfree.aux(opt_state)`, and give the estimator `example_batch=`.
+      state: key of the batch for these values: `{"batch_stats": ...}`, as in a Linen
+        model's variables, or `nnx.state(model, nnx.BatchStat)`. A Linen model takes
+        what it only reads from there too.
+      call_kwargs: passed on to the model (`train=True`, say).
+
+    Returns: `(params, batch[, key]) -> losses (B,)`, or `(losses, aux)`; params is the
+      "params" collection of a Linen model, `model.init(...)["params"]`, or
+      `nnx.state(model, nnx.Param)`. To evaluate a trained model, call the model itself
+      (`train=False`; `nnx.update(model, params, aux)` and `model.eval()`).
+
+    Raises:
+      TypeError: a model that is neither. When traced: a batch that is no mapping.
+      KeyError (when traced): a key missing from the batch.
+      ValueError (when traced): params that are not the model's; NNX random streams that
+        the model uses but `rngs` does not name.
+    """
+    bind = _adapter(model).bind
+    apply = bind(model, where, tuple(rngs), tuple(mutable), call_kwargs)
+    keys = (x, label, state) if mutable else (x, label)
+
+    def objective_with_key(params, batch, key):
+        _check_batch(batch, keys)
+        outputs, aux = apply(params, batch.get(state, {}), batch[x], key)
+        losses = loss(outputs, batch[label])
+        return (losses, aux) if mutable else losses
+
+    def objective(params, batch):
+        return objective_with_key(params, batch, None)
+
+    return objective_with_key if rngs else objective
+
+
+def tag_nnx(model: Any, where: Callable[[Any], bool] | None = None) -> Any:
+    """A copy of an NNX model with the outputs of its layers marked as nodes.
+
+    Marks the output of every Linear, LinearGeneral, Einsum, Conv, ConvTranspose and Embed
+    (norms belong to the next node's block; attention and recurrent cells are made of
+    these) under the module's path, and its input as what its kernel multiplies. The batch
+    axis is the first one of the output. In a loss function, merge first:
+    `bpfree.tag_nnx(nnx.merge(graphdef, params, rest))(x)`.
+
+    Args:
+      model: an NNX module; it stays as it is.
+      where: predicate on the module; False leaves it unmarked, so that it becomes part of
+        the next node's block. A module that has several paths is named by one of them.
+    """
+    return _nnx().tagged(model, where)
+
+
+def _adapter(model: Any) -> ModuleType:
+    if isinstance(model, nn.Module):
+        return linen
+    if "flax.nnx" in sys.modules:  # as it is wherever an NNX model was made
+        adapter = _nnx()
+        if isinstance(model, adapter.nnx.Module):
+            return adapter
+    raise TypeError(
+        f"supervised takes a Flax Linen or NNX module, got {type(model).__name__}. In "
+        "other code mark the nodes with bpfree.node."
+    )
+
+
+def _nnx() -> ModuleType:
+    """Imported late: NNX takes about as long to import as all of bpfree."""
+    from bpfree.adapters import nnx
+
+    return nnx
+
+
+def _check_batch(batch: Any, keys: tuple[str, ...]) -> None:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"the batch must be a mapping with keys {keys}, got {type(batch).__name__}"
+        )
+    for key in keys:
+        if key not in batch:
+            raise KeyError(
+                f"the batch has no {key!r}; it has {sorted(batch)}. Name the keys with "
+                "bpfree.supervised(model, loss, x=..., label=..., state=...)."
+            )

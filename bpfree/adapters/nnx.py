@@ -1,0 +1,200 @@
+"""Mark the nodes of Flax NNX models that nobody edited.
+
+The layers of a copy of the model are retyped, each to a subclass of its own class whose
+methods put the tags in. The copy is an NNX module like any other, so that the tags
+survive `nnx.RNN`, `nnx.scan`, `nnx.vmap` and `nnx.remat`, which split and merge it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bpfree.adapters.batch_norm import held_statistics
+from bpfree.nodes import kernel_input, node
+
+# Modules whose output is a weight product: (class, name of the kernel parameter).
+PRODUCTS = (
+    (nnx.Linear, "kernel"),
+    (nnx.LinearGeneral, "kernel"),
+    (nnx.Einsum, "kernel"),
+    (nnx.Conv, "kernel"),
+    (nnx.ConvTranspose, "kernel"),
+    (nnx.Embed, "embedding"),
+)
+
+# Modules that draw from their own random stream, `self.rngs`.
+DRAWING = (nnx.Dropout, nnx.MultiHeadAttention)
+
+Where = Callable[[nnx.Module], bool]
+Method = Callable[..., Any]
+
+
+def bind(
+    model: nnx.Module,
+    where: Where | None,
+    rngs: tuple[str, ...],
+    mutable: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
+    """`(params, state, x, key) -> (outputs, new state)`; see `bpfree.adapters`."""
+    graphdef, expected, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    expected, changing = _paths(expected), _paths(nnx.state(model, mutable))
+    rest = jax.tree.map(jnp.copy, rest)
+    _check_streams(model, rngs)
+
+    def bound(params, state, x, key):
+        _check_state("params", params, expected, "nnx.Param")
+        copy = nnx.merge(graphdef, params, rest, copy=True)
+        if mutable:
+            _check_state("state", state, changing, f"nnx.Any{mutable}")
+        if state:
+            nnx.update(copy, state)
+        _mark_products(copy, where)
+        _hold_norms(copy, bool(mutable))
+        _guard_streams(copy, rngs)
+        if rngs:
+            keys = dict(zip(rngs, jax.random.split(key, len(rngs)), strict=True))
+            nnx.reseed(copy, policy="match_shape", **keys)
+        outputs = copy(x, **options)
+        return outputs, nnx.state(copy, mutable)
+
+    return bound
+
+
+def tagged(model: nnx.Module, where: Where | None) -> nnx.Module:
+    """See `bpfree.tag_nnx`."""
+    copy = nnx.clone(model)
+    _mark_products(copy, where)
+    _hold_norms(copy, True)
+    return copy
+
+
+def _paths(state: nnx.State) -> set[Any]:
+    return set(nnx.to_flat_state(state).paths)
+
+
+def _check_state(what: str, given: Any, paths: set[Any], types: str) -> None:
+    if not isinstance(given, nnx.State) or _paths(given) != paths:
+        raise ValueError(f"{what} must be nnx.state(model, {types}) of this model")
+
+
+# ----------------------------------------------------------------------- weight products
+
+
+def _mark_products(model: nnx.Module, where: Where | None) -> None:
+    """Retype the layers of `model`, in place."""
+    for path, module in list(nnx.iter_modules(model)):
+        kernels = (kernel for cls, kernel in PRODUCTS if isinstance(module, cls))
+        kernel = next(kernels, None)
+        if kernel is None or (where is not None and not where(module)):
+            continue
+        name = "/".join(map(str, path))
+        paths = (name or type(module).__name__, "/".join(map(str, (*path, kernel))))
+        _retype(module, _product, paths)
+
+
+def _product(method: Method) -> Method:
+    def marked(self, x, *args, **kwargs):
+        name, kernel = self._bpfree
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            x = kernel_input(x, kernel)
+        return node(method(self, x, *args, **kwargs), name)
+
+    return marked
+
+
+def _retype(module: nnx.Module, wrap: Callable[[Method], Method], note: Any) -> None:
+    """Wrap the methods of one instance, which find `note` in `self._bpfree`."""
+    module._bpfree = note  # type: ignore[attr-defined]
+    module.__class__ = _subclass(type(module), wrap)
+
+
+@functools.cache
+def _subclass(cls: type, wrap: Callable[[Method], Method]) -> type:
+    names = [name for name in ("__call__", "attend") if hasattr(cls, name)]
+    methods = {name: wrap(getattr(cls, name)) for name in names}
+    return type(cls.__name__, (cls,), {"__doc__": cls.__doc__, **methods})
+
+
+# --------------------------------------------------------------------- batch statistics
+
+
+def _hold_norms(model: nnx.Module, mutable: bool) -> None:
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, nnx.BatchNorm):
+            name = "/".join(map(str, path)) or type(module).__name__
+            _retype(module, _held, (name, mutable))
+
+
+def _held(method: Method) -> Method:
+    """The norm with its batch statistics held.
+
+    With dtype=bfloat16 NNX rounds given statistics to it, so that the marks show there.
+    """
+
+    def held(self, x, use_running_average=None, *, mask=None):
+        name, mutable = self._bpfree
+        flag = use_running_average
+        running = self.use_running_average if flag is None else flag
+        if running is None or running:
+            return method(self, x, flag, mask=mask)
+        if not mutable:
+            raise ValueError(
+                f"{name} changes its running statistics, which would be lost: pass "
+                "bpfree.supervised(..., mutable=(nnx.BatchStat,)), or call model.eval() "
+                "before."
+            )
+        method(self, x, False, mask=mask)  # moves the running statistics
+        moved = self.mean.get_value(), self.var.get_value()
+        mean, var = held_statistics(self, x, mask, name)
+        self.mean.set_value(mean)
+        self.var.set_value(var)
+        out = method(self, x, True, mask=mask)
+        self.mean.set_value(moved[0])
+        self.var.set_value(moved[1])
+        return out
+
+    return held
+
+
+# ------------------------------------------------------------------------ random streams
+
+
+def _check_streams(model: nnx.Module, rngs: tuple[str, ...]) -> None:
+    streams = (s for _, s in nnx.iter_graph(model) if isinstance(s, nnx.RngStream))
+    tags = {stream.tag for stream in streams}
+    if unknown := set(rngs) - tags:
+        raise ValueError(
+            f"rngs={rngs}: the model has no random streams {sorted(unknown)}; it has "
+            f"{sorted(tags)}"
+        )
+
+
+def _guard_streams(model: nnx.Module, rngs: tuple[str, ...]) -> None:
+    """Make modules that draw from a stream which no key of the objective feeds raise.
+
+    Its key would be part of the closure: the same mask at every step.
+    """
+    for _, module in list(nnx.iter_modules(model)):
+        stream = getattr(module, "rngs", None)
+        if isinstance(module, DRAWING) and getattr(stream, "tag", None) not in rngs:
+            _retype(module, _frozen, ())
+
+
+def _frozen(method: Method) -> Method:
+    def guarded(self, *args, **kwargs):
+        count = None if self.rngs is None else self.rngs.count.get_value()
+        out = method(self, *args, **kwargs)
+        if self.rngs is not None and self.rngs.count.get_value() is not count:
+            raise ValueError(
+                f"{type(self).__name__} draws from the random stream {self.rngs.tag!r}, "
+                "the same at every step: pass bpfree.supervised(..., "
+                f"rngs=({self.rngs.tag!r},)), or call model.eval() before."
+            )
+        return out
+
+    return guarded

@@ -1,0 +1,56 @@
+"""Convolutional network."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import linen as nn
+
+from bpfree.models.mlp import activation
+
+NORMS = ("none", "batch")
+
+
+class Model(nn.Module):
+    """3x3 convolutions of stride 2, each with a norm and an activation; then Dense.
+
+    Attributes:
+      num_classes: width of the last layer, whose outputs are logits.
+      channels: of the convolutions.
+      norm: "none", or "batch" for batch normalisation behind every convolution, which
+        then has no bias: the norm would take it out again.
+      activation: one of `bpfree.models.mlp.ACTIVATIONS`.
+      image: (height, width, channels) of an example that the data set gives as a row of
+        pixels; () for data that comes as images.
+    """
+
+    num_classes: int
+    channels: Sequence[int] = (16, 32)
+    norm: str = "none"
+    activation: str = "relu"
+    image: Sequence[int] = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images (B, H, W, C), or rows of them, to logits (B, num_classes).
+
+        With norm="batch", train=True normalises with the batch's statistics and moves the
+        running ones, the collection "batch_stats"; train=False normalises with these.
+
+        Raises ValueError: unknown norm or activation; data that are no images.
+        """
+        if self.norm not in NORMS:
+            raise ValueError(f"norm {self.norm!r} is unknown; choose one of {NORMS}")
+        phi = activation(self.activation)
+        if self.image:
+            x = x.reshape(x.shape[0], *self.image)
+        if x.ndim != 4:
+            raise ValueError(
+                f"examples of shape {x.shape[1:]} are no images: set image= to their "
+                "(height, width, channels)"
+            )
+        for channels in self.channels:
+            x = nn.Conv(channels, (3, 3), strides=2, use_bias=self.norm == "none")(x)
+            if self.norm == "batch":
+                x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = phi(x)
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
