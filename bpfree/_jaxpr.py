@@ -17,6 +17,12 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 MAPPED = "mapped"  # batch axis of a value inside a per-example function under `vmap`
 
 
+class _Mapped(NamedTuple):
+    """A MAPPED batch axis to which a vmap has given a place."""
+
+    axis: int
+
+
 class Site(NamedTuple):
     """One tagged value as the whole program sees it (scanned values are stacked)."""
 
@@ -37,8 +43,8 @@ mlir.register_lowering(tag_p, lambda ctx, x, **params: [x])
 
 def _tag_batcher(args, dims, *, batch_axis, **params):
     (x,), (d,) = args, dims
-    if batch_axis == MAPPED:
-        batch_axis = d
+    if batch_axis == MAPPED or isinstance(batch_axis, _Mapped):
+        batch_axis = _Mapped(d)  # of several vmaps, the outermost has the last word
     elif batch_axis is not None:
         batch_axis += d <= batch_axis
     return tag_p.bind(x, batch_axis=batch_axis, **params), d
@@ -87,7 +93,10 @@ def find_sites(jaxpr) -> list[Site]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is tag_p:
             aval = eqn.invars[0].aval
-            sites.append(Site(**eqn.params, shape=aval.shape, dtype=aval.dtype))
+            params = dict(eqn.params)
+            if isinstance(params["batch_axis"], _Mapped):
+                params["batch_axis"] = params["batch_axis"].axis
+            sites.append(Site(**params, shape=aval.shape, dtype=aval.dtype))
         elif any(map(_has_tags, sub_jaxprs(eqn))):
             inner = _sites_inside(eqn)
             if eqn.primitive.name == "scan":
@@ -119,12 +128,24 @@ def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:
     return partial_eval.dce_jaxpr(jaxpr, list(used_outputs))[:2]
 
 
-def zeros(aval) -> jax.Array:
-    """Zeros that vary over the same axes of a `shard_map` around us as `aval` does."""
+def _varying(aval) -> tuple[str, ...]:
+    """The axes of a `shard_map` around us over which a value differs."""
     manual = getattr(aval, "manual_axis_type", None)
-    varying = tuple(manual.varying) if manual else ()
+    return tuple(sorted(manual.varying)) if manual else ()
+
+
+def zeros(aval) -> jax.Array:
+    """Zeros of the shape and type of `aval`, varying over the same mesh axes."""
     made = jax.numpy.zeros(aval.shape, aval.dtype)
-    return lax.pcast(made, varying, to="varying") if varying else made
+    axes = _varying(aval)
+    return lax.pcast(made, axes, to="varying") if axes else made
+
+
+def fold_in_shards(key: jax.Array, like: jax.Array) -> jax.Array:
+    """A key of its own for each device of a `shard_map` over which `like` differs."""
+    for axis in _varying(jax.typeof(like)):
+        key = jax.random.fold_in(key, lax.axis_index(axis))
+    return key
 
 
 # --------------------------------------------------------------------- the interpreter

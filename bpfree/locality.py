@@ -16,8 +16,15 @@ from jax.extend.core import Literal
 from bpfree import _jaxpr
 from bpfree import program as _program
 
-_PRODUCTS = {"dot_general", "conv_general_dilated"}
-DERIVED, DATA = 1, 2  # depends on a chosen input; depends on the batch
+_PRODUCTS = {
+    "dot_general",
+    "conv_general_dilated",
+    "ragged_dot",
+    "ragged_dot_general",
+    "triangular_solve",
+}
+# Depends on a chosen input; on the batch; on a chosen input through a product.
+DERIVED, DATA, BEHIND = 1, 2, 4
 _LOSS = "(loss)"  # the block behind the last node
 
 
@@ -28,9 +35,11 @@ class Block(NamedTuple):
       name: of the node that ends it; "(loss)" for the block behind the last node.
       params: paths of the parameters it holds.
       products: matrix products and convolutions in its derivative; a layer's own weight
-        gradient is one. What stands in a loop counts once.
-      carried: those of them that carry an error signal through a weight, which is what
-        backprop does at every layer. 0 means that the block's derivative is local.
+        gradient is one. What stands in a loop counts once, and so does anything we cannot
+        look into (`while`, custom derivatives).
+      carried: those of them that carry an error signal further, which is what backprop
+        does at every layer: through a weight, or behind another product. Elementwise
+        weights are no products and are not counted.
     """
 
     name: str
@@ -53,16 +62,20 @@ class Blocks(tuple[Block, ...]):
         return "\n".join(lines)
 
 
-def check(program: _program.Program, args) -> Blocks:
+def check(program: _program.Program, args, wanted=None) -> Blocks:
     """The blocks of a traced loss; raises ValueError where one cannot train.
 
-    Refused: a node none of whose inputs has a derivative with respect to a parameter
+    `wanted` says for each leaf of params whether its gradient is asked for (default: all).
+
+    Refused: a node that does not depend on the batch but says that it has a batch axis; a
+    node none of whose inputs has a derivative with respect to a parameter
     (because it stands behind a threshold, or right behind another node), and a parameter
     that moves the loss but that no block differentiates. Parameters behind
     `lax.stop_gradient` are taken as frozen on purpose.
     """
     paths = _paths(args[0])
     tangents, names = _tangent_program(program, args)
+    _check_batch_axes(program, args)
     found = Blocks(_block(tangents, paths, names, i) for i in range(len(names)))
     for block in found[:-1]:
         if not block.params:
@@ -74,7 +87,8 @@ def check(program: _program.Program, args) -> Blocks:
             )
     trained = {path for block in found for path in block.params}
     for i, path in enumerate(paths):
-        if path not in trained and _moves_loss(program, i):
+        asked = wanted is None or wanted[i]
+        if asked and path not in trained and _moves_loss(program, i):
             raise ValueError(
                 f"parameter {path!r} moves the loss but no block has a derivative for "
                 "it: mark a node between it and the threshold behind it, or apply "
@@ -124,13 +138,35 @@ def _block(tangents, paths: list[str], names: list[str], i: int) -> Block:
     jaxpr, used = _jaxpr.dce(tangents, [j == i for j in range(len(names))])
     n = len(paths)
     marks = [0] * n + [DERIVED] * n + [DATA] * (len(used) - 2 * n)
-    _, partners = reach(jaxpr, [m for m, kept in zip(marks, used, strict=True) if kept])
+    _, products = reach(jaxpr, [m for m, kept in zip(marks, used, strict=True) if kept])
     return Block(
         names[i],
         tuple(path for path, mine in zip(paths, used[n : 2 * n], strict=True) if mine),
-        len(partners),
-        sum(not mark & DATA for mark in partners),
+        len(products),
+        sum(products),
     )
+
+
+def _check_batch_axes(program: _program.Program, args) -> None:
+    """A node with a batch axis that nothing of the batch reaches is shared by it."""
+    if program.batch_size is None:
+        return
+    order = [s for s in program.nodes if s.batch_axis is not None]
+
+    def values(*args):
+        found = _program.cut(program, args)[1]
+        return [found[s.name] for s in order]
+
+    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(values)(*args))
+    n = len(jax.tree.leaves(args[0]))
+    marks = [0] * n + [DATA] * (len(jaxpr.invars) - n)
+    for site, mark in zip(order, reach(jaxpr, marks)[0], strict=True):
+        if not mark & DATA:
+            raise ValueError(
+                f"node {site.name!r} does not depend on the batch, so its axis "
+                f"{site.batch_axis} is no batch axis: pass batch_axis=None to bpfree.node, "
+                "or leave its layer unmarked (where=)."
+            )
 
 
 def _moves_loss(program: _program.Program, leaf: int) -> bool:
@@ -144,37 +180,63 @@ def _moves_loss(program: _program.Program, leaf: int) -> bool:
 # ------------------------------------------------------------------ following marks
 
 
-def reach(jaxpr, marks: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Follow marks (DERIVED | DATA) from the inputs to the outputs of a jaxpr.
+def reach(jaxpr, marks: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """Follow marks from the inputs to the outputs of a jaxpr; constants count as DATA.
 
-    Returns the marks of the outputs and, for every matrix product or convolution with one
-    DERIVED operand, the mark of its other operand; a loop body's products count once.
-    `stop_gradient` ends DERIVED. Whatever `cond`, `while` and custom derivatives read is
-    taken to reach all they return.
+    Returns the marks of the outputs and, for every product of a DERIVED value, whether it
+    carries a signal further: its other factor does not depend on DATA (a weight), or the
+    value is BEHIND a product already. A loop body's products count once. `stop_gradient`
+    ends DERIVED. An equation we cannot look into reaches all it returns and, if DERIVED,
+    counts as one product that carries.
     """
-    mark = dict(zip(jaxpr.invars, marks, strict=True))
-    partners: list[int] = []
+    mark = dict(zip(jaxpr.invars, marks, strict=True)) | dict.fromkeys(
+        jaxpr.constvars, DATA
+    )
+    products: list[bool] = []
     for eqn in jaxpr.eqns:
         ins = [0 if isinstance(v, Literal) else mark.get(v, 0) for v in eqn.invars]
-        name = eqn.primitive.name
-        union = reduce(or_, ins, 0)
-        outs = [union & ~DERIVED if name == "stop_gradient" else union] * len(eqn.outvars)
-        if union and (name in _jaxpr.INLINED or name in _jaxpr.REMAT or name == "scan"):
-            outs, inside = _reach_inside(eqn, ins)
-            partners += inside
-        elif name in _PRODUCTS and union & DERIVED:
-            partners.append(ins[1] if ins[0] & DERIVED else ins[0])
+        outs, found = _reach_eqn(eqn, ins)
+        products += found
         mark.update(zip(eqn.outvars, outs, strict=True))
     ends = [0 if isinstance(v, Literal) else mark.get(v, 0) for v in jaxpr.outvars]
-    return ends, partners
+    return ends, products
 
 
-def _reach_inside(eqn, marks: list[int]) -> tuple[list[int], list[int]]:
-    outs, partners = reach(_jaxpr.body_of(eqn)[0], marks)
-    if eqn.primitive.name != "scan":
-        return outs, partners
-    consts, carry, xs = _jaxpr.split_scan(eqn.params, marks)
+def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
+    name = eqn.primitive.name
+    union = reduce(or_, ins, 0)
+    if name in _jaxpr.INLINED or name in _jaxpr.REMAT:
+        return reach(_jaxpr.body_of(eqn)[0], ins)
+    if name == "scan":
+        return _reach_scan(eqn, ins)
+    if name == "cond":
+        return _reach_branches(eqn, ins)
+    if name == "stop_gradient":
+        union &= ~DERIVED
+    found = []
+    if union & DERIVED and name in _PRODUCTS:
+        value, other = ins if ins[0] & DERIVED else ins[1::-1]
+        found = [not other & DATA or bool(value & BEHIND)]
+    elif union & DERIVED and (_jaxpr.sub_jaxprs(eqn) or name.startswith("custom_")):
+        found = [True]
+    return [union | (BEHIND if found else 0)] * len(eqn.outvars), found
+
+
+def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
+    """Either branch may run: all marks, and the products of both."""
+    chosen, *operands = ins
+    outs, products = [chosen & DATA] * len(eqn.outvars), []
+    for branch in _jaxpr.sub_jaxprs(eqn):
+        ends, found = reach(branch, operands)
+        outs = [a | b for a, b in zip(outs, ends, strict=True)]
+        products += found
+    return outs, products
+
+
+def _reach_scan(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
+    outs, products = reach(_jaxpr.body_of(eqn)[0], ins)
+    consts, carry, xs = _jaxpr.split_scan(eqn.params, ins)
     looped = [a | b for a, b in zip(carry, outs[: len(carry)], strict=True)]
     if looped == list(carry):
-        return outs, partners
-    return _reach_inside(eqn, [*consts, *looped, *xs])
+        return outs, products
+    return _reach_scan(eqn, [*consts, *looped, *xs])

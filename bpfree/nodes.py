@@ -49,7 +49,8 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> A
         order of appearance; None numbers nodes by order, which edits can change.
       batch_axis: axis of size B. `vmap` and `scan` shift it. None marks a value shared
         by the batch, credited with the mean loss; `bpfree.MAPPED` a value inside a
-        per-example function, whose batch axis is the one an enclosing `vmap` adds.
+        per-example function: its batch axis is the one that the outermost `vmap` around
+        it adds.
 
     Raises:
       TypeError: `x` is not floating point.

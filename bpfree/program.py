@@ -177,12 +177,12 @@ def adding(program: Program, behind=lambda y: y, tap=True):
 def takes_key(loss_fn: LossFn) -> bool:
     """Whether the third positional parameter of `loss_fn` is there for a PRNG key.
 
-    It is unless it has a default other than None (an option with a value of its own).
+    It is if it has no default, or the name "key" or "rng".
     """
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(loss_fn).parameters.values()
     third = [p for p in parameters if p.kind in kinds][2:3]
-    return any(p.default in (inspect.Parameter.empty, None) for p in third)
+    return any(p.default is p.empty or p.name in ("key", "rng") for p in third)
 
 
 def arguments(loss_fn: LossFn, params, batch, key) -> tuple:

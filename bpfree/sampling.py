@@ -8,6 +8,7 @@ is never stored.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -237,6 +238,8 @@ def make_layout(
     Raises ValueError when num_samples is not a positive multiple of the plan's group, or
     its draws do not divide over the devices.
     """
+    num_samples = _count("num_samples", num_samples)
+    chunk_size = None if chunk_size is None else _count("chunk_size", chunk_size)
     if num_samples < 1 or num_samples % plan.group:
         pairs = " (antithetic samples come in pairs)" if plan.group == 2 else ""
         raise ValueError(
@@ -245,6 +248,13 @@ def make_layout(
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if sharding is not None and not all(
+        kind == jax.sharding.AxisType.Auto for kind in sharding.mesh.axis_types
+    ):
+        raise ValueError(
+            "sharding needs a mesh whose axes the partitioner may choose layouts on: "
+            "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n)"
+        )
     if sharding is not None and (not sharding.spec or sharding.spec[0] is None):
         raise ValueError(
             f"the first axis of sharding={sharding.spec} names no axis of the mesh to "
@@ -260,6 +270,13 @@ def make_layout(
     local = draws // layout.devices
     wanted = (chunk_size or _DEFAULT_CHUNK) // plan.group
     return layout._replace(chunk=max(1, min(local, wanted)))
+
+
+def _count(name: str, value) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number") from None
 
 
 _DEFAULT_CHUNK = 8

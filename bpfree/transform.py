@@ -29,6 +29,7 @@ STATIC = (
     "example_batch",
 )
 
+_IMPL = "threefry2x32"
 NO_FAULT, BAD_LOSS, BAD_SIGMA, BAD_GRADIENT = -1, -2, -3, -4
 
 
@@ -82,12 +83,13 @@ class Estimator(NamedTuple):
 
     Attributes:
       init: `params -> state`, the estimator's own state.
-      estimate: `(key, params, batch, state) -> Estimate`; `state` is an EstimatorState,
-        of which it may read all and replaces `inner`. The key is consumed.
+      estimate: `(key, params, batch, state, wanted=None) -> Estimate`; `state` is an
+        EstimatorState, of which it may read all and replaces `inner`. `wanted` says for
+        each leaf of params whether anybody asks for its gradient. The key is consumed.
     """
 
     init: Callable[[Any], Any]
-    estimate: Callable[[jax.Array, Any, Any, EstimatorState], Estimate]
+    estimate: Callable[..., Estimate]
 
 
 class EstimatorTransformation(optax.GradientTransformationExtraArgs):
@@ -143,7 +145,7 @@ def transformation(
             count=state.count + 1,
             key=state.key,
             value=result.value,
-            aux=result.aux,
+            aux=_typed_as(state.aux, result.aux),
             fault=jax.tree.map(lambda n, o: jnp.where(first, n, o), fault, state.fault),
             inner=result.state,
         )
@@ -156,9 +158,16 @@ def transformation(
 
 
 def _as_key(seed) -> jax.Array:
-    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-        return seed
-    return jax.random.key(seed)
+    """A threefry key of our own: `vmap` over keys of other kinds draws other numbers,
+    and a donated state must not take the caller's key with it."""
+    if not (
+        isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    ):
+        return jax.random.key(seed, impl=_IMPL)
+    if str(jax.random.key_impl(seed)) == _IMPL:
+        return jax.random.clone(seed)
+    words = jax.random.bits(seed, (2,), jnp.uint32)
+    return jax.random.wrap_key_data(words, impl=_IMPL)
 
 
 def _empty_aux(loss_fn, params, example_batch):
@@ -168,6 +177,10 @@ def _empty_aux(loss_fn, params, example_batch):
     args = _program.arguments(loss_fn, params, example_batch, key)
     _, aux = _program.split_aux(jax.eval_shape(loss_fn, *args))
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
+
+
+def _typed_as(expected, found):
+    return jax.tree.map(lambda e, f: jnp.asarray(f, e.dtype), expected, found)
 
 
 def _check_aux(expected, found) -> None:

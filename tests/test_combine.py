@@ -1,5 +1,7 @@
 """`combine`: each parameter from the estimator of its label."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,24 @@ def test_the_clean_pass_is_shared_and_nothing_unasked_is_computed():
     assert combined < 1.05 * cost(parts()["lr"])
 
 
+def test_parts_answer_for_their_own_leaves_only():
+    """Behind a threshold the part for `u` has no derivative for `w`, and needs none."""
+
+    def threshold(params, batch):
+        hidden = jnp.sign(bpfree.node(batch["x"] @ params["w"], "hidden"))
+        out = bpfree.node(hidden @ params["u"], "out")
+        return jnp.sum((out - batch["y"]) ** 2, -1)
+
+    make = functools.partial(bpfree.node_perturbation, threshold, num_samples=4)
+    combined = bpfree.combine(
+        {"a": make(nodes=["hidden"]), "b": make(nodes=["out"])}, {"w": "a", "u": "b"}
+    )
+    gradient, _ = gradient_of(combined)
+    assert gradient["u"].any()
+    with pytest.raises(ValueError, match="parameter 'w' moves the loss"):
+        gradient_of(make(nodes=["out"]))
+
+
 def test_trains_in_a_chain():
     estimators = {
         "first": bpfree.node_perturbation(loss_fn, num_samples=8, nodes=["hidden"]),
@@ -100,6 +120,8 @@ def test_errors_name_the_choices():
         bpfree.combine({}, {})
     with pytest.raises(ValueError, match=r"labels \['bp', 'typo'\] must be .* 'lr'"):
         bpfree.combine(parts(), {"w": "typo", "u": "bp"}).init(PARAMS)
+    with pytest.raises(TypeError, match="combine takes estimators, and 'lr' is a"):
+        bpfree.combine({"lr": optax.sgd(0.1)}, LABELS)
     other = bpfree.backprop(lambda params, batch: loss_fn(params, batch))
     with pytest.raises(ValueError, match="one loss function"):
         bpfree.combine({"a": other, "b": bpfree.backprop(loss_fn)}, LABELS)

@@ -91,6 +91,36 @@ def test_recurrence_is_local_with_a_node_and_is_not_without():
     assert sum(b.carried for b in bare) == 2  # through v in time, through u at the end
 
 
+@jax.custom_vjp
+def own_product(h, w):
+    return h @ w
+
+
+own_product.defvjp(
+    lambda h, w: (h @ w, (h, w)), lambda kept, g: (g @ kept[1].T, kept[0].T @ g)
+)
+
+SECOND_LAYERS = {
+    "masked weight": lambda h, u, batch: h @ (u * batch["x"][0, 0]),
+    "cond": lambda h, u, batch: jax.lax.cond(
+        batch["x"][0, 0] > 0, lambda: h @ u, lambda: 2.0 * h @ u
+    ),
+    "custom derivative": lambda h, u, batch: own_product(h, u),
+    "while": lambda h, u, batch: jax.lax.fori_loop(0, 2, lambda i, y: y + h @ u, h @ u),
+}
+
+
+@pytest.mark.parametrize("layer", SECOND_LAYERS.values(), ids=list(SECOND_LAYERS))
+def test_backprop_in_disguise_is_seen(layer):
+    """Two layers and no node between them: the second carries the first one's signal."""
+
+    def loss_fn(params, batch):
+        hidden = jnp.tanh(batch["x"] @ params["w"])
+        return squares(node(layer(hidden, params["u"], batch), "out"))
+
+    assert as_dict(bpfree.blocks(loss_fn, PARAMS, BATCH))["out"][2] >= 1
+
+
 def test_shapes_are_enough():
     def loss_fn(params, batch):
         return squares(node(batch["x"] @ params["w"], "hidden"))
@@ -141,6 +171,20 @@ def test_a_parameter_behind_stop_gradient_is_frozen_and_gets_zero():
 
     gradient, _ = estimate(loss_fn, PARAMS)
     assert not gradient["w"].any() and gradient["u"].any()
+
+
+def test_a_node_without_the_batch_is_refused_whatever_its_size():
+    """Three positions, three examples: only the data flow tells them apart."""
+
+    def loss_fn(params, batch, batch_axis):
+        places = node(params["p"] * 2.0, "places", batch_axis)
+        y = node(batch["x"] @ params["w"], "y")
+        return squares(y + places.sum(0, keepdims=True))
+
+    params = {"p": jnp.ones((3, 4), jnp.float32), "w": PARAMS["w"]}
+    with pytest.raises(ValueError, match="node 'places' does not depend on the batch"):
+        estimate(lambda p, b: loss_fn(p, b, 0), params)
+    estimate(lambda p, b: loss_fn(p, b, None), params)
 
 
 def test_integer_parameters_are_refused():

@@ -156,3 +156,20 @@ def test_sharded_arrays():
     sharded = run(PARAMS, jax.device_put(batch, rows))
     assert sharded[0].sharding.is_equivalent_to(rows, 1)
     assert_close(sharded, run(PARAMS, batch), rtol=1e-10, atol=1e-12)
+
+
+def test_of_nested_vmaps_the_outermost_maps_the_batch():
+    """As many patches as examples: only the order of the vmaps tells them apart."""
+
+    def loss(params, batch):
+        def patch(x):
+            return jnp.tanh(bpfree.node(x @ params["w1"], "h", bpfree.MAPPED))
+
+        def one(x):
+            return (jax.vmap(patch)(x) ** 2).sum()
+
+        return jax.vmap(one)(batch["x"])
+
+    traced = bpfree.program.trace(loss, PARAMS, programs.SEQUENCES)
+    assert traced.nodes[0].batch_axis == 0
+    assert estimated(loss, programs.SEQUENCES).passed

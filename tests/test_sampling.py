@@ -200,3 +200,42 @@ def test_wrong_arguments(make, options, message):
 def test_signs_have_no_density_for_the_noisy_pairing():
     with pytest.raises(ValueError, match="Rademacher signs have none"):
         bpfree.node_perturbation(problems.mlp_loss, pairing="noisy")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_adds_up_in_float32(dtype):
+    """Many small terms: sums in half precision would depend on the chunk, and shrink."""
+
+    def loss(params, batch):
+        return (bpfree.node(batch @ params) ** 2).sum(1)
+
+    keys = jax.random.split(jax.random.key(0))
+    params = jax.random.normal(keys[0], (3, 2), dtype)
+    batch = jax.random.normal(keys[1], (64, 3), dtype)
+
+    def slope(chunk_size):
+        options = {"num_samples": 2048, "sigma": 0.1, "chunk_size": chunk_size}
+        tx = bpfree.likelihood_ratio(loss, noise="shared_gaussian", **options)
+        step = jax.jit(lambda p: tx.update(None, tx.init(p), p, batch=batch)[0])
+        found = step(params).astype(jnp.float64).ravel()
+        wide = params.astype(jnp.float64), batch.astype(jnp.float64)
+        truth = jax.grad(lambda p: loss(p, wide[1]).mean())(wide[0]).ravel()
+        return found @ truth / (truth @ truth)
+
+    assert abs(slope(8) - slope(256)) < 0.02
+    assert abs(slope(8) - 1) < 0.05
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_kinds_serve_as_seeds(impl):
+    """`vmap` over rbg keys draws other numbers than a loop; threefry takes over."""
+    seed = jax.random.key(0, impl=impl)
+    made = [
+        bpfree.node_perturbation(
+            problems.mlp_loss, num_samples=8, chunk_size=c, seed=seed
+        )
+        for c in (1, 8)
+    ]
+    params, batch = problems.mlp_params(), problems.mlp_batch()
+    one, eight = (tx.update(None, tx.init(params), params, batch=batch)[0] for tx in made)
+    assert_close(one, eight, rtol=1e-5, atol=1e-6)

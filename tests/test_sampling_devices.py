@@ -1,6 +1,7 @@
 """One device and eight give the same estimate, and each does its own share of work."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import pytest
 from jax import lax
@@ -106,17 +107,36 @@ def test_an_estimator_inside_shard_map_sums_over_devices(name):
     tx = estimator(name)
     state = tx.init(PARAMS)
 
-    def update(params, batch):
+    def update(params, batch, state=state):
         return tx.update(None, state, params, batch=batch)[0]
 
     spec = PartitionSpec("data")
     mapped = jax.shard_map(
         update, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=PartitionSpec()
     )
-    rows = [slice(2 * i, 2 * i + 2) for i in range(4)]
-    parts = [jax.tree.map(lambda a, r=r: a[r], BATCH) for r in rows]
-    added = jax.tree.map(lambda *g: sum(g), *(update(PARAMS, part) for part in parts))
-    assert_close(jax.jit(mapped)(PARAMS, BATCH), added, rtol=1e-5, atol=1e-6)
+    found = jax.jit(mapped)(PARAMS, BATCH)
+    parts = [jax.tree.map(lambda a, i=i: a[2 * i : 2 * i + 2], BATCH) for i in range(4)]
+    truth = [
+        jax.grad(lambda p, b=b: problems.mlp_loss(p, b).mean())(PARAMS) for b in parts
+    ]
+    scale = (
+        sum(map(flat, truth))
+        @ flat(found)
+        / sum(map(flat, truth)).dot(sum(map(flat, truth)))
+    )
+    assert 0.5 < scale < 1.5  # not D, and not 1 / D
+    same = jax.tree.map(lambda *g: sum(g), *(update(PARAMS, part) for part in parts))
+    assert relative_error(same, found) > 0.1  # shards draw noise of their own
+
+
+def flat(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def test_an_explicit_mesh_is_refused_with_advice():
+    mesh = jax.make_mesh((8,), ("sample",), axis_types=(AxisType.Explicit,))
+    with pytest.raises(ValueError, match=r"AxisType.Auto"):
+        estimator("clean", NamedSharding(mesh, PartitionSpec("sample")))
 
 
 def test_a_factor_of_the_number_of_devices_would_be_seen():

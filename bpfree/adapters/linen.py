@@ -50,6 +50,10 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
         if kernel is None or (where is not None and not where(context.module)):
             return next_fun(*args, **kwargs)
         path = "/".join(context.module.path)
+        if not args:  # called by keyword: Dense(inputs=x), Embed.attend(query=x)
+            first, x = next(iter(kwargs.items()))
+            kwargs = {k: v for k, v in kwargs.items() if k != first}
+            args = (x,)
         x, *rest = args
         if jax.numpy.issubdtype(jax.numpy.result_type(x), jax.numpy.inexact):
             x = kernel_input(x, f"{path}/{kernel}")

@@ -40,8 +40,8 @@ def backprop(
       ValueError: losses that are not (B,) or ().
     """
 
-    def estimate(key, params, batch, state) -> Estimate:
-        del state
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        del state, wanted
         _, loss_key = jax.random.split(key)
 
         def mean_loss(params):

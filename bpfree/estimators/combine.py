@@ -49,8 +49,14 @@ def combine(
     """
     if not estimators:
         raise ValueError("combine needs at least one estimator")
-    loss_fns = {id(tx.loss_fn): tx.loss_fn for tx in estimators.values()}
-    if len(loss_fns) > 1:
+    for label, tx in estimators.items():
+        if not isinstance(tx, EstimatorTransformation):
+            raise TypeError(
+                f"combine takes estimators, and {label!r} is a {type(tx).__name__}; chain "
+                "other transformations behind combine"
+            )
+    loss_fn = next(iter(estimators.values())).loss_fn
+    if any(tx.loss_fn != loss_fn for tx in estimators.values()):
         raise ValueError(
             "combine needs estimators of one loss function, so that they share its clean "
             "pass; pass the same object to each of them"
@@ -60,32 +66,36 @@ def combine(
         _label_leaves(labels, params, estimators)
         return {label: tx.estimator.init(params) for label, tx in estimators.items()}
 
-    def estimate(key, params, batch, state: EstimatorState) -> Estimate:
+    def estimate(key, params, batch, state: EstimatorState, wanted=None) -> Estimate:
+        owners = _label_leaves(labels, params, estimators)
+        asked = [True] * len(owners) if wanted is None else wanted
         parts = {
             label: tx.estimator.estimate(
-                key, params, batch, state._replace(inner=state.inner[label])
+                key,
+                params,
+                batch,
+                state._replace(inner=state.inner[label]),
+                [
+                    ask and owner == label
+                    for ask, owner in zip(asked, owners, strict=True)
+                ],
             )
             for label, tx in estimators.items()
         }
-        treedef = jax.tree.structure(params)
         leaves = {label: jax.tree.leaves(part.gradient) for label, part in parts.items()}
-        chosen = [
-            leaves[label][i]
-            for i, label in enumerate(_label_leaves(labels, params, estimators))
-        ]
+        chosen = [leaves[label][i] for i, label in enumerate(owners)]
         fault = jnp.int32(NO_FAULT)
         for part in reversed(parts.values()):
             fault = jnp.where(part.fault != NO_FAULT, part.fault, fault)
         first = next(iter(parts.values()))
         return Estimate(
-            jax.tree.unflatten(treedef, chosen),
+            jax.tree.unflatten(jax.tree.structure(params), chosen),
             first.value,
             first.aux,
             fault,
             {label: part.state for label, part in parts.items()},
         )
 
-    (loss_fn,) = loss_fns.values()
     return transformation(Estimator(init, estimate), loss_fn, seed, example_batch)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree import locality, sampling
+from bpfree import _jaxpr, locality, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
 from bpfree.transform import (
@@ -43,6 +43,10 @@ class Settings(NamedTuple):
     baseline: str
     pairing: str
     nodes: _program.NodeFilter
+
+    @property
+    def num_samples(self) -> int:
+        return self.layout.num_draws * self.plan.group
 
 
 class _Pass(NamedTuple):
@@ -86,23 +90,26 @@ def make_settings(
             "baseline='leave_one_out' needs at least two draws, here "
             f"num_samples >= {2 * plan.group}"
         )
+    if not (nodes is None or callable(nodes) or isinstance(nodes, str)):
+        nodes = frozenset(nodes)  # a generator would serve the first trace only
     return Settings(loss_fn, plan, layout, sigma, baseline, pairing, nodes)
 
 
 def make_estimator(settings: Settings) -> Estimator:
     """The estimator of the module docstring."""
 
-    def estimate(key, params, batch, state) -> Estimate:
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
         args = _program.arguments(settings.loss_fn, params, batch, loss_key)
         program = _program.trace(
             settings.loss_fn, params, batch, loss_key, settings.nodes
         )
         sigma = _sigma_at(settings.sigma, state.count)
-        locality.check(program, args)
+        locality.check(program, args, wanted)
         out, values, pull = _program.cut_vjp(program, args)
         clean, aux = _program.split_aux(out)
         noisy = program.holding(values)
+        noise_key = _jaxpr.fold_in_shards(noise_key, clean)
         run = _Pass(settings, noisy, args, noise_key, sigma, clean)
         if settings.pairing == "clean":
             gradient = pull(_signals(run))
@@ -115,7 +122,10 @@ def make_estimator(settings: Settings) -> Estimator:
 
 
 def _sigma_at(sigma: Sigma, step) -> jax.Array:
-    return jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
+    value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
+    if value.ndim:
+        raise ValueError(f"sigma must be one number, got shape {value.shape}")
+    return value
 
 
 # ---------------------------------------------------------------------- the two pairings
@@ -132,14 +142,12 @@ def _signals(run: _Pass) -> _program.NodeTree:
         weights = weigh(draws, lambda: jax.vmap(losses)(deltas))
         return _credit(run, weights, noise, sampling.credit), ()
 
-    return sampling.sum_over_draws(chunk, run.settings.layout)[0]
+    return _mean_over_samples(run, chunk)
 
 
 def _noisy_gradient(run: _Pass):
     """Noisy pairing: one vjp per chunk, outside the vmap over its samples."""
     weigh = _weigh(run)
-    size = max(run.clean.size, 1)
-    num_samples = run.settings.layout.num_draws * run.settings.plan.group
 
     def chunk(draws):
         noise = _draw(run, draws)
@@ -156,12 +164,25 @@ def _noisy_gradient(run: _Pass):
 
         (_, values), vjp, losses = jax.vjp(surrogate, run.args[0], has_aux=True)
         weights = weigh(draws, lambda: losses)
-        behind_last = jnp.full_like(losses, 1 / (size * num_samples))
+        behind_last = jnp.full_like(losses, 1 / run.clean.size)
         terms = _credit(run, weights, noise, sampling.per_sample)
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
-        return canonical_convs(vjp)((behind_last, terms))[0], ()
+        gradient = canonical_convs(vjp)((behind_last, terms))[0]
+        return jax.tree.map(_at_least_float32, gradient), ()
 
-    return sampling.sum_over_draws(chunk, run.settings.layout)[0]
+    gradient = _mean_over_samples(run, chunk)
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, run.args[0])
+
+
+def _mean_over_samples(run: _Pass, chunk):
+    """Added up first and divided last, in float32: half precision loses neither."""
+    sums, _ = sampling.sum_over_draws(chunk, run.settings.layout)
+    return jax.tree.map(lambda total: total / run.settings.num_samples, sums)
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    narrow = jnp.finfo(x.dtype).bits < 32
+    return x.astype(jnp.float32) if narrow else x
 
 
 def _draw(run: _Pass, draws) -> _program.NodeTree:
@@ -174,10 +195,9 @@ def _draw(run: _Pass, draws) -> _program.NodeTree:
 
 
 def _credit(run: _Pass, weights, noise, rule) -> _program.NodeTree:
-    """{name: weights * score / (B K sigma)}, combined by `rule` (see `sampling`)."""
+    """{name: weights * score / (B sigma)}, combined by `rule` (see `sampling`)."""
     score = run.settings.plan.score or (lambda noise: noise)
-    num_samples = run.settings.layout.num_draws * run.settings.plan.group
-    weights = weights / (max(run.clean.size, 1) * num_samples * run.sigma)
+    weights = weights / (run.clean.size * run.sigma)
     return {
         s.name: rule(weights, score(noise[s.name]), s.batch_axis)
         for s in run.program.nodes
@@ -240,8 +260,8 @@ def check_sigma(sigma: Sigma) -> None:
     """Concrete values are checked here; traced ones set a fault in the state."""
     if callable(sigma):
         return
-    if jnp.ndim(sigma):
-        raise ValueError(f"sigma must be one number, got shape {jnp.shape(sigma)}")
+    if isinstance(sigma, str) or jnp.ndim(sigma):
+        raise ValueError(f"sigma must be one number or a schedule, got {sigma!r}")
     try:
         sigma = float(sigma)
     except jax.errors.ConcretizationTypeError:
