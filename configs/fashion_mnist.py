@@ -16,7 +16,7 @@ and standard deviation; and seconds of training, on two CPU cores shared with ot
 (load 3 to 8), JAX 0.10.2:
 
     likelihood ratio  .8573 .8630 .8595  .8599 +- .0029   36 to 49 s
-    noisy             .8580 .8642        .8611 +- .0044   53 to 94 s
+    noisy             .8580 .8642 .8614  .8612 +- .0031   53 to 94 s
     bp                .8993 .9006 .9019  .9006 +- .0013   8 to 9 s
 
 Learning rate and preprocessing were compared for all three on validation, seed 0, 3
