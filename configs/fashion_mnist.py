@@ -11,7 +11,18 @@ smoothed loss), `fashion_mnist.py:np` (node perturbation), `fashion_mnist.py:bp`
 (backprop, the control) and `fashion_mnist.py:smoke`, which needs no files: one step on
 tiny shapes of another set, the digits. Seeds: `--config.seed=1`.
 
-@@RESULTS@@
+Test accuracy (10,000 images) of seeds 0, 1 and 2, each by the command above; their mean
+and standard deviation; and seconds of training, on two CPU cores shared with other jobs
+(load 3 to 8), JAX 0.10.2:
+
+    likelihood ratio  .8573 .8630 .8595  .8599 +- .0029   36 to 49 s
+    noisy             .8580 .8642 .8614  .8612 +- .0031   53 to 94 s
+    bp                .8993 .9006 .9019  .9006 +- .0013   8 to 9 s
+
+Learning rate and preprocessing were compared for all three on validation, seed 0, 3
+epochs (likelihood ratio / noisy / bp): 1e-3 .834 .828 .880; 3e-3 .840 .833 .882; 3e-3
+centred .851 .849 .889. The rest of the recipe is that of `mnist.py`. np has not been
+measured.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,19 @@ smoothed loss), `mnist.py:np` (node perturbation), `mnist.py:bp`
 (backprop, the control) and `mnist.py:smoke`, which needs no files: one step on
 tiny shapes of another set, the digits. Seeds: `--config.seed=1`.
 
-@@RESULTS@@
+Test accuracy (10,000 images) of seeds 0, 1 and 2, each by the command above; their mean
+and standard deviation; and seconds of training, on two CPU cores shared with other jobs
+(load 3 to 8), JAX 0.10.2:
+
+    likelihood ratio  .9685 .9681 .9664  .9677 +- .0011   29 to 88 s
+    noisy             .9693 .9686 .9693  .9691 +- .0004   60 to 113 s
+    bp                .9843 .9843 .9844  .9843 +- .0001   6 to 12 s
+
+Learning rate and preprocessing were chosen for all three on validation, seed 0, 3 epochs
+(likelihood ratio / noisy / bp): 1e-3 .947 .940 .977; 3e-3 .958 .955 .980; 3e-3 centred
+.968 .968 .983; 3e-3 standardised .965 .963 .983; 3e-3 zca .943 .940 .976; 1e-2 centred
+.950 .955 .982. Sigma of noisy at 1e-3: .1 .945, .3 .940, 1 .914; .3 was kept as the
+large one. np has not been measured.
 """
 
 from ml_collections import ConfigDict
