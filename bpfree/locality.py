@@ -65,7 +65,7 @@ class Blocks(tuple[Block, ...]):
 def check(program: _program.Program, args, wanted=None) -> Blocks:
     """The blocks of a traced loss; raises ValueError where one cannot train.
 
-    `wanted` says for each leaf of params whether its gradient is asked for (default: all).
+    `wanted` says for each leaf of params whether its gradient is asked for (None: all).
 
     Refused: a node that does not depend on the batch but says that it has a batch axis; a
     node none of whose inputs has a derivative with respect to a parameter
@@ -164,8 +164,8 @@ def _check_batch_axes(program: _program.Program, args) -> None:
         if not mark & DATA:
             raise ValueError(
                 f"node {site.name!r} does not depend on the batch, so its axis "
-                f"{site.batch_axis} is no batch axis: pass batch_axis=None to bpfree.node, "
-                "or leave its layer unmarked (where=)."
+                f"{site.batch_axis} is no batch axis: pass batch_axis=None to bpfree.node,"
+                " or leave its layer unmarked (where=)."
             )
 
 

@@ -179,6 +179,18 @@ def test_nested_pairs_sections_and_dotted_names():
     assert built.transformation.init({"w": jax.numpy.zeros((2, 2))})
 
 
+def test_a_chain_inside_a_chain():
+    inner = ("chain", [("clip_by_global_norm", {"max_norm": 1.0}), ("sgd", "sgd")])
+    links = [
+        ("node_perturbation", {"num_samples": 4}),
+        ("MultiSteps", {"opt": inner, "every_k_schedule": 2}),
+    ]
+    sections = {"sgd": {"learning_rate": 0.1}}
+    built = chain.build(links, sections, lambda params, batch: batch @ params["w"], 0)
+    assert built.num_samples == 4
+    assert built.transformation.init({"w": jax.numpy.zeros((2,))})
+
+
 def test_two_names_are_no_pair():
     sections = {"estimator": {"nodes": ("Dense_0", "Dense_1")}}
     built = chain.build([("node_perturbation", "estimator")], sections, lambda p, b: p, 0)

@@ -116,14 +116,9 @@ def test_an_estimator_inside_shard_map_sums_over_devices(name):
     )
     found = jax.jit(mapped)(PARAMS, BATCH)
     parts = [jax.tree.map(lambda a, i=i: a[2 * i : 2 * i + 2], BATCH) for i in range(4)]
-    truth = [
-        jax.grad(lambda p, b=b: problems.mlp_loss(p, b).mean())(PARAMS) for b in parts
-    ]
-    scale = (
-        sum(map(flat, truth))
-        @ flat(found)
-        / sum(map(flat, truth)).dot(sum(map(flat, truth)))
-    )
+    mean = lambda p, part: problems.mlp_loss(p, part).mean()  # noqa: E731
+    truth = sum(flat(jax.grad(mean)(PARAMS, part)) for part in parts)
+    scale = truth @ flat(found) / (truth @ truth)
     assert 0.5 < scale < 1.5  # not D, and not 1 / D
     same = jax.tree.map(lambda *g: sum(g), *(update(PARAMS, part) for part in parts))
     assert relative_error(same, found) > 0.1  # shards draw noise of their own

@@ -52,8 +52,8 @@ def combine(
     for label, tx in estimators.items():
         if not isinstance(tx, EstimatorTransformation):
             raise TypeError(
-                f"combine takes estimators, and {label!r} is a {type(tx).__name__}; chain "
-                "other transformations behind combine"
+                f"combine takes estimators, and {label!r} is a {type(tx).__name__}; "
+                "chain other transformations behind combine"
             )
     loss_fn = next(iter(estimators.values())).loss_fn
     if any(tx.loss_fn != loss_fn for tx in estimators.values()):

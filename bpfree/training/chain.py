@@ -8,7 +8,7 @@ A chain is a list of (name, kwargs) pairs, for instance
 
 Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
-pair inside kwargs is made first. Constructors whose first parameter is `loss_fn` get the
+pair inside kwargs is made first; `("chain", [pair, pair])` is a chain inside a chain. Constructors whose first parameter is `loss_fn` get the
 loss function; the estimators' `seed` is the run's unless kwargs says otherwise, and their
 `example_batch` is a batch of the training set.
 """
@@ -93,6 +93,8 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     name, kwargs = pair
     where = f"{where} ({name!r})"
     constructor = find(name, where)
+    if isinstance(kwargs, (list, tuple)):
+        return constructor(*_resolve(list(kwargs), context, where))
     if isinstance(kwargs, str):
         kwargs = context.sections[kwargs]
     kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
@@ -122,8 +124,22 @@ def _is_pair(value: Any, context: _Context) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
     name, kwargs = value
+    if not isinstance(name, str):
+        return False
+    if isinstance(kwargs, (list, tuple)):
+        return _is_variadic(name)
     section = isinstance(kwargs, str) and kwargs in context.sections
-    return isinstance(name, str) and (section or isinstance(kwargs, Mapping))
+    return section or isinstance(kwargs, Mapping)
+
+
+def _is_variadic(name: str) -> bool:
+    """Whether `name` takes its arguments by position, as `optax.chain` does."""
+    found = getattr(optax, name, None)
+    try:
+        parameters = inspect.signature(found).parameters.values() if found else ()
+    except (TypeError, ValueError):
+        return False
+    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 # ------------------------------------------------------------------------------- names

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 import bpfree
+from bpfree._conv import canonical_convs
 from bpfree.data import Augment, Batch, Dataset
 
 
@@ -117,7 +118,7 @@ def make_block(task: Task, length: int) -> Block:
 
         size = train["label"].shape[0]
         rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
-        state, losses = lax.scan(step, state, rows)
+        state, losses = lax.scan(canonical_convs(step), state, rows)
         look = accuracy(task.model, state.params, state.model_state, validation)
         return state, Metrics(losses.mean(), look)
 
