@@ -164,8 +164,8 @@ def _check_batch_axes(program: _program.Program, args) -> None:
         if not mark & DATA:
             raise ValueError(
                 f"node {site.name!r} does not depend on the batch, so its axis "
-                f"{site.batch_axis} is no batch axis: pass batch_axis=None to bpfree.node,"
-                " or leave its layer unmarked (where=)."
+                f"{site.batch_axis} is no batch axis: pass batch_axis=None to "
+                "bpfree.node, or leave its layer unmarked (where=)."
             )
 
 

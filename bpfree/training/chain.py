@@ -8,9 +8,9 @@ A chain is a list of (name, kwargs) pairs, for instance
 
 Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
-pair inside kwargs is made first; `("chain", [pair, pair])` is a chain inside a chain. Constructors whose first parameter is `loss_fn` get the
-loss function; the estimators' `seed` is the run's unless kwargs says otherwise, and their
-`example_batch` is a batch of the training set.
+pair inside kwargs is made first; `("chain", [pair, pair])` is a chain inside a chain.
+Constructors whose first parameter is `loss_fn` get the loss function; the estimators'
+`seed` is the run's unless kwargs says otherwise.
 """
 
 import inspect
