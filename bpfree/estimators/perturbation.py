@@ -171,7 +171,7 @@ def _noisy_gradient(run: _Pass):
         return jax.tree.map(_at_least_float32, gradient), ()
 
     gradient = _mean_over_samples(run, chunk)
-    return jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, run.args[0])
+    return jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, run.args[0])
 
 
 def _mean_over_samples(run: _Pass, chunk):
