@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import bpfree
-from bpfree.training import ConfigError, TrainingFault, fit
+from bpfree.training import ConfigError, TrainingFault, fit, metrics
+from bpfree.training.interrupt import Interrupted
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +83,27 @@ def test_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path):
     assert (result.resumed_from, result.steps) == (8, 20)
     assert bits(result) == bits(expected)
     assert logged(tmp_path) == logged(straight)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first_and_the_same_call_goes_on(
+    signum, undisturbed, tmp_path, monkeypatch
+):
+    _, expected = undisturbed
+    write, handlers = metrics.write, [signal.getsignal(signum)]
+
+    def write_and_signal(workdir, kind, record):
+        write(workdir, kind, record)
+        if kind == "log" and record["step"] == 4:  # step 4 is no step of a checkpoint
+            signal.raise_signal(signum)
+
+    monkeypatch.setattr(metrics, "write", write_and_signal)
+    with pytest.raises(Interrupted, match=f"{signum.name}: stopped and saved at step 4"):
+        fit(small(), tmp_path)
+    assert [signal.getsignal(signum)] == handlers
+    monkeypatch.undo()
+    result = fit(small(), tmp_path)
+    assert result.resumed_from == 4 and bits(result) == bits(expected)
 
 
 def logged(workdir):

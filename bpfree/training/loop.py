@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 import bpfree
-from bpfree.training import checkpoint, config, metrics, plot, steps
+from bpfree.training import checkpoint, config, interrupt, metrics, plot, steps
 from bpfree.training.job import Job, prepare
 from bpfree.training.names import ConfigError
 from bpfree.training.steps import TrainState
@@ -57,6 +57,7 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
       ConfigError: a config that cannot run, before anything is compiled; or a config or
         data that differ from those of the run to be resumed.
       TrainingFault: a loss or node is not finite. The last checkpoint is from before.
+      Interrupted: Ctrl-C or SIGTERM came; the end of that block is saved.
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
@@ -91,7 +92,10 @@ def _train(job, manager, workdir, state, arrays, last) -> TrainState:
 
     last = min(last, settings.num_steps)
     done = int(state.step)
-    with tqdm(total=settings.num_steps, initial=done, unit="step") as bar:
+    with (
+        interrupt.noted() as came,
+        tqdm(total=settings.num_steps, initial=done, unit="step") as bar,
+    ):
         while done < last:
             length = min(settings.log_every, settings.num_steps - done)
             run = block(length)
@@ -103,10 +107,12 @@ def _train(job, manager, workdir, state, arrays, last) -> TrainState:
             _check_fault(job, manager, state)
             log = _log_point(job, done, length, seen, seconds)
             metrics.write(workdir, "log", log)
-            if _due(done, length, settings.checkpoint_every) or done >= last:
-                checkpoint.save(manager, state)
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
+            if _due(done, length, settings.checkpoint_every) or done >= last or came:
+                checkpoint.save(manager, state)
+            if came and done < last:
+                raise interrupt.Interrupted(came[0], done)
     return state
 
 

@@ -12,6 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from bpfree.training.interrupt import Interrupted
 from bpfree.training.loop import TrainingFault, fit
 from bpfree.training.names import ConfigError, unknown
 
@@ -30,6 +31,9 @@ def main(argv: list[str]) -> None:
         result = fit(_CONFIG.value, _WORKDIR.value)
     except (ConfigError, TrainingFault) as error:
         sys.exit(f"bpfree-train: {error}")
+    except Interrupted as error:
+        print(f"bpfree-train: {error}", file=sys.stderr)
+        sys.exit(128 + error.signum)
     if result.steps == result.resumed_from:
         print(f"{_WORKDIR.value} was already finished, at step {result.steps}")
     print(f"test accuracy {result.test_accuracy:.4f}")
