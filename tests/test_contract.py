@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,9 +80,7 @@ def test_gradient_has_the_structure_shapes_and_dtypes_of_params(row):
     }
     tx = row.factory(mixed_loss, **row.small)
     gradient, state = jax.jit(lambda: one_update(tx, params))()
-    assert jax.tree.structure(gradient) == jax.tree.structure(params)
-    for g, p in zip(jax.tree.leaves(gradient), jax.tree.leaves(params), strict=True):
-        assert (g.shape, g.dtype) == (p.shape, p.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
     assert not gradient["unused"].any()
     assert all(jnp.any(gradient[k] != 0) for k in ("low", "wide"))
     assert gradient["w"]["kernel"].any()
@@ -128,9 +127,8 @@ def test_state_keeps_its_structure(row):
     tx, update, _ = compiled(row.name)
     before = tx.init(PARAMS)
     after = update(before, ZEROS)[1]
-    assert jax.tree.structure(before) == jax.tree.structure(after)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert getattr(a, "weak_type", False) == getattr(b, "weak_type", False)
 
 
