@@ -13,10 +13,10 @@ tiny shapes of another set, the digits. Seeds: `--config.seed=1`.
 
 Test accuracy (10,000 images) of seeds 0, 1 and 2, each by the command above; their mean
 and standard deviation; and seconds of training, on two CPU cores shared with other jobs
-(load 3 to 8), JAX 0.10.2:
+(load 1 to 8), JAX 0.10.2:
 
-    likelihood ratio  .8573 .8630 .8595  .8599 +- .0029   36 to 49 s
-    noisy             .8580 .8642 .8614  .8612 +- .0031   53 to 94 s
+    likelihood ratio  .8596 .8575 .8591  .8587 +- .0011   14 to 21 s
+    noisy             .8588 .8595 .8586  .8590 +- .0005   34 to 36 s
     bp                .8993 .9006 .9019  .9006 +- .0013   8 to 9 s
 
 Learning rate and preprocessing were compared for all three on validation, seed 0, 3

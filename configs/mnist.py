@@ -14,8 +14,8 @@ Test accuracy (10,000 images) of seeds 0, 1 and 2, each by the command above; th
 and standard deviation; and seconds of training, on two CPU cores shared with other jobs
 (load 3 to 8), JAX 0.10.2:
 
-    likelihood ratio  .9685 .9681 .9664  .9677 +- .0011   29 to 88 s
-    noisy             .9693 .9686 .9693  .9691 +- .0004   60 to 113 s
+    likelihood ratio  .9680 .9684 .9662  .9675 +- .0012   40 to 78 s
+    noisy             .9693 .9680 .9684  .9686 +- .0007   76 to 108 s
     bp                .9843 .9843 .9844  .9843 +- .0001   6 to 12 s
 
 Learning rate and preprocessing were chosen for all three on validation, seed 0, 3 epochs
