@@ -215,15 +215,11 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
                 outvals = [_UNKNOWN if moved(inner[0]) else invals[0]]
             elif inner and eqn.primitive.name in INLINED:
                 outvals = walk(*body_of(eqn), invals, inner, here)
-            elif (
-                any(v is _UNKNOWN for v in invals)
-                or any(map(moved, inner))
-                or eqn.effects
-            ):
+            elif unknown(invals) or any(map(moved, inner)) or eqn.effects:
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
                 outvals = bind_eqn(eqn, invals)
-            if not any(v is _UNKNOWN for v in outvals):
+            if not unknown(outvals):
                 known[here] = outvals
             _bind(env, eqn.outvars, outvals)
         return [_read(env, v) for v in jaxpr.outvars]
