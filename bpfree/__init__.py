@@ -1,9 +1,11 @@
 """bpfree: train JAX networks without backpropagation."""
 
+from bpfree import predictors
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
+from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
@@ -22,9 +24,11 @@ __all__ = [
     "hold",
     "inject",
     "kernel_input",
+    "learned_feedback",
     "likelihood_ratio",
     "node",
     "node_perturbation",
+    "predictors",
     "pullback",
     "record",
     "supervised",

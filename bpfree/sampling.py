@@ -120,6 +120,14 @@ def draw_noise(
     }
 
 
+def draw_chunk(
+    plan: Plan, key: jax.Array, indices: jax.Array, nodes: tuple[Site, ...]
+) -> NodeTree:
+    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
+    noise = jax.vmap(lambda index: draw_noise(plan, key, index, nodes))(indices)
+    return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), noise)
+
+
 def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight.
 

@@ -23,6 +23,10 @@ STATIC = (
     "antithetic",
     "baseline",
     "pairing",
+    "predictor",
+    "shrinkage",
+    "teacher",
+    "fit",
     "nodes",
     "noise",
     "sharding",
@@ -120,7 +124,7 @@ def transformation(
     def init(params) -> EstimatorState:
         return EstimatorState(
             count=jnp.zeros((), jnp.int32),
-            key=_as_key(seed),
+            key=as_key(seed),
             value=jnp.zeros((), jnp.float32),
             aux=_empty_aux(loss_fn, params, example_batch),
             fault=Fault(jnp.int32(-1), jnp.int32(NO_FAULT)),
@@ -157,7 +161,7 @@ def transformation(
     return made
 
 
-def _as_key(seed) -> jax.Array:
+def as_key(seed) -> jax.Array:
     """A threefry key of our own: `vmap` over keys of other kinds draws other numbers,
     and a donated state must not take the caller's key with it."""
     if not (

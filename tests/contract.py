@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import bpfree
+from tests import problems
 
 # What every perturbation estimator is called with; `loss_fn` first, the rest by name.
 PERTURBATION = (
@@ -23,6 +24,14 @@ PERTURBATION = (
     "nodes",
     "sharding",
 )
+
+
+# Unbiased as a control variate; its optimiser outside strict promotion.
+_FEEDBACK = {
+    "example_batch": problems.mlp_batch(),
+    "shrinkage": 1.0,
+    "fit": problems.adam(3e-3),
+}
 
 
 class Row(NamedTuple):
@@ -74,5 +83,14 @@ ESTIMATORS = (
         extras=("noise", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
+    ),
+    Row(
+        "learned_feedback",
+        bpfree.learned_feedback,
+        contract="aligned",
+        parameters=tuple(p for p in PERTURBATION if p not in ("baseline", "pairing")),
+        extras=("example_batch", "shrinkage", "predictor", "teacher", "fit"),
+        small=_FEEDBACK | {"num_samples": 4},
+        trains=_FEEDBACK | {"num_samples": 32, "sigma": 0.05},
     ),
 )

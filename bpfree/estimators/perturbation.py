@@ -104,7 +104,7 @@ def make_estimator(settings: Settings) -> Estimator:
         program = _program.trace(
             settings.loss_fn, params, batch, loss_key, settings.nodes
         )
-        sigma = _sigma_at(settings.sigma, state.count)
+        sigma = sigma_at(settings.sigma, state.count)
         locality.check(program, args, wanted)
         out, values, pull = _program.cut_vjp(program, args)
         clean, aux = _program.split_aux(out)
@@ -115,13 +115,13 @@ def make_estimator(settings: Settings) -> Estimator:
             gradient = pull(_signals(run))
         else:
             gradient = _noisy_gradient(run)
-        fault = _find_fault(program, values, clean, sigma)
+        fault = find_fault(program, values, clean, sigma)
         return Estimate(gradient, clean.mean().astype(jnp.float32), aux, fault)
 
     return Estimator(lambda params: (), estimate)
 
 
-def _sigma_at(sigma: Sigma, step) -> jax.Array:
+def sigma_at(sigma: Sigma, step) -> jax.Array:
     value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
     if value.ndim:
         raise ValueError(f"sigma must be one number, got shape {value.shape}")
@@ -186,12 +186,7 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def _draw(run: _Pass, draws) -> _program.NodeTree:
-    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
-
-    def one(draw):
-        return sampling.draw_noise(run.settings.plan, run.key, draw, run.program.nodes)
-
-    return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), jax.vmap(one)(draws))
+    return sampling.draw_chunk(run.settings.plan, run.key, draws, run.program.nodes)
 
 
 def _credit(run: _Pass, weights, noise, rule) -> _program.NodeTree:
@@ -241,7 +236,7 @@ def _left_out(run: _Pass) -> jax.Array:
 # ------------------------------------------------------------------------------ checks
 
 
-def _find_fault(program, values, clean, sigma) -> jax.Array:
+def find_fault(program, values, clean, sigma) -> jax.Array:
     """int32: the position of the first node that is not finite, or a code."""
     code = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
     for position, site in reversed(list(enumerate(program.sites))):

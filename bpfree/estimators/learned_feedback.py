@@ -1,0 +1,284 @@
+"""Learned feedback: perturbation teaches a predictor of the gradient at the nodes.
+
+For each example, with noise z_k at the hidden nodes, g_hat the prediction and
+
+    r_k = (L_k - L_0) / sigma - sum_l z_{l,k} . g_hat_l        what it got wrong
+    q_l = mean_k z_{l,k} r_k                                   unbiased for g_l - g_hat_l
+
+the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends mean r^2 / 2, or
+the misfit of its model of how noise at one node moves the next.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from bpfree import _jaxpr, locality, predictors, sampling
+from bpfree import program as _program
+from bpfree.estimators import perturbation
+from bpfree.program import NodeTree
+from bpfree.transform import (
+    Estimate,
+    Estimator,
+    EstimatorTransformation,
+    as_key,
+    transformation,
+)
+
+TEACHERS = ("responses", "losses")
+
+
+class FeedbackState(NamedTuple):
+    """The predictor's weights, and the state of the optimiser that fits them."""
+
+    weights: Any
+    fit: Any
+
+
+class _Step(NamedTuple):
+    """One update: the clean pass, the prediction from older weights, and the noise."""
+
+    clean: predictors.Clean
+    losses: jax.Array  # clean, (B,)
+    noisy: _program.Program
+    predicted: NodeTree
+    key: jax.Array
+    sigma: jax.Array
+    plan: sampling.Plan
+    layout: sampling.Layout
+
+
+def learned_feedback(
+    loss_fn: _program.LossFn,
+    *,
+    example_batch: Any,
+    num_samples: int = 1,
+    sigma: perturbation.Sigma = 0.02,
+    shrinkage: float = 0.0,
+    predictor: predictors.Predictor | None = None,
+    teacher: str = "responses",
+    fit: optax.GradientTransformation | None = None,
+    seed: int | jax.Array = 0,
+    chunk_size: int | None = None,
+    antithetic: bool = False,
+    nodes: _program.NodeFilter = None,
+    sharding: NamedSharding | None = None,
+) -> EstimatorTransformation:
+    r"""Learned feedback: a predictor of the node gradients, fitted to perturbations.
+
+    .. math::
+
+        \hat g = \sum_l \Big(\frac{\partial y_l}{\partial\theta}\Big)^{\!T}
+        \frac{1}{B} \Big[\hat g_l + \lambda\, \frac1K \sum_k z_{l,k} \Big(
+        \frac{L_k - L_0}{\sigma} - \sum_m z_{m,k} \cdot \hat g_m\Big)\Big]
+
+    with random signs z and the prediction g_hat_l of dL_b / dy_l from weights older than
+    the draw. The last node is not perturbed: its gradient is the loss's own derivative.
+
+    Contract: with shrinkage lambda = 1 the prediction is a control variate, and the
+    estimate is unbiased for the gradient of the clean loss up to O(sigma^2), whatever the
+    predictor. With lambda = 0 the estimate has the bias of the predictor and no noise of
+    the draw. Between, both shrink linearly.
+
+    Args:
+      example_batch: a batch, or ShapeDtypeStructs of one: shapes of the predictor.
+      num_samples: K, noisy forward passes. sigma: scale of the noise.
+      shrinkage: lambda in [0, 1].
+      predictor: `bpfree.predictors.chained()` (the default: backprop through learned
+        weights of its own) or `.direct(gate=..., per=...)` (a matrix from the error).
+      teacher: what the predictor learns from. "losses": it descends the mean of r^2 / 2,
+        one number for each noisy pass and example. "responses": it descends the squared
+        error of its guess of how noise at a node moves the next node, one number for each
+        entry of a node; it needs the node values of noisy passes, and the chained form.
+      fit: optimiser of the predictor; None is `optax.adam(3e-3)`.
+      antithetic: pairs z, -z; with "losses" the curvature then cancels.
+      loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: unknown choice, bad count, sigma or shrinkage, one loss for the whole
+        batch, a node shared by the batch, a single node, or nodes behind which the
+        predictor finds no derivative.
+
+    Reference: the signal is a control variate on node perturbation. Fitting feedback
+    weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
+    learning without weight transport", NeurIPS 2019.
+    """
+    perturbation.check_choice("teacher", teacher, TEACHERS)
+    perturbation.check_sigma(sigma)
+    predictor = predictor or predictors.chained()
+    if teacher == "responses" and predictor.respond is None:
+        raise ValueError(
+            "teacher='responses' needs a predictor with a model of the blocks, such as "
+            "bpfree.predictors.chained(); with a direct one use teacher='losses'"
+        )
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
+    fit = fit or optax.adam(3e-3)
+    plan = sampling.rademacher()
+    plan = sampling.antithetic(plan) if antithetic else plan
+    layout = sampling.make_layout(plan, num_samples, chunk_size, sharding)
+
+    def init(params) -> FeedbackState:
+        def shapes(key, params, batch):
+            return _clean_pass(loss_fn, nodes, key, params, batch)[0].values
+
+        key = jax.random.fold_in(as_key(seed), _program.name_hash("predictor"))
+        values = jax.eval_shape(shapes, key, params, example_batch)
+        args = _program.arguments(loss_fn, params, example_batch, key)
+        program = _program.trace(loss_fn, params, example_batch, key, nodes)
+        clean = predictors.Clean(program, args, values)
+        _check(clean, predictor)
+        weights = predictor.init(key, clean)
+        return FeedbackState(weights, fit.init(weights))
+
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        noise_key, loss_key = jax.random.split(key)
+        clean, out, pull = _clean_pass(loss_fn, nodes, loss_key, params, batch)
+        locality.check(clean.program, clean.args, wanted)
+        losses, aux = _program.split_aux(out)
+        older = state.inner.weights
+        predicted, refit = jax.vjp(lambda w: predictor.predict(w, clean), older)
+        step = _Step(
+            clean,
+            losses,
+            clean.program.holding(clean.values),
+            predicted,
+            _jaxpr.fold_in_shards(noise_key, losses),
+            perturbation.sigma_at(sigma, state.count),
+            plan,
+            layout,
+        )
+        if teacher == "losses":
+            residual = _residual(step)
+            slope = refit(_filled(residual, predicted, -1 / losses.size))[0]
+        else:
+            residual, slope = _residual_and_misfit(step, predictor, older)
+        signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
+        moved, fit_state = fit.update(slope, state.inner.fit, older)
+        fault = perturbation.find_fault(clean.program, clean.values, losses, step.sigma)
+        return Estimate(
+            pull(signal),
+            losses.mean().astype(jnp.float32),
+            aux,
+            fault,
+            FeedbackState(optax.apply_updates(older, moved), fit_state),
+        )
+
+    return transformation(Estimator(init, estimate), loss_fn, seed, example_batch)
+
+
+def _clean_pass(loss_fn, nodes, key, params, batch):
+    args = _program.arguments(loss_fn, params, batch, key)
+    program = _program.trace(loss_fn, params, batch, key, nodes)
+    out, values, pull = _program.cut_vjp(program, args)
+    return predictors.Clean(program, args, values), out, pull
+
+
+def _check(clean: predictors.Clean, predictor: predictors.Predictor) -> None:
+    program = clean.program
+    if program.batch_size is None:
+        raise ValueError("learned_feedback needs one loss per example, (B,); got one")
+    if not predictors.hidden(program):
+        raise ValueError(
+            "learned_feedback needs a node before the last one: the last node's gradient "
+            "is the loss's own derivative, and there is nothing to learn"
+        )
+    for site in program.nodes:
+        if site.batch_axis is None:
+            raise ValueError(
+                f"node {site.name!r} is shared by the batch (batch_axis=None); "
+                "learned_feedback predicts a gradient for each example. Leave it out "
+                "(nodes=), or use node_perturbation."
+            )
+    if dead := predictor.dead(clean):
+        raise ValueError(
+            f"behind the nodes {dead} the predictor finds no derivative to carry "
+            "feedback through (a threshold, or no bpfree.kernel_input). Use "
+            "predictor=bpfree.predictors.direct(gate='learned'), teacher='losses'."
+        )
+
+
+# ----------------------------------------------------------------------- the two teachers
+
+
+def _residual(step: _Step) -> NodeTree:
+    """q of the module docstring, from the losses of the noisy passes alone."""
+    losses = _program.perturbed(step.noisy, step.clean.args)
+
+    def chunk(draws):
+        noise = _draw(step, draws)
+        noisy = jax.vmap(losses)(jax.tree.map(lambda z: step.sigma * z, noise))
+        return _credit(step, noise, noisy), ()
+
+    return _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
+
+
+def _residual_and_misfit(step: _Step, predictor, weights):
+    """q, and the slope of the mean squared error of `respond` on the noisy passes."""
+    names = [site.name for site in step.clean.program.nodes]
+
+    def observe(noise):
+        deltas = jax.tree.map(lambda z: step.sigma * z, noise)
+        out, values = _program.cut(step.noisy, step.clean.args, deltas)
+        change = jax.tree.map(
+            lambda v, c: (v - c) / step.sigma.astype(v.dtype),
+            {name: values[name] for name in names},
+            {name: step.clean.values[name] for name in names},
+        )
+        moves = {
+            k: c + noise[k].astype(c.dtype) if k in noise else c
+            for k, c in change.items()
+        }
+        return _program.split_aux(out)[0], moves, change
+
+    def chunk(draws):
+        noise = _draw(step, draws)
+        noisy, moves, change = jax.vmap(observe)(noise)
+
+        def misfit(weights):
+            guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
+            return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
+
+        return (_credit(step, noise, noisy), jax.grad(misfit)(weights)), ()
+
+    residual, slope = _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
+    return residual, jax.tree.map(lambda s: s / step.losses.size, slope)
+
+
+def _draw(step: _Step, draws) -> NodeTree:
+    sites = predictors.hidden(step.clean.program)
+    return sampling.draw_chunk(step.plan, step.key, draws, sites)
+
+
+def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
+    """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
+    sites = predictors.hidden(step.clean.program)
+    rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
+    for site in sites:
+        axes = tuple(i + 1 for i in range(len(site.shape)) if i != site.batch_axis)
+        guess = step.predicted[site.name].astype(jnp.float32)
+        rest = rest - (noise[site.name] * guess[None]).sum(axes)
+    return {s.name: sampling.credit(rest, noise[s.name], s.batch_axis) for s in sites}
+
+
+def _mean(step: _Step, sums):
+    count = step.layout.num_draws * step.plan.group
+    return jax.tree.map(lambda total: total / count, sums)
+
+
+def _filled(residual: NodeTree, predicted: NodeTree, scale, of_predicted=0.0) -> NodeTree:
+    """scale * residual + of_predicted * predicted at every node."""
+
+    def at(name, guess):
+        total = of_predicted * guess
+        if name in residual:
+            total = total + scale * residual[name].astype(guess.dtype)
+        return total
+
+    return {name: at(name, guess) for name, guess in predicted.items()}

@@ -1,0 +1,287 @@
+"""Predictors of the gradient at each node, for `learned_feedback`.
+
+A predictor maps weights of its own, and what the clean pass knows, to dL_b / dy for every
+node y and example b. It never reads the weights of the model.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree import _jaxpr
+from bpfree import program as _program
+from bpfree._jaxpr import Run, Site
+from bpfree.program import NodeTree
+
+_SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does lasting harm
+
+
+class Clean(NamedTuple):
+    """A clean pass: the traced loss, its arguments, the values of nodes and holds."""
+
+    program: _program.Program
+    args: tuple
+    values: NodeTree
+
+
+class Predictor(NamedTuple):
+    """How to predict the gradient at the nodes.
+
+    Attributes:
+      init: `(key, clean) -> weights`, from the shapes of `clean`; consumes the key.
+      predict: `(weights, clean) -> {node: dL_b/dy}`, shaped as the nodes; exact at the
+        last node, where it is the loss's own derivative.
+      respond: `(weights, clean, moves) -> {node: change of its value}` for small changes
+        `moves` of the values behind the nodes; None if the predictor has no model of it.
+      dead: `clean -> names` of hidden nodes for which it has no derivative to work with.
+    """
+
+    init: Callable[[jax.Array, Clean], Any]
+    predict: Callable[[Any, Clean], NodeTree]
+    respond: Callable[[Any, Clean, NodeTree], NodeTree] | None
+    dead: Callable[[Clean], list[str]]
+
+
+def hidden(program: _program.Program) -> tuple[Site, ...]:
+    """All nodes but the last, whose gradient is the loss's own derivative."""
+    return program.nodes[:-1]
+
+
+# ------------------------------------------------------------------------------ chained
+
+
+def chained() -> Predictor:
+    r"""Each node's prediction is made of the next one's, through learned weights.
+
+    With f_l the code between node l and node l + 1, and V of the shape of the model's
+    parameters but never read from them,
+
+    .. math:: \hat g_l = \Big(\frac{\partial f_l(y_l; V)}{\partial y_l}\Big)^{\!T}
+        \hat g_{l+1}, \qquad \hat g_L = \frac{\partial L}{\partial y_L}
+
+    It takes any model, several successors of a node included, and shares weights where
+    the model does. Matrices start near zero, and vectors (biases, scales of norms) at the
+    values of the model's. A block without a derivative (a threshold) is an error.
+    """
+
+    def init(key, clean):
+        leaves, tree = jax.tree.flatten(clean.args[0])
+        keys = jax.random.split(key, len(leaves))
+        return jax.tree.unflatten(tree, map(_small_like, keys, leaves))
+
+    def predict(weights, clean):
+        def chain(values):
+            return _chain_of_blocks(clean, weights, values)
+
+        standing, vjp = jax.vjp(chain, clean.values)
+        found = vjp(_output_gradient(clean, standing))[0]
+        return {site.name: found[site.name] for site in clean.program.nodes}
+
+    def respond(weights, clean, moves):
+        def ends(values):
+            return _ends_of_blocks(clean, weights, values)
+
+        directions = {**jax.tree.map(jnp.zeros_like, clean.values), **moves}
+        return jax.jvp(ends, (clean.values,), (directions,))[1]
+
+    def dead(clean):
+        def ends(clean, values):
+            return _ends_of_blocks(clean, clean.args[0], values), _losses(clean, values)
+
+        return _without_derivative(ends, clean)
+
+    return Predictor(init, predict, respond, dead)
+
+
+def _small_like(key, leaf):
+    if leaf.ndim < 2:
+        return leaf
+    lecun = jax.nn.initializers.lecun_normal()
+    return (_SMALL * lecun(key, leaf.shape)).astype(leaf.dtype)
+
+
+# ------------------------------------------------------------------------------- direct
+
+
+def direct(gate: str = "derivative", per: str = "position") -> Predictor:
+    r"""A matrix for each node, from the error at the last one.
+
+    .. math:: \hat g_l = \text{gate}_l \odot (B_l\, e), \qquad
+        e = \frac{\partial L}{\partial y_L}
+
+    Args:
+      gate: "derivative", of the sum of the kernel inputs that the node feeds, by the
+        node: that of the activation (needs `bpfree.kernel_input`, which adapters mark).
+        "learned", sigmoid(a y + b) with a and b for each channel; it needs no
+        derivative, so thresholds train.
+      per: "position", a row of B_l for each entry of the node; "channel", one for each
+        entry of its last axis.
+
+    Raises ValueError for an unknown choice.
+    """
+    if gate not in _GATES or per not in ("position", "channel"):
+        raise ValueError(
+            f"gate={gate!r}, per={per!r}: choose gate from {tuple(_GATES)} and per from "
+            "('position', 'channel')"
+        )
+
+    def init(key, clean):
+        rows = _width(clean.program.nodes[-1])
+        weights = {}
+        for site in hidden(clean.program):
+            mine = jax.random.fold_in(key, _program.name_hash(site.name))
+            columns = _width(site) if per == "position" else site.shape[-1]
+            matrix = _SMALL * jax.random.normal(mine, (rows, columns), site.dtype)
+            one = jnp.ones(site.shape[-1], site.dtype)
+            weights[site.name] = {"matrix": matrix, "slope": one, "shift": 0 * one}
+        return weights
+
+    def predict(weights, clean):
+        last = clean.program.nodes[-1]
+        error = _output_gradient(clean, clean.values)[last.name]
+        rows = _example_first(error, last).reshape(error.shape[last.batch_axis or 0], -1)
+        gates = _GATES[gate](weights, clean)
+        found = {last.name: error}
+        for site in hidden(clean.program):
+            product = rows @ weights[site.name]["matrix"].astype(rows.dtype)
+            found[site.name] = gates[site.name] * _shaped_as(product, site)
+        return {name: g.astype(clean.values[name].dtype) for name, g in found.items()}
+
+    def dead(clean):
+        if gate == "learned":
+            return []
+        return _without_derivative(_kernel_inputs, clean)
+
+    return Predictor(init, predict, None, dead)
+
+
+def _derivative_gate(weights, clean: Clean) -> NodeTree:
+    del weights
+
+    def total(values):
+        return sum(tap.sum() for tap in _kernel_inputs(clean, values).values())
+
+    return jax.grad(total)(clean.values)
+
+
+def _learned_gate(weights, clean: Clean) -> NodeTree:
+    def gate(name, slope, shift):
+        value = clean.values[name]
+        channels = (*[1] * (value.ndim - 1), -1)
+        return jax.nn.sigmoid(slope.reshape(channels) * value + shift.reshape(channels))
+
+    return {name: gate(name, w["slope"], w["shift"]) for name, w in weights.items()}
+
+
+_GATES = {"derivative": _derivative_gate, "learned": _learned_gate}
+
+
+def _example_first(values: jax.Array, site: Site) -> jax.Array:
+    return jnp.moveaxis(values, site.batch_axis or 0, 0)
+
+
+def _width(site: Site) -> int:
+    """Entries of a node that belong to one example."""
+    return math.prod(site.shape) // site.shape[site.batch_axis or 0]
+
+
+def _shaped_as(product: jax.Array, site: Site) -> jax.Array:
+    """(B, width) or (B, channels) in the shape of the node."""
+    axis = site.batch_axis or 0
+    rest = tuple(n for i, n in enumerate(site.shape) if i != axis)
+    if product.shape[1] != math.prod(rest):
+        product = product.reshape(-1, *[1] * (len(rest) - 1), rest[-1])
+        product = jnp.broadcast_to(product, (product.shape[0], *rest))
+    return jnp.moveaxis(product.reshape(-1, *rest), 0, axis)
+
+
+# ------------------------------------------- the loss with values standing at the nodes
+
+
+@jax.custom_jvp
+def _straight_through(value, y):
+    """The value, with the derivatives of both."""
+    return value
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
+
+
+def _losses(clean: Clean, values: NodeTree) -> jax.Array:
+    """Losses of the block behind the last node, with the model's own parameters."""
+    (out, _) = _run(clean, clean.args[0], values, lambda site, value, y: None)
+    return _program.split_aux(out)[0]
+
+
+def _output_gradient(clean: Clean, values: NodeTree) -> NodeTree:
+    return jax.grad(lambda values: _losses(clean, values).sum())(values)
+
+
+def _ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
+    """What each block makes of the values that stand at the nodes before it."""
+    active = clean.program.active
+    return _run(
+        clean, params, values, lambda site, value, y: y if site.name in active else None
+    )[1]
+
+
+def _kernel_inputs(clean: Clean, values: NodeTree) -> NodeTree:
+    return _run(
+        clean,
+        clean.args[0],
+        values,
+        lambda site, value, y: y if site.kind == "input" else None,
+    )[1]
+
+
+def _chain_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
+    """The values again, each with the derivative of its block by the ones before."""
+    active = clean.program.active
+    taps = _run(
+        clean,
+        params,
+        values,
+        lambda site, value, y: value if site.name in active else None,
+        _straight_through,
+    )[1]
+    return {**values, **taps}
+
+
+def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: value):
+    """(output, taps) with `stand(value, y)` behind each node whose block gave y."""
+
+    def visit(site, y, values):
+        value = values.get(site.name, y)
+        if site.kind == "hold":
+            value = lax.stop_gradient(value)
+        elif site.name in clean.program.active:
+            value = stand(value, y)
+        found = tap(site, value, y)
+        return value, ({} if found is None else {site.name: found})
+
+    args = (params, *clean.args[1:])
+    return _program.evaluate(clean.program, Run(visit), args, values)
+
+
+def _without_derivative(fn, clean: Clean) -> list[str]:
+    """The hidden nodes on whose value no output of `fn(clean, values)` has a derivative.
+
+    `clean` may hold shapes only.
+    """
+
+    def tangents(args, values, directions):
+        here = clean._replace(args=args)
+        return jax.jvp(lambda values: fn(here, values), (values,), (directions,))[1]
+
+    made = jax.make_jaxpr(tangents)(clean.args, clean.values, clean.values)
+    jaxpr, _ = _jaxpr.open_jaxpr(made)
+    _, used = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))
+    directions = used[len(used) - len(clean.values) :]
+    moving = dict(zip(sorted(clean.values), directions, strict=True))
+    return [site.name for site in hidden(clean.program) if not moving[site.name]]

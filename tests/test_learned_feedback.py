@@ -1,0 +1,285 @@
+"""Learned feedback: its predictors against autodiff, its contract, its two teachers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import bpfree
+from bpfree import predictors, program, sampling
+from tests import linen_models, problems
+from tests.statistics import assert_close, mean_gate, relative_error
+
+PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()
+direct = functools.partial(predictors.direct, gate="learned")
+
+
+def feedback(loss_fn=problems.mlp_loss, batch=BATCH, **kwargs):
+    return bpfree.learned_feedback(
+        loss_fn, example_batch=batch, fit=kwargs.pop("fit", problems.adam(3e-3)), **kwargs
+    )
+
+
+def with_weights(tx, params, weights):
+    state = tx.init(params)
+    return state._replace(inner=state.inner._replace(weights=weights))
+
+
+def clean_pass(loss_fn, params, batch):
+    traced = program.trace(loss_fn, params, batch)
+    _, values, _ = program.cut_vjp(traced, (params, batch))
+    return predictors.Clean(traced, (params, batch), values)
+
+
+def squares(model):
+    return bpfree.supervised(
+        model, lambda y, t: jnp.sum((y - t) ** 2, axis=(*range(1, y.ndim),))
+    )
+
+
+class Skip(nn.Module):
+    """A node that feeds two others, one of them over the head of the next."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.tanh(nn.Dense(4, param_dtype=jnp.float64)(x))
+        z = nn.tanh(nn.Dense(4, param_dtype=jnp.float64)(h))
+        return nn.Dense(2, param_dtype=jnp.float64)(z + h)
+
+
+SHAPES = {
+    "mlp": (linen_models.MLP(), (5, 3)),
+    "skip": (Skip(), (5, 3)),
+    "conv": (linen_models.CNN(), (2, 5, 5, 2)),
+    "recurrent": (linen_models.Recurrent(), (2, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_with_the_models_own_weights_chained_feedback_is_backprop(name):
+    model, shape = SHAPES[name]
+    x = jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    params = model.init(jax.random.key(1), x)["params"]
+    batch = {"x": x, "label": jnp.zeros_like(model.apply({"params": params}, x)) + 0.3}
+    loss_fn = squares(model)
+    tx = feedback(loss_fn, batch)
+
+    @jax.jit
+    def run(params):
+        state = with_weights(tx, params, params)
+        gradient, after = tx.update(None, state, params, batch=batch)
+        return gradient, after.inner.weights, problems.gradient(loss_fn, params, batch)
+
+    gradient, weights, truth = run(params)
+    assert_close(gradient, truth, rtol=1e-7, atol=1e-9)
+    # The responses agree with the model's own blocks up to sigma: little to learn.
+    assert relative_error(weights, params) < 3e-2
+
+
+@functools.cache
+def estimates(shrinkage, teacher="losses", repeats=2048):
+    tx = feedback(
+        shrinkage=shrinkage, teacher=teacher, num_samples=2, sigma=1e-3, antithetic=True
+    )
+    wrong = jax.tree.map(lambda p: p + 0.5, PARAMS)
+    state = with_weights(tx, PARAMS, wrong)
+    keys = jax.random.split(jax.random.key(5), repeats)
+    one = lambda key: tx.estimator.estimate(key, PARAMS, BATCH, state).gradient  # noqa: E731
+    return jax.jit(jax.vmap(one))(keys)
+
+
+TRUTH = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("teacher", ["losses", "responses"])
+def test_as_a_control_variate_it_is_unbiased_with_any_predictor(teacher):
+    gate = mean_gate(estimates(1.0, teacher), TRUTH)
+    assert gate.passed and gate.error < 0.05, gate
+
+
+def test_the_gate_sees_a_shrunken_residual():
+    assert not mean_gate(estimates(0.8), TRUTH).passed
+
+
+def test_a_right_prediction_takes_the_variance_away():
+    """Antithetic, so that what is left of the residual is of third order in sigma."""
+    tx = feedback(
+        shrinkage=1.0, teacher="losses", num_samples=2, antithetic=True, sigma=1e-4
+    )
+    state = with_weights(tx, PARAMS, PARAMS)
+    gradient, _ = tx.update(None, state, PARAMS, batch=BATCH)
+    assert relative_error(gradient, TRUTH) < 1e-5
+    plain = bpfree.node_perturbation(problems.mlp_loss, num_samples=2, antithetic=True)
+    noisy, _ = plain.update(None, plain.init(PARAMS), PARAMS, batch=BATCH)
+    assert relative_error(noisy, TRUTH) > 0.1
+
+
+def descended(tx, weights):
+    """What the predictor's optimiser is handed (fit = identity): minus its change."""
+    state = with_weights(tx, PARAMS, weights)
+    after = tx.update(None, state, PARAMS, batch=BATCH)[1]
+    return jax.tree.map(lambda new, old: new - old, after.inner.weights, weights)
+
+
+@pytest.mark.parametrize(
+    "predictor", [predictors.chained(), direct()], ids=["chained", "direct"]
+)
+def test_losses_teach_the_squared_error_of_the_directional_derivative(predictor):
+    """The slope equals autodiff of mean r^2 / 2, written out with `inject`."""
+    sigma, samples = 0.1, 3
+    tx = feedback(
+        predictor=predictor,
+        teacher="losses",
+        num_samples=samples,
+        sigma=sigma,
+        fit=optax.identity(),
+    )
+    weights = jax.tree.map(lambda w: w + 0.3, tx.init(PARAMS).inner.weights)
+    clean = clean_pass(problems.mlp_loss, PARAMS, BATCH)
+    key = jax.random.split(jax.random.fold_in(tx.init(PARAMS).key, 0))[0]
+    noise = sampling.draw_chunk(
+        sampling.rademacher(), key, jnp.arange(samples), clean.program.nodes[:1]
+    )["h"]
+    clean_losses = problems.mlp_loss(PARAMS, BATCH)
+
+    def objective(weights):
+        guess = predictor.predict(weights, clean)["h"]
+
+        def one(z):
+            z = z.astype(jnp.float64)
+            losses = bpfree.inject(problems.mlp_loss)(PARAMS, BATCH, {"h": sigma * z})[0]
+            return (losses - clean_losses) / sigma - (z * guess).sum(1)
+
+        return (jax.vmap(one)(noise) ** 2).mean() / 2
+
+    assert_close(
+        descended(tx, weights), jax.grad(objective)(weights), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_responses_teach_the_weights_of_the_next_block():
+    """From small random weights to the model's own, by noise alone."""
+    tx = feedback(sigma=1e-3, num_samples=8, fit=problems.adam(0.03))
+
+    @jax.jit
+    def run(state):
+        step = lambda state, _: (tx.update(None, state, PARAMS, batch=BATCH)[1], None)  # noqa: E731
+        return jax.lax.scan(step, state, length=400)[0]
+
+    weights = run(tx.init(PARAMS)).inner.weights
+    assert relative_error(weights["w2"], PARAMS["w2"]) < 0.02
+    assert relative_error(weights["w1"], PARAMS["w1"]) > 0.5  # feeds nothing back
+
+
+def test_derivative_gate_is_that_of_the_activation():
+    model = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(2)])
+    x = jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
+    params = model.init(jax.random.key(1), x)["params"]
+    batch = {"x": x, "label": jnp.zeros((4, 2), jnp.float32)}
+    clean = clean_pass(squares(model), params, batch)
+    predictor = predictors.direct()
+    weights = predictor.init(jax.random.key(2), clean)
+    name, last = (site.name for site in clean.program.nodes)
+    found = predictor.predict(weights, clean)
+    np.testing.assert_allclose(found[last], 2 * clean.values[last], rtol=1e-5)
+    expected = jnp.where(clean.values[name] > 0, 1.0, 0.0) * (
+        found[last] @ weights[name]["matrix"]
+    )
+    np.testing.assert_allclose(found[name], expected, rtol=1e-5)
+
+
+def test_per_channel_is_constant_over_positions_but_for_the_gate():
+    model, shape = SHAPES["conv"]
+    x = jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    params = model.init(jax.random.key(1), x)["params"]
+    batch = {"x": x, "label": jnp.zeros((2, 2), jnp.float64)}
+    clean = clean_pass(squares(model), params, batch)
+    for per, entries in (("channel", 4), ("position", 3 * 3 * 4)):
+        predictor = direct(per=per)
+        weights = predictor.init(jax.random.key(2), clean)
+        first = clean.program.nodes[0].name
+        assert weights[first]["matrix"].shape == (2, entries)
+        zeroed = jax.tree.map(lambda w: w, weights)
+        zeroed[first]["slope"] = jnp.zeros_like(weights[first]["slope"])
+        found = predictor.predict(zeroed, clean)[first]
+        flat = bool(jnp.allclose(found, found[:, :1, :1]))
+        assert found.shape == (2, 3, 3, 4) and flat == (per == "channel")
+
+
+def threshold_loss(params, batch):
+    h = jnp.sign(bpfree.node(batch["x"] @ params["w1"], "h"))
+    y = bpfree.node(h @ params["w2"], "y")
+    return jnp.sum((y - batch["t"]) ** 2, axis=1)
+
+
+def test_thresholds_train_with_a_learned_gate_and_are_refused_without():
+    params = {k: problems.mlp_params(width=8)[k] for k in ("w1", "w2")}
+    batch = problems.mlp_batch(16, width=8)
+    for predictor in (predictors.chained(), predictors.direct()):
+        with pytest.raises(ValueError, match=r"\['h'\].*no derivative"):
+            feedback(threshold_loss, batch, predictor=predictor, teacher="losses").init(
+                params
+            )
+    tx = feedback(
+        threshold_loss,
+        batch,
+        predictor=direct(),
+        teacher="losses",
+        num_samples=8,
+        sigma=0.5,
+    )
+    state = tx.init(params)
+    gradient, after = tx.update(None, state, params, batch=batch)
+    assert jnp.abs(gradient["w1"]).max() > 0
+    assert (
+        relative_error(
+            after.inner.weights["h"]["matrix"], state.inner.weights["h"]["matrix"]
+        )
+        > 1
+    )
+
+
+def scalar_loss(params, batch):
+    return problems.mlp_loss(params, batch).mean()
+
+
+def shared_loss(params, batch):
+    w = bpfree.node(params["w1"], "w", batch_axis=None)
+    return problems.mlp_loss({**params, "w1": w}, batch)
+
+
+@pytest.mark.parametrize(
+    "loss_fn, message",
+    [
+        (problems.linear_loss, "a node before the last one"),
+        (scalar_loss, "one loss per example"),
+        (shared_loss, "'w' is shared by the batch"),
+    ],
+)
+def test_objectives_without_feedback_are_refused(loss_fn, message):
+    with pytest.raises(ValueError, match=message):
+        feedback(loss_fn).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"teacher": "oracle"}, "teacher='oracle'"),
+        ({"shrinkage": 1.5}, "shrinkage=1.5"),
+        ({"predictor": direct()}, "teacher='losses'"),
+        ({"num_samples": 3, "antithetic": True}, "multiple of 2"),
+        ({"sigma": 0.0}, "sigma=0.0"),
+    ],
+)
+def test_bad_arguments_are_told(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        feedback(**kwargs)
+
+
+def test_unknown_gate_is_told():
+    with pytest.raises(ValueError, match="gate='none'"):
+        predictors.direct(gate="none")
