@@ -1,6 +1,6 @@
 """bpfree: train JAX networks without backpropagation."""
 
-from bpfree import predictors
+from bpfree import diagnostics, predictors
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.estimators.backprop import backprop
@@ -20,6 +20,7 @@ __all__ = [
     "backprop",
     "blocks",
     "combine",
+    "diagnostics",
     "fault_message",
     "hold",
     "inject",

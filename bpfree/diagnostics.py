@@ -1,0 +1,274 @@
+"""How good an estimator is: alignment, variance, and what an estimate costs.
+
+With independent estimates e_r of one gradient g, in each group of parameters,
+
+    cosine    mean of <e_r, g> / (|e_r| |g|)
+    slope     mean of <e_r, g> / |g|^2, which is 1 for an estimator right on average
+    variance  E |e - E e|^2 / |g|^2
+    bias      |E e - slope g| / |g|, what averaging does not take away
+
+so that the mean of n estimates has cosine slope / sqrt(slope^2 + bias^2 + variance / n).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpfree import _jaxpr, locality
+from bpfree import program as _program
+from bpfree.estimators.backprop import backprop
+from bpfree.transform import EstimatorState, EstimatorTransformation
+
+OVERALL = "(all)"
+
+
+class Alignment(NamedTuple):
+    """Of one group of parameters; see the module docstring.
+
+    Attributes:
+      cosine, cosine_std: mean and standard deviation over single estimates.
+      slope, slope_error: mean and its standard error.
+      variance, bias: relative to |g|^2 and |g|; the bias has the noise of the measurement
+        taken off, and is 0 where nothing is left.
+      norm: |g|.
+    """
+
+    cosine: float
+    cosine_std: float
+    slope: float
+    slope_error: float
+    variance: float
+    bias: float
+    norm: float
+
+    def cosine_of_mean(self, estimates: float) -> float:
+        """Cosine with g of the mean of so many estimates."""
+        spread = self.bias**2 + self.variance / estimates
+        return self.slope / math.sqrt(self.slope**2 + spread)
+
+    def estimates_for(self, cosine: float) -> float:
+        """Estimates whose mean has this cosine; inf if the bias (or sign) forbids it.
+
+        Times the estimator's own `num_samples`, it is the samples needed.
+        """
+        if not 0 < cosine < 1:
+            raise ValueError(f"cosine={cosine} must be between 0 and 1")
+        if not self.slope > 0:
+            return math.inf
+        allowed = self.slope**2 * (1 / cosine**2 - 1) - self.bias**2
+        return self.variance / allowed if allowed > 0 else math.inf
+
+
+class Report(NamedTuple):
+    """What `measure` found.
+
+    Attributes:
+      groups: {node, or parameter where the loss has no nodes: Alignment}, and all
+        parameters together under "(all)".
+      cost: products of one update, in inferences of the batch (see `cost`).
+      repeats: estimates behind the figures.
+    """
+
+    groups: dict[str, Alignment]
+    cost: float
+    repeats: int
+
+    @property
+    def overall(self) -> Alignment:
+        return self.groups[OVERALL]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.groups))
+        lines = [
+            f"{'group':<{width}}  cosine          slope             variance      bias"
+            "   estimates for cosine 0.9"
+        ]
+        for name, a in self.groups.items():
+            lines.append(
+                f"{name:<{width}}  {a.cosine:.3f} +- {a.cosine_std:.3f}"
+                f"  {a.slope:.3f} +- {a.slope_error:.3f}"
+                f"  {a.variance:10.3g}  {a.bias:8.2g}  {a.estimates_for(0.9):10.3g}"
+            )
+        lines.append(
+            f"{self.repeats} estimates; one update costs {self.cost:.1f} inferences"
+        )
+        return "\n".join(lines)
+
+
+def measure(
+    estimator: EstimatorTransformation,
+    params: Any,
+    batch: Any,
+    *,
+    repeats: int = 32,
+    seed: int | jax.Array = 0,
+    state: EstimatorState | None = None,
+    truth: Any = None,
+) -> Report:
+    """Compare independent estimates of one gradient with the truth.
+
+    Args:
+      estimator: any bpfree estimator, not a chain.
+      repeats: estimates, with noise of their own; at least 2. They run one after another.
+      seed: int or typed PRNG key of the noise.
+      state: the estimator's state in training, for estimators that learn; a fresh one by
+        default. Nothing is learned here.
+      truth: params-shaped gradient to compare with. By default that of backprop on the
+        estimator's loss function, with the same key where the loss takes one.
+
+    Raises ValueError for fewer than two repeats or a transformation that is no estimator.
+    """
+    if not isinstance(estimator, EstimatorTransformation):
+        raise ValueError("measure needs a bpfree estimator, not a chain or a wrapper")
+    if repeats < 2:
+        raise ValueError(f"repeats={repeats} must be at least 2, to know a spread")
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    state = estimator.init(params) if state is None else state
+    run = _inner_products(estimator, jax.random.split(key, repeats), state)
+    inner = jax.device_get(jax.jit(run)(params, batch, truth))
+    groups = {
+        name: _alignment(inner, members)
+        for name, members in _groups(estimator.loss_fn, params, batch).items()
+    }
+    return Report(groups, cost(estimator, params, batch), repeats)
+
+
+class _Products(NamedTuple):
+    """Inner products of the estimates e_r, their mean m and the truth g, leaf by leaf."""
+
+    along: np.ndarray  # <e_r, g>, (repeats, leaves)
+    squares: np.ndarray  # |e_r|^2, (repeats, leaves)
+    mean: np.ndarray  # |m|^2, (leaves,)
+    norm: np.ndarray  # |g|^2, (leaves,)
+
+
+def _inner_products(estimator, keys, state):
+    reference = backprop(estimator.loss_fn).estimator
+
+    def one(estimator, params, batch, key):
+        gradient = estimator.estimate(key, params, batch, state).gradient
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+
+    def mean(estimator, params, batch, keys, look=lambda gradient: ()):
+        def add(total, key):
+            gradient = one(estimator, params, batch, key)
+            return jax.tree.map(jnp.add, total, gradient), look(gradient)
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        total, seen = jax.lax.scan(add, zeros, keys)
+        return jax.tree.map(lambda t: t / len(keys), total), seen
+
+    def run(params, batch, truth):
+        if truth is None:
+            random = _program.takes_key(estimator.loss_fn)
+            truth, _ = mean(reference, params, batch, keys if random else keys[:1])
+        truth = jax.tree.map(lambda g: g.astype(jnp.float32), truth)
+        average, (along, squares) = mean(
+            estimator.estimator,
+            params,
+            batch,
+            keys,
+            lambda e: (_by_leaf(e, truth), _by_leaf(e, e)),
+        )
+        return _Products(
+            along, squares, _by_leaf(average, average), _by_leaf(truth, truth)
+        )
+
+    return run
+
+
+def _by_leaf(a, b) -> jax.Array:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jnp.stack([jnp.vdot(x, y) for x, y in pairs])
+
+
+def _alignment(by_leaf: _Products, members: list[int]) -> Alignment:
+    """Of the group whose leaves stand at the positions `members`."""
+    p = jax.tree.map(lambda a: a[..., members].sum(-1), by_leaf)
+    repeats = len(p.along)
+    norm = float(p.norm) or math.nan
+    cosines = p.along / np.sqrt(np.maximum(p.squares, 1e-30) * norm)
+    slopes = p.along / norm
+    variance = max(0.0, (p.squares.sum() - repeats * p.mean) / (repeats - 1)) / norm
+    off_axis = p.mean / norm - slopes.mean() ** 2
+    by_chance = (variance - slopes.var(ddof=1)) / repeats
+    return Alignment(
+        cosine=float(cosines.mean()),
+        cosine_std=float(cosines.std(ddof=1)),
+        slope=float(slopes.mean()),
+        slope_error=float(slopes.std(ddof=1) / math.sqrt(repeats)),
+        variance=float(variance),
+        bias=float(math.sqrt(max(0.0, off_axis - by_chance))),
+        norm=math.sqrt(norm),
+    )
+
+
+def _groups(loss_fn, params, batch) -> dict[str, list[int]]:
+    """{node: positions of its block's parameters}, or {parameter: its position}."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    paths = [locality.param_path(path) for path, _ in leaves]
+    everything = {OVERALL: list(range(len(paths)))}
+    key = jax.random.key(0) if _program.takes_key(loss_fn) else None
+    if not _program.site_names(loss_fn, params, batch, key):
+        return {path: [i] for i, path in enumerate(paths)} | everything
+    program = _program.trace(loss_fn, params, batch, key)
+    found = locality.check(
+        program, _program.arguments(loss_fn, params, batch, key), [False] * len(paths)
+    )
+    named = {b.name: [paths.index(p) for p in b.params] for b in found if b.params}
+    return named | everything
+
+
+# -------------------------------------------------------------------------------- cost
+
+
+def cost(estimator: EstimatorTransformation, params: Any, batch: Any) -> float:
+    """Products of one update in units of those of one inference of the batch.
+
+    Counts the floating point operations of matrix products and convolutions, loops as
+    often as they run, and nothing else: no random numbers, no elementwise work. nan where
+    a `while` loop runs an unknown number of times. `scripts/benchmark.py` takes the time.
+    """
+    state = jax.eval_shape(estimator.init, params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def update(params, state, batch):
+        return estimator.update(None, state, params, batch=batch)
+
+    args = _program.arguments(estimator.loss_fn, params, batch, key)
+    inference = products(estimator.loss_fn, *args)
+    return products(update, params, state, batch) / inference if inference else math.nan
+
+
+def products(fn, *args) -> float:
+    """Floating point operations of the products in `fn(*args)`; shapes are enough."""
+    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(fn)(*args))
+    used, _ = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))
+    return _products_in(used)
+
+
+def _products_in(jaxpr) -> float:
+    return sum((_products_of(eqn) for eqn in jaxpr.eqns), start=0.0)
+
+
+def _products_of(eqn) -> float:
+    name = eqn.primitive.name
+    out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        return 2.0 * out * math.prod(shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        zeros_between = math.prod(eqn.params["lhs_dilation"])
+        return 2.0 * out * math.prod(kernel) / features / zeros_between
+    bodies = [_products_in(body) for body in _jaxpr.sub_jaxprs(eqn)]
+    if name == "cond":
+        return max(bodies)
+    if name == "while":
+        return math.nan if any(bodies) else 0.0
+    return sum(bodies) * eqn.params.get("length", 1)
