@@ -2,6 +2,7 @@
 
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
+from bpfree.credit import causal, within_hops
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
@@ -17,6 +18,7 @@ __all__ = [
     "aux",
     "backprop",
     "blocks",
+    "causal",
     "combine",
     "fault_message",
     "hold",
@@ -31,4 +33,5 @@ __all__ = [
     "tag_linen",
     "tag_nnx",
     "value",
+    "within_hops",
 ]

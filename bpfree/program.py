@@ -51,7 +51,14 @@ def split_aux(out: Any) -> tuple[jax.Array, Any]:
     return out if isinstance(out, tuple) and len(out) == 2 else (out, None)
 
 
-def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -> Program:
+def trace(
+    loss_fn: LossFn,
+    params,
+    batch,
+    key=None,
+    nodes: NodeFilter = None,
+    loss_axes: int = 1,
+) -> Program:
     """Trace `loss_fn` and check its nodes; values may be abstract.
 
     Args:
@@ -59,6 +66,7 @@ def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) ->
       params, batch, key: arguments, or ShapeDtypeStructs of them.
       nodes: predicate on names, or collection of names. The others are no nodes: what
         they cut becomes part of a larger block.
+      loss_axes: 1, or 2 to allow losses (B, T), one for each example and time step.
 
     Raises:
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
@@ -66,7 +74,7 @@ def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) ->
     """
     jaxpr, consts, out = _read(loss_fn, arguments(loss_fn, params, batch, key))
     losses, _ = split_aux(out)
-    batch_size = check_losses(losses)
+    batch_size = check_losses(losses, loss_axes)
     sites = _with_names(_jaxpr.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
@@ -222,13 +230,15 @@ def _with_names(sites: list[Site]) -> tuple[Site, ...]:
     return tuple(named)
 
 
-def check_losses(losses) -> int | None:
+def check_losses(losses, axes: int = 1) -> int | None:
     shape = getattr(losses, "shape", None)
-    if shape is None or len(shape) > 1:
+    if shape is None or len(shape) > axes:
         raise ValueError(
             f"the loss function must return losses of shape (B,), one per example, or () "
             f"for one experiment per batch, or (losses, aux); got {losses}. Reduce each "
-            "example's loss to a number, and check that no (B, 1) met a (B,)."
+            "example's loss to a number, and check that no (B, 1) met a (B,). Losses "
+            "(B, T), one for each time step, need an estimator with credit= "
+            "(bpfree.causal)."
         )
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"losses must be floating point, got {losses.dtype}")

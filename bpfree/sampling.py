@@ -120,36 +120,25 @@ def draw_noise(
     }
 
 
-def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
-    """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight.
-
-    Args:
-      weights: (K, B), one per sample and example; (K,) for one loss per batch.
-      values: (K, *node shape).
-      batch_axis: of the node; None for a value shared by the batch, which is weighted
-        with the sum over examples.
-    """
-    shape = [1] * values.ndim
-    shape[0] = values.shape[0]
-    if weights.ndim == 2 and batch_axis is None:
-        weights = weights.sum(1)
-    elif weights.ndim == 2 and batch_axis is not None:
-        shape[1 + batch_axis] = weights.shape[1]
-    return weights.reshape(shape) * values
+def per_sample(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """Every sample's values times its weights; both (K, ...), broadcast."""
+    return weights * values
 
 
-def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
-    """`per_sample(...).sum(0)` as one product batched over examples.
+def credit(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """`per_sample(...).sum(0)` as one product, batched over the axes of the weights.
 
     A dot, because XLA on CPU runs the multiply-and-sum 2-3 times slower (BUILD_NOTES).
+
+    Args:
+      weights: (K, ...), broadcasts to the values: 1 where it has no axis of its own.
+      values: (K, *node shape).
     """
-    exact = lax.Precision.HIGHEST
-    if weights.ndim == 1 or batch_axis is None:
-        weights = weights if weights.ndim == 1 else weights.sum(1)
-        return lax.dot_general(weights, values, (((0,), (0,)), ((), ())), exact)
-    dimensions = (((0,), (0,)), ((1,), (1 + batch_axis,)))
-    total = lax.dot_general(weights, values, dimensions, exact)
-    return jnp.moveaxis(total, 0, batch_axis)
+    own = [axis for axis in range(1, values.ndim) if weights.shape[axis] != 1]
+    weights = weights.reshape(weights.shape[0], *(weights.shape[axis] for axis in own))
+    batch = (list(range(1, weights.ndim)), own)
+    total = lax.dot_general(weights, values, (([0], [0]), batch), lax.Precision.HIGHEST)
+    return jnp.moveaxis(total, range(len(own)), [axis - 1 for axis in own])
 
 
 # ---------------------------------------------------------------------------- the loop

@@ -25,6 +25,7 @@ STATIC = (
     "pairing",
     "nodes",
     "noise",
+    "credit",
     "sharding",
     "example_batch",
 )

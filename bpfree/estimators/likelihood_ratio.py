@@ -24,6 +24,7 @@ def likelihood_ratio(
     pairing: str = "noisy",
     nodes: NodeFilter = None,
     noise: str = "gaussian",
+    credit: perturbation.Credit = None,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -54,7 +55,7 @@ def likelihood_ratio(
         each, 32 to a word: every sample stays exactly normal, so expectation and
         contract are unchanged; random numbers cost about an eighth.
       loss_fn, num_samples, sigma, seed, chunk_size, antithetic, baseline, nodes,
-        sharding, example_batch: as in `bpfree.node_perturbation`.
+        credit, sharding, example_batch: as in `bpfree.node_perturbation`.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.
@@ -81,6 +82,7 @@ def likelihood_ratio(
         pairing=pairing,
         nodes=nodes,
         sharding=sharding,
+        credit=credit,
     )
     estimator = perturbation.make_estimator(settings)
     return transformation(estimator, loss_fn, seed, example_batch)

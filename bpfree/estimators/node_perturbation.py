@@ -25,6 +25,7 @@ def node_perturbation(
     pairing: str = "clean",
     nodes: NodeFilter = None,
     noise: str = "rademacher",
+    credit: perturbation.Credit = None,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -57,6 +58,10 @@ def node_perturbation(
         meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
       nodes: predicate or collection of names; the rest are no nodes for this estimator.
       noise: "rademacher" (32 signs to a random word) or "gaussian".
+      credit: rule, or mapping from node names to rules, that says which losses answer
+        for a node: `bpfree.causal`, `bpfree.within_hops`, or a function as `credit.Rule`.
+        None: all losses of the example. With it losses may be (B, T), one for each time
+        step; the objective is the mean over both.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -82,6 +87,7 @@ def node_perturbation(
         pairing=pairing,
         nodes=nodes,
         sharding=sharding,
+        credit=credit,
     )
     estimator = perturbation.make_estimator(settings)
     return transformation(estimator, loss_fn, seed, example_batch)

@@ -11,13 +11,14 @@ samples; "noisy" pairing lets every sample's term meet that sample's own noisy i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bpfree import _jaxpr, locality, sampling
+from bpfree import credit as _rules
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
 from bpfree.transform import (
@@ -31,6 +32,7 @@ from bpfree.transform import (
 BASELINES = ("clean", "leave_one_out", "none")
 PAIRINGS = ("clean", "noisy")
 Sigma = float | jax.Array | Callable[[jax.Array], jax.Array]
+Credit = _rules.Rule | Mapping[str, _rules.Rule] | None
 
 
 class Settings(NamedTuple):
@@ -43,6 +45,7 @@ class Settings(NamedTuple):
     baseline: str
     pairing: str
     nodes: _program.NodeFilter
+    credit: Credit = None
 
     @property
     def num_samples(self) -> int:
@@ -72,6 +75,7 @@ def make_settings(
     pairing,
     nodes,
     sharding,
+    credit=None,
 ) -> Settings:
     """Check the arguments of a constructor; raises ValueError with the choices."""
     check_choice("baseline", baseline, BASELINES)
@@ -92,7 +96,7 @@ def make_settings(
         )
     if not (nodes is None or callable(nodes) or isinstance(nodes, str)):
         nodes = frozenset(nodes)  # a generator would serve the first trace only
-    return Settings(loss_fn, plan, layout, sigma, baseline, pairing, nodes)
+    return Settings(loss_fn, plan, layout, sigma, baseline, pairing, nodes, credit)
 
 
 def make_estimator(settings: Settings) -> Estimator:
@@ -102,7 +106,12 @@ def make_estimator(settings: Settings) -> Estimator:
         noise_key, loss_key = jax.random.split(key)
         args = _program.arguments(settings.loss_fn, params, batch, loss_key)
         program = _program.trace(
-            settings.loss_fn, params, batch, loss_key, settings.nodes
+            settings.loss_fn,
+            params,
+            batch,
+            loss_key,
+            settings.nodes,
+            loss_axes=1 if settings.credit is None else 2,
         )
         sigma = _sigma_at(settings.sigma, state.count)
         locality.check(program, args, wanted)
@@ -198,10 +207,8 @@ def _credit(run: _Pass, weights, noise, rule) -> _program.NodeTree:
     """{name: weights * score / (B sigma)}, combined by `rule` (see `sampling`)."""
     score = run.settings.plan.score or (lambda noise: noise)
     weights = weights / (run.clean.size * run.sigma)
-    return {
-        s.name: rule(weights, score(noise[s.name]), s.batch_axis)
-        for s in run.program.nodes
-    }
+    beside = _rules.weights(run.settings.credit, weights, run.program.nodes)
+    return {name: rule(w, score(noise[name])) for name, w in beside.items()}
 
 
 # --------------------------------------------------------------------------- baselines
