@@ -7,6 +7,7 @@ from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
+from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
 from bpfree.transform import STATIC, aux, fault_message, value
 
@@ -33,5 +34,6 @@ __all__ = [
     "tag_linen",
     "tag_nnx",
     "value",
+    "weight_perturbation",
     "within_hops",
 ]

@@ -148,6 +148,12 @@ def fold_in_shards(key: jax.Array, like: jax.Array) -> jax.Array:
     return key
 
 
+def sum_shards(tree, like: jax.Array):
+    """The sum over the devices of a `shard_map` over which `like` differs."""
+    axes = _varying(jax.typeof(like))
+    return jax.tree.map(lambda x: lax.psum(x, axes), tree) if axes else tree
+
+
 # --------------------------------------------------------------------- the interpreter
 
 Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
@@ -229,6 +235,28 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
 
 
 _UNKNOWN = object()
+
+
+def hoist(fn: Callable[..., Any], *shapes) -> Callable[..., Any]:
+    """`fn` with all that does not depend on its arguments computed once, here.
+
+    Args:
+      shapes: arguments of `fn`, or ShapeDtypeStructs of them.
+    """
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
+    jaxpr, consts = open_jaxpr(closed)
+    inputs = [_UNKNOWN] * len(jaxpr.invars)
+    spec = Run(_no_visit, prefix(jaxpr, consts, inputs, (), lambda site: False))
+
+    def hoisted(*args):
+        outs, _ = run(spec, jaxpr, consts, jax.tree.leaves(args), (), {})
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return hoisted
+
+
+def _no_visit(site, y, deltas):
+    raise AssertionError(f"mark {site.name!r} in a program that had none")
 
 
 def _take(upcoming: Iterator[Site], eqn) -> list[Site]:

@@ -72,7 +72,7 @@ def trace(
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
         collide, or `nodes` naming none.
     """
-    jaxpr, consts, out = _read(loss_fn, arguments(loss_fn, params, batch, key))
+    jaxpr, consts, out = read(loss_fn, arguments(loss_fn, params, batch, key))
     losses, _ = split_aux(out)
     batch_size = check_losses(losses, loss_axes)
     sites = _with_names(_jaxpr.find_sites(jaxpr))
@@ -96,11 +96,11 @@ def trace(
 
 def site_names(loss_fn: LossFn, params, batch, key=None) -> list[str]:
     """Names of all marks, in program order."""
-    jaxpr, _, _ = _read(loss_fn, arguments(loss_fn, params, batch, key))
+    jaxpr, _, _ = read(loss_fn, arguments(loss_fn, params, batch, key))
     return [site.name for site in _with_names(_jaxpr.find_sites(jaxpr))]
 
 
-def _read(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
+def read(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
     """(jaxpr, its constants, shapes of the output)."""
     closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
     return *_jaxpr.open_jaxpr(closed), out

@@ -26,6 +26,9 @@ STATIC = (
     "nodes",
     "noise",
     "credit",
+    "rank",
+    "shaping",
+    "tangents",
     "sharding",
     "example_batch",
 )

@@ -24,6 +24,17 @@ PERTURBATION = (
     "sharding",
 )
 
+# The same for those that draw noise for the parameters.
+WEIGHTS = (
+    "loss_fn",
+    "num_samples",
+    "seed",
+    "chunk_size",
+    "noise",
+    "sharding",
+    "example_batch",
+)
+
 
 class Row(NamedTuple):
     """One estimator.
@@ -74,5 +85,14 @@ ESTIMATORS = (
         extras=("noise", "credit", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
+    ),
+    Row(
+        "weight_perturbation",
+        bpfree.weight_perturbation,
+        contract="aligned",
+        parameters=WEIGHTS,
+        extras=("sigma", "antithetic", "baseline", "rank", "shaping"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32, "sigma": 0.01},
     ),
 )

@@ -113,7 +113,7 @@ def make_estimator(settings: Settings) -> Estimator:
             settings.nodes,
             loss_axes=1 if settings.credit is None else 2,
         )
-        sigma = _sigma_at(settings.sigma, state.count)
+        sigma = sigma_at(settings.sigma, state.count)
         locality.check(program, args, wanted)
         out, values, pull = _program.cut_vjp(program, args)
         clean, aux = _program.split_aux(out)
@@ -130,7 +130,7 @@ def make_estimator(settings: Settings) -> Estimator:
     return Estimator(lambda params: (), estimate)
 
 
-def _sigma_at(sigma: Sigma, step) -> jax.Array:
+def sigma_at(sigma: Sigma, step) -> jax.Array:
     value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
     if value.ndim:
         raise ValueError(f"sigma must be one number, got shape {value.shape}")
@@ -258,7 +258,7 @@ def _find_fault(program, values, clean, sigma) -> jax.Array:
     return jnp.where(sigma > 0, code, BAD_SIGMA).astype(jnp.int32)
 
 
-def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(what: str, value: Any, choices: tuple) -> None:
     if value not in choices:
         raise ValueError(f"{what}={value!r} is unknown; choose one of {choices}")
 
