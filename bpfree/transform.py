@@ -27,6 +27,8 @@ STATIC = (
     "noise",
     "sharding",
     "example_batch",
+    "layerwise",
+    "derivative",
 )
 
 _IMPL = "threefry2x32"
