@@ -29,6 +29,9 @@ STATIC = (
     "example_batch",
     "layerwise",
     "derivative",
+    "reference",
+    "norm",
+    "scaling",
 )
 
 _IMPL = "threefry2x32"

@@ -2,7 +2,7 @@
 
 Contracts: "exact"; "aligned", the gradient of the clean loss up to O(sigma^2);
 "smoothed", unbiased for the gradient of the loss under the estimator's own noise, at any
-sigma.
+sigma; "descent", uphill for no parameter, but not the gradient.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,9 @@ PERTURBATION = (
     "sharding",
 )
 
+# Those that divide by the size of the perturbation are centred by the clean loss, always.
+NORMALIZED = tuple(p for p in PERTURBATION if p not in ("baseline", "pairing"))
+
 
 class Row(NamedTuple):
     """One estimator.
@@ -31,7 +34,7 @@ class Row(NamedTuple):
     Attributes:
       name: in `bpfree`.
       factory: its constructor.
-      contract: "exact", "aligned" or "smoothed", with default options.
+      contract: one of the above, with default options.
       parameters: the agreed parameters it must have.
       extras: the further ones it may have.
       small: options that make it cheap.
@@ -72,6 +75,24 @@ ESTIMATORS = (
         contract="smoothed",
         parameters=PERTURBATION,
         extras=("noise", "layerwise", "example_batch"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32, "sigma": 0.05},
+    ),
+    Row(
+        "iterative_node_perturbation",
+        bpfree.iterative_node_perturbation,
+        contract="aligned",
+        parameters=NORMALIZED,
+        extras=("noise", "derivative", "example_batch"),
+        small={"num_samples": 4},
+        trains={"num_samples": 16, "sigma": 0.05},
+    ),
+    Row(
+        "activity_node_perturbation",
+        bpfree.activity_node_perturbation,
+        contract="descent",
+        parameters=NORMALIZED,
+        extras=("noise", "reference", "norm", "scaling", "derivative", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),

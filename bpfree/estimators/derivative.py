@@ -20,7 +20,7 @@ DERIVATIVES = ("finite_difference", "jvp")
 
 
 def linearized(f: Callable[[NodeTree], Any], nodes) -> Callable[[NodeTree], Any]:
-    """`delta -> (df / d delta at 0) delta`; what does not depend on delta is computed here.
+    """`delta -> (df / d delta at 0) delta`, with all else computed once, here.
 
     `f` returns the losses, or a tuple that they begin. Raises ValueError for a node from
     which no derivative reaches them: it would be credited with zero.

@@ -32,6 +32,9 @@ class Part(NamedTuple):
         return frozenset(site.name for site in self.nodes)
 
 
+NOTHING = Part((), sampling.Layout(0, 1))
+
+
 class Schedule(NamedTuple):
     """Which nodes are perturbed together.
 
@@ -45,8 +48,9 @@ class Schedule(NamedTuple):
 
     @property
     def layouts(self) -> tuple[sampling.Layout, ...]:
-        own = isinstance(self.layout, dict)
-        return tuple(self.layout.values()) if own else (self.layout,)
+        if isinstance(self.layout, dict):
+            return tuple(self.layout.values())
+        return (self.layout,)
 
 
 def make_schedule(plan, num_samples: Budget, chunk_size, sharding, layerwise) -> Schedule:

@@ -48,9 +48,9 @@ def likelihood_ratio(
     Contract: with pairing="noisy" (the default; Jacobians at each sample's own noisy
     inputs) unbiased for the gradient of the *smoothed* loss J_sigma, at any sigma. With
     pairing="clean" (Jacobians at the clean inputs; about half the cost) aligned: it is
-    node perturbation with Gaussian noise, expectation grad L + O(sigma^2). Layer-wise, the
-    block in front of node l gets the gradient of the loss smoothed at node l alone, and
-    the block behind the last node that of the mean of these losses.
+    node perturbation with Gaussian noise, expectation grad L + O(sigma^2). Layer-wise,
+    the block in front of node l gets the gradient of the loss smoothed at node l alone,
+    and the block behind the last node that of the mean of these losses.
 
     Args:
       noise: "gaussian" draws every normal afresh. "shared_gaussian" draws the magnitudes

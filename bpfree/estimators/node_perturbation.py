@@ -64,9 +64,9 @@ def node_perturbation(
       noise: "rademacher" (32 signs to a random word) or "gaussian".
       layerwise: perturb one node at a time. A sample then answers for its node alone, and
         evaluates only what stands behind it (all of a loop, for a node inside one).
-      derivative: "finite_difference" (L_k - L_0 of a noisy pass) or "jvp": its first order
-        in sigma, exact, by forward-mode autodiff along the noise, for programs that have
-        a derivative; sigma is then not used.
+      derivative: "finite_difference" (L_k - L_0 of a noisy pass) or "jvp": its first
+        order in sigma, exact, by forward-mode autodiff along the noise, for programs that
+        have a derivative; sigma is then not used.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -75,8 +75,8 @@ def node_perturbation(
 
     Raises:
       ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,);
-        counts per node that are not layer-wise or name other nodes; "jvp" with a baseline,
-        pairs or noisy pairing, or where no derivative reaches the losses from a node.
+        counts per node that are not layer-wise or name other nodes; "jvp" with another
+        baseline, pairs or noisy pairing, or where no derivative reaches the losses.
 
     Reference: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in
     linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the

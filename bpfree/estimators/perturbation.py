@@ -55,11 +55,11 @@ class Run(NamedTuple):
 
     Attributes:
       program: of the noisy passes; every node cuts it, also those that are not perturbed.
-      part: the nodes perturbed together, and their draws.
-      share: of this part in the mean over all parts.
       clean: losses of the clean pass, (B,) or ().
       values: of its nodes.
-      known: of its equations, if it serves several parts.
+      part: the nodes perturbed together, and their draws.
+      share: of this part in the mean over all parts.
+      known: values of the clean pass's equations, if they serve several parts.
     """
 
     settings: Settings
@@ -67,11 +67,11 @@ class Run(NamedTuple):
     args: tuple
     key: jax.Array
     sigma: jax.Array
-    part: _layerwise.Part
-    share: float
-    clean: jax.Array
+    clean: Any
     values: _program.NodeTree
-    known: _jaxpr.Known | None
+    part: _layerwise.Part = _layerwise.NOTHING
+    share: float = 1.0
+    known: _jaxpr.Known | None = None
 
     @property
     def num_samples(self) -> int:
@@ -101,7 +101,8 @@ def make_settings(
     check_choice("baseline", baseline, BASELINES)
     check_choice("pairing", pairing, PAIRINGS)
     check_choice("derivative", derivative, DERIVATIVES)
-    check_sigma(sigma)
+    if sigma is not None:
+        check_sigma(sigma)
     if antithetic:
         plan = sampling.antithetic(plan)
     if pairing == "noisy" and plan.score is None:
@@ -142,14 +143,13 @@ def make_estimator(settings: Settings, signals: Signals | None = None) -> Estima
         program = _program.trace(
             settings.loss_fn, params, batch, loss_key, settings.nodes
         )
-        sigma = _sigma_at(settings, state.count)
+        sigma = sigma_at(settings, state.count)
         locality.check(program, args, wanted)
         out, values, pull = _program.cut_vjp(program, args)
         clean, aux = _program.split_aux(out)
         noise_key = _jaxpr.fold_in_shards(noise_key, clean)
-        runs = _runs(
-            settings, program.holding(values), args, noise_key, sigma, out, values
-        )
+        noisy = program.holding(values)
+        runs = _runs(Run(settings, noisy, args, noise_key, sigma, clean, values))
         if settings.pairing == "clean":
             found: _program.NodeTree = {}
             for run in runs:
@@ -163,19 +163,16 @@ def make_estimator(settings: Settings, signals: Signals | None = None) -> Estima
     return Estimator(lambda params: (), estimate)
 
 
-def _runs(settings, program, args, key, sigma, out, values) -> list[Run]:
+def _runs(run: Run) -> list[Run]:
     """One run for each part: all nodes, or each of them."""
-    parts = _layerwise.parts(settings.schedule, program)
-    clean, _ = _program.split_aux(out)
-    known = _program.clean_values(program, args) if len(parts) > 1 else None
+    parts = _layerwise.parts(run.settings.schedule, run.program)
+    several = len(parts) > 1
+    known = _program.clean_values(run.program, run.args) if several else None
     share = 1 / len(parts)
-    return [
-        Run(settings, program, args, key, sigma, part, share, clean, values, known)
-        for part in parts
-    ]
+    return [run._replace(part=part, share=share, known=known) for part in parts]
 
 
-def _sigma_at(settings: Settings, step) -> jax.Array:
+def sigma_at(settings: Settings, step) -> jax.Array:
     """sigma of this step; an exact derivative has no step size."""
     sigma = settings.sigma if settings.derivative == "finite_difference" else 1.0
     value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
@@ -240,7 +237,7 @@ def _noisy_part(run: Run):
         terms = _credit(run, weights, noise, sampling.per_sample)
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
         gradient = canonical_convs(vjp)((behind_last, terms))[0]
-        return jax.tree.map(_at_least_float32, gradient), ()
+        return jax.tree.map(at_least_float32, gradient), ()
 
     return mean_over_samples(run, chunk)
 
@@ -251,7 +248,7 @@ def mean_over_samples(run: Run, chunk):
     return jax.tree.map(lambda total: total / run.num_samples, sums)
 
 
-def _at_least_float32(x: jax.Array) -> jax.Array:
+def at_least_float32(x: jax.Array) -> jax.Array:
     narrow = jnp.finfo(x.dtype).bits < 32
     return x.astype(jnp.float32) if narrow else x
 
