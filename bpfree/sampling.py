@@ -162,11 +162,13 @@ class Layout(NamedTuple):
       num_draws: draws in all.
       chunk: draws evaluated side by side on each device.
       sharding: NamedSharding whose first axis shards the draws, or None.
+      sequential: evaluate sample after sample, with no `vmap` (chunk_size=1).
     """
 
     num_draws: int
     chunk: int
     sharding: NamedSharding | None = None
+    sequential: bool = False
 
     @property
     def devices(self) -> int:
@@ -206,6 +208,16 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
         parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
     sums = jax.tree.map(lambda a: a.sum(0), sums)
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def each(layout: Layout, evaluate: Callable) -> Callable:
+    """`evaluate` with a leading axis of samples on its arguments and results.
+
+    Side by side, or one after another: a program with ordered effects has no `vmap`.
+    """
+    if not layout.sequential:
+        return jax.vmap(evaluate)
+    return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
 
 
 def _on_devices(layout: Layout, chunk_fn):
@@ -261,7 +273,7 @@ def make_layout(
             "spread the samples over; pass NamedSharding(mesh, PartitionSpec('sample'))"
         )
     draws = num_samples // plan.group
-    layout = Layout(draws, 1, sharding)
+    layout = Layout(draws, 1, sharding, sequential=chunk_size == 1)
     if draws % layout.devices:
         raise ValueError(
             f"{draws} draws of {plan.group} samples do not divide over "

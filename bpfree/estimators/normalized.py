@@ -48,12 +48,12 @@ def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
     Args:
       measure: `(change of the nodes before their own noise, noise) -> da`.
     """
-    change = _change(run)
+    change = sampling.each(run.part.layout, _change(run))
 
     def chunk(draws):
         noise = perturbation.draw(run, draws)
         deltas = jax.tree.map(lambda z: run.sigma * z, noise)
-        losses, changes = jax.vmap(change)(deltas)
+        losses, changes = change(deltas)
         moved = measure(changes, deltas)
         weights = weigh(losses, moved, run.part.nodes, scale)
         return {

@@ -186,13 +186,13 @@ def sigma_at(settings: Settings, step) -> jax.Array:
 
 def _signals(run: Run) -> _program.NodeTree:
     """Clean pairing: noise weighted by centred losses, summed over the samples."""
-    losses = _losses(run)
+    losses = sampling.each(run.part.layout, _losses(run))
     weigh = _weigh(run)
 
     def chunk(draws):
         noise = draw(run, draws)
         deltas = jax.tree.map(lambda z: run.sigma * z, noise)
-        weights = weigh(draws, lambda: jax.vmap(losses)(deltas))
+        weights = weigh(draws, lambda: losses(deltas))
         return _credit(run, weights, noise, sampling.credit), ()
 
     return mean_over_samples(run, chunk)
@@ -228,7 +228,7 @@ def _noisy_part(run: Run):
                 mine = {name: values[name] for name in deltas}
                 return _program.split_aux(out)[0], mine
 
-            losses, values = jax.vmap(one)(deltas)
+            losses, values = sampling.each(run.part.layout, one)(deltas)
             return (losses, values), losses
 
         (_, values), vjp, losses = jax.vjp(surrogate, run.args[0], has_aux=True)
@@ -292,12 +292,12 @@ def _left_out(run: Run) -> jax.Array:
     baseline that depends on a sample's noise would bias its term. Takes the losses of all
     samples before the first is credited, so noise is drawn twice.
     """
-    losses = _losses(run)
+    losses = sampling.each(run.part.layout, _losses(run))
     group = run.settings.plan.group
 
     def chunk(draws):
         deltas = jax.tree.map(lambda z: run.sigma * z, draw(run, draws))
-        table = jax.vmap(losses)(deltas) - run.clean[None]  # a shift, for rounding
+        table = losses(deltas) - run.clean[None]  # a shift, for rounding
         return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
 
     table = sampling.sum_over_draws(chunk, run.part.layout)[1]

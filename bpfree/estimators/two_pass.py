@@ -93,7 +93,7 @@ def _gradient(run: Run, key, scale: normalized.Scale):
 
         def surrogate(params):
             one = partial(_pair, run, params)
-            return jax.vmap(one)(*keys, *deltas)
+            return sampling.each(run.part.layout, one)(*keys, *deltas)
 
         (losses, _), vjp, (pair, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
         weights = normalized.weigh(pair.change, pair.changes, nodes, scale)
