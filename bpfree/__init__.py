@@ -3,8 +3,10 @@
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.credit import causal, within_hops
+from bpfree.estimators.activity_node_perturbation import activity_node_perturbation
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
+from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.weight_perturbation import weight_perturbation
@@ -16,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MAPPED",
     "STATIC",
+    "activity_node_perturbation",
     "aux",
     "backprop",
     "blocks",
@@ -25,6 +28,7 @@ __all__ = [
     "hold",
     "inject",
     "kernel_input",
+    "iterative_node_perturbation",
     "likelihood_ratio",
     "node",
     "node_perturbation",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bpfree import sampling
 from bpfree._jaxpr import Site
 
 Rule = Callable[[jax.Array, Site], jax.Array]
@@ -28,12 +29,8 @@ def per_example(centred: jax.Array, node: Site) -> jax.Array:
     Losses (B,), or (B, T) summed over T, stand at the node's batch axis. A value shared
     by the batch takes the sum over examples, and one loss () per batch answers for all.
     """
-    if centred.ndim == 1:
-        return _beside(node, centred)
-    by_example = centred.reshape(*centred.shape[:2], -1).sum(2)
-    if node.batch_axis is None:
-        return _beside(node, by_example.sum(1))
-    return _beside(node, by_example, node.batch_axis)
+    by_example = centred.sum(2) if centred.ndim == 3 else centred
+    return sampling.beside(by_example, 1 + len(node.shape), node.batch_axis)
 
 
 def causal(axis: int = 0, reverse: bool = False) -> Rule:
@@ -120,6 +117,15 @@ def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
     return rule
 
 
+def check_names(credit: Rule | Mapping[str, Rule] | None, nodes: tuple[Site, ...]):
+    """Raises ValueError if a mapping of rules names what is no node."""
+    names = [s.name for s in nodes]
+    if isinstance(credit, Mapping) and (unknown := set(credit) - set(names)):
+        raise ValueError(
+            f"credit= names unknown nodes {sorted(unknown)}; the nodes are {names}"
+        )
+
+
 def weights(
     credit: Rule | Mapping[str, Rule] | None,
     centred: jax.Array,
@@ -132,17 +138,11 @@ def weights(
         nodes that a mapping leaves out, `per_example`.
       centred: (samples, *loss shape).
 
-    Raises ValueError for unknown names, and where a rule returns what does not broadcast.
+    Raises ValueError where a rule returns what does not broadcast.
     """
-    if credit is None or callable(credit):
-        rules = {s.name: credit or per_example for s in nodes}
-    else:
-        rules = {s.name: credit.get(s.name, per_example) for s in nodes}
-        if unknown := set(credit) - set(rules):
-            raise ValueError(
-                f"credit= names unknown nodes {sorted(unknown)}; they are {list(rules)}"
-            )
-    found = {s.name: rules[s.name](centred, s) for s in nodes}
+    named = credit if isinstance(credit, Mapping) else {}
+    other = credit if callable(credit) else per_example
+    found = {s.name: named.get(s.name, other)(centred, s) for s in nodes}
     for s in nodes:
         wanted = (len(centred), *s.shape)
         shape = found[s.name].shape

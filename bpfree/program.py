@@ -144,22 +144,56 @@ def cut_vjp(program: Program, args):
     return out, values, pull
 
 
-def perturbed(program: Program, args) -> Callable[[NodeTree], jax.Array]:
-    """`{node: delta} -> losses`, with all that no node reaches computed once, here."""
-    flat = jax.tree.leaves(args)
-    known = _jaxpr.prefix(
+def perturbed(
+    program: Program, args, moved: Collection[str] | None = None, clean=None
+) -> Callable[[NodeTree], jax.Array]:
+    """`{node: delta} -> losses`, with all that no moved node reaches computed once, here.
+
+    Args:
+      moved: names of the nodes that may get a delta; default all.
+      clean: `clean_values` of the same program, for callers that move one node after
+        the other: each then evaluates only what stands behind its node.
+    """
+    run = observed(program, args, moved, clean, tap=False)
+    return lambda deltas: run(deltas)[0]
+
+
+def observed(
+    program: Program,
+    args,
+    moved: Collection[str] | None = None,
+    clean: _jaxpr.Known | None = None,
+    tap: bool = True,
+) -> Callable[[NodeTree], tuple[jax.Array, NodeTree]]:
+    """`{node: delta} -> (losses, {moved node: y})`; arguments as in `perturbed`.
+
+    `y` is the value before the node's own delta, downstream of the others.
+    """
+    names = program.active if moved is None else frozenset(moved)
+    known = _known(program, args, names, clean)
+    spec = Run(adding(program, tap=tap), known)
+
+    def run(deltas: NodeTree):
+        out, values = evaluate(program, spec, args, deltas)
+        return split_aux(out)[0], {n: y for n, y in values.items() if n in names}
+
+    return run
+
+
+def clean_values(program: Program, args) -> _jaxpr.Known:
+    """The value of every equation in a clean pass, effects apart."""
+    return _known(program, args, frozenset(), None)
+
+
+def _known(program, args, moved, clean) -> _jaxpr.Known:
+    return _jaxpr.prefix(
         program.jaxpr,
         program.consts,
-        flat,
+        jax.tree.leaves(args),
         program.sites,
-        lambda site: site.name in program.active,
+        lambda site: site.name in moved,
+        clean,
     )
-    spec = Run(adding(program, tap=False), known)
-
-    def losses(deltas: NodeTree):
-        return split_aux(evaluate(program, spec, args, deltas)[0])[0]
-
-    return losses
 
 
 def adding(program: Program, behind=lambda y: y, tap=True):

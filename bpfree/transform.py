@@ -31,6 +31,11 @@ STATIC = (
     "tangents",
     "sharding",
     "example_batch",
+    "layerwise",
+    "derivative",
+    "reference",
+    "norm",
+    "scaling",
 )
 
 _IMPL = "threefry2x32"

@@ -2,7 +2,7 @@
 
 Contracts: "exact"; "aligned", the gradient of the clean loss up to O(sigma^2);
 "smoothed", unbiased for the gradient of the loss under the estimator's own noise, at any
-sigma.
+sigma; "descent", uphill for no parameter, but not the gradient.
 """
 
 from collections.abc import Callable
@@ -34,6 +34,8 @@ WEIGHTS = (
     "sharding",
     "example_batch",
 )
+# Those that divide by the size of the perturbation are centred by the clean loss, always.
+NORMALIZED = tuple(p for p in PERTURBATION if p not in ("baseline", "pairing"))
 
 
 class Row(NamedTuple):
@@ -42,7 +44,7 @@ class Row(NamedTuple):
     Attributes:
       name: in `bpfree`.
       factory: its constructor.
-      contract: "exact", "aligned" or "smoothed", with default options.
+      contract: one of the above, with default options.
       parameters: the agreed parameters it must have.
       extras: the further ones it may have.
       small: options that make it cheap.
@@ -73,7 +75,7 @@ ESTIMATORS = (
         bpfree.node_perturbation,
         contract="aligned",
         parameters=PERTURBATION,
-        extras=("noise", "credit", "example_batch"),
+        extras=("noise", "layerwise", "derivative", "credit", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),
@@ -82,7 +84,25 @@ ESTIMATORS = (
         bpfree.likelihood_ratio,
         contract="smoothed",
         parameters=PERTURBATION,
-        extras=("noise", "credit", "example_batch"),
+        extras=("noise", "layerwise", "credit", "example_batch"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32, "sigma": 0.05},
+    ),
+    Row(
+        "iterative_node_perturbation",
+        bpfree.iterative_node_perturbation,
+        contract="aligned",
+        parameters=NORMALIZED,
+        extras=("noise", "derivative", "example_batch"),
+        small={"num_samples": 4},
+        trains={"num_samples": 16, "sigma": 0.05},
+    ),
+    Row(
+        "activity_node_perturbation",
+        bpfree.activity_node_perturbation,
+        contract="descent",
+        parameters=NORMALIZED,
+        extras=("noise", "reference", "norm", "scaling", "derivative", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),

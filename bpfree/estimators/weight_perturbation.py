@@ -116,7 +116,7 @@ def weight_perturbation(
         args = _program.arguments(loss_fn, params, batch, loss_key)
         clean, aux = _program.split_aux(loss_fn(*args))
         _program.check_losses(clean)
-        scale = perturbation.sigma_at(sigma, state.count)
+        scale = XX
         noise_key = _jaxpr.fold_in_shards(noise_key, clean)
         moved = weight_noise.moved(loss_fn, args, wanted)
 
