@@ -6,6 +6,7 @@ from bpfree.credit import causal, within_hops
 from bpfree.estimators.activity_node_perturbation import activity_node_perturbation
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
+from bpfree.estimators.forward_gradient import forward_gradient
 from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
@@ -25,6 +26,7 @@ __all__ = [
     "causal",
     "combine",
     "fault_message",
+    "forward_gradient",
     "hold",
     "inject",
     "kernel_input",

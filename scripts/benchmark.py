@@ -1,6 +1,7 @@
 """Cost of one update of each estimator, from one process.
 
-    python scripts/benchmark.py [--models=mlp,conv] [--samples=64,1024] [--rounds=15] [--only=wp]
+    python scripts/benchmark.py [--models=mlp,conv] [--samples=64,1024] [--rounds=15]
+        [--only=wp]
 
 Columns: `bp steps`, time of an update over that of a backprop update of the same batch;
 `of inference`, time of a sample over that of plain inference of the same examples;

@@ -1,7 +1,7 @@
 """Every estimator and what it promises (a table, not a test).
 
-Contracts: "exact"; "aligned", the gradient of the clean loss up to O(sigma^2);
-"smoothed", unbiased for the gradient of the loss under the estimator's own noise, at any
+Contracts: "exact"; "unbiased" for the gradient; "aligned", the gradient of the clean loss
+up to O(sigma^2); "smoothed", unbiased for the gradient of the loss under the estimator's own noise, at any
 sigma; "descent", uphill for no parameter, but not the gradient.
 """
 
@@ -114,5 +114,14 @@ ESTIMATORS = (
         extras=("sigma", "antithetic", "baseline", "rank", "shaping"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.01},
+    ),
+    Row(
+        "forward_gradient",
+        bpfree.forward_gradient,
+        contract="unbiased",
+        parameters=WEIGHTS,
+        extras=("tangents", "rank", "nodes", "credit"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32},
     ),
 )

@@ -34,6 +34,13 @@ Noise = dict[str, jax.Array | Factors]
 PLANS = {"rademacher": sampling.rademacher(), "gaussian": sampling.gaussian()}
 
 
+def make_layout(plan, rank, num_samples, chunk_size, sharding) -> sampling.Layout:
+    """`sampling.make_layout`; by default one draw at a time, 8 of factors."""
+    default = plan.group * (1 if rank is None else 8)
+    size = default if chunk_size is None else chunk_size
+    return sampling.make_layout(plan, num_samples, size, sharding)
+
+
 def check_rank(rank) -> None:
     if rank is not None and not (isinstance(rank, int) and rank > 0):
         raise ValueError(f"rank={rank!r} must be None or a positive whole number")

@@ -1,10 +1,11 @@
 """Weight perturbation (WP): SPSA and evolution strategies.
 
-Two loops over the samples; the second draws the same noise again:
-
     L_k      = mean loss at theta + sigma z_k                  forward passes
     u        = shape(L - c)                                    K numbers
     gradient = 1 / (K sigma) sum_k u_k z_k                     noise, and no pass
+
+in one loop over the samples; or, where u needs all losses at once, in two, of which the
+second draws the same noise again.
 """
 
 from collections.abc import Callable
@@ -102,53 +103,52 @@ def weight_perturbation(
     weight_noise.check_rank(rank)
     plan = weight_noise.PLANS[noise]
     pairs = sampling.antithetic(plan) if antithetic else plan
-    chunk_size = pairs.group * _CHUNK[rank is None] if chunk_size is None else chunk_size
-    layout = sampling.make_layout(pairs, num_samples, chunk_size, sharding)
+    layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
     if (baseline == "leave_one_out" or shaping) and layout.num_draws < 2:
         raise ValueError(
             "baseline='leave_one_out' and shaping need at least two draws, here "
             f"num_samples >= {2 * pairs.group}"
         )
-    signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
         args = _program.arguments(loss_fn, params, batch, loss_key)
         clean, aux = _program.split_aux(loss_fn(*args))
         _program.check_losses(clean)
-        scale = XX
-        noise_key = _jaxpr.fold_in_shards(noise_key, clean)
+        scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
+        signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
         moved = weight_noise.moved(loss_fn, args, wanted)
+        noise_key = _jaxpr.fold_in_shards(noise_key, clean)
 
         def draw(index):
             return weight_noise.draw(plan, rank, noise_key, index, moved)
 
-        def differences(draws):
-            return (), jax.vmap(lambda k: change(draw(k), signs * scale))(draws)
+        change = _change(loss_fn, args, clean, jax.eval_shape(draw, layout.num_draws))
+        centre = _mean(clean) if baseline == "none" else jnp.float32(0)
+
+        def losses(noise):
+            return centre + jax.vmap(lambda z: change(z, signs * scale))(noise)
+
+        weigh = _weigh(baseline, shaping, losses, draw, layout)
 
         def credit(draws):
-            return weight_noise.credit(weights[draws], jax.vmap(draw)(draws)), ()
+            noise = jax.vmap(draw)(draws)
+            return weight_noise.credit(weigh(draws, noise) @ signs, noise), ()
 
-        change = _change(loss_fn, args, clean, jax.eval_shape(draw, layout.num_draws))
-        losses = sampling.sum_over_draws(differences, layout)[1]
-        shaped = SHAPING[shaping](_centred(baseline, losses, clean))
-        weights = shaped @ signs / (num_samples * scale)
         sums = sampling.sum_over_draws(credit, layout)[0]
+        sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
         gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, clean))
         fault = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
         fault = jnp.where(scale > 0, fault, BAD_SIGMA).astype(jnp.int32)
-        return Estimate(gradient, clean.mean().astype(jnp.float32), aux, fault)
+        return Estimate(gradient, _mean(clean), aux, fault)
 
     return transformation(
         Estimator(lambda params: (), estimate), loss_fn, seed, example_batch
     )
 
 
-_CHUNK = {True: 1, False: 8}  # draws side by side: dense noise, factors
-
-
 def _change(loss_fn, args, clean, noise):
-    """`(noise, scales (G,)) -> (G,)`: mean loss at params + scale noise, less the clean one.
+    """`(noise, scales (G,)) -> (G,)`: mean loss at params + scale noise, less the clean.
 
     What no noise reaches is computed here: with factors, the first layer's x W.
     """
@@ -156,7 +156,7 @@ def _change(loss_fn, args, clean, noise):
     def one(noise, scale):
         def mean_loss(params):
             losses = _program.split_aux(loss_fn(params, *args[1:]))[0]
-            return (losses.mean() - clean.mean()).astype(jnp.float32)
+            return (losses.mean() - clean.mean()).astype(jnp.float32)  # for rounding
 
         return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
 
@@ -164,19 +164,32 @@ def _change(loss_fn, args, clean, noise):
     return jax.vmap(hoisted, (None, 0))
 
 
+def _mean(losses: jax.Array) -> jax.Array:
+    return losses.mean().astype(jnp.float32)
+
+
+def _weigh(baseline, shaping, losses, draw, layout):
+    """`(draws, noise) -> weights (draws, G)`; if it takes all losses, they come first."""
+    if baseline != "leave_one_out" and shaping is None:
+        return lambda draws, noise: losses(noise)
+
+    def chunk(draws):
+        return (), losses(jax.vmap(draw)(draws))
+
+    table = sampling.sum_over_draws(chunk, layout)[1]
+    if baseline == "leave_one_out":
+        table = table - _left_out(table)
+    table = SHAPING[shaping](table)
+    return lambda draws, noise: table[draws]
+
+
 # ----------------------------------------------------- from losses to weights: (draws, G)
 
 
-def _centred(baseline: str, losses: jax.Array, clean: jax.Array) -> jax.Array:
-    """L - c, from losses that have the clean one subtracted."""
-    if baseline == "none":
-        return losses + clean.mean().astype(losses.dtype)
-    if baseline == "clean":
-        return losses
+def _left_out(losses: jax.Array) -> jax.Array:
+    """For each draw the mean loss of all others, (draws, 1)."""
     of_draw = losses.sum(1, keepdims=True)
-    return losses - (of_draw.sum(0, keepdims=True) - of_draw) / (
-        losses.size - losses.shape[1]
-    )
+    return (of_draw.sum(0, keepdims=True) - of_draw) / (losses.size - losses.shape[1])
 
 
 def _centred_ranks(losses: jax.Array) -> jax.Array:
