@@ -1,8 +1,8 @@
 """Every estimator and what it promises (a table, not a test).
 
 Contracts: "exact"; "unbiased" for the gradient; "aligned", the gradient of the clean loss
-up to O(sigma^2); "smoothed", unbiased for the gradient of the loss under the estimator's own noise, at any
-sigma; "descent", uphill for no parameter, but not the gradient.
+up to O(sigma^2); "smoothed", unbiased for the gradient of the loss under the estimator's
+own noise, at any sigma; "descent", uphill for no parameter, but not the gradient.
 """
 
 from collections.abc import Callable
