@@ -148,7 +148,16 @@ def fold_in_shards(key: jax.Array, like: jax.Array) -> jax.Array:
     return key
 
 
+def sum_shards(tree, like: jax.Array):
+    """The sum over the devices of a `shard_map` over which `like` differs."""
+    axes = _varying(jax.typeof(like))
+    return jax.tree.map(lambda x: lax.psum(x, axes), tree) if axes else tree
+
+
 # --------------------------------------------------------------------- the interpreter
+
+Known = dict[tuple[int, ...], list[Any]]
+"""Values of equations, by their place in the program."""
 
 Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """visit(site, y, deltas) -> (value behind the tag, {name: what to hand out})."""
@@ -158,7 +167,7 @@ class Run(NamedTuple):
     """One evaluation: what to do at tags, and values already known from `prefix`."""
 
     visit: Visit
-    known: dict[tuple[int, ...], list[Any]] = {}
+    known: Known = {}
 
 
 def run(
@@ -192,13 +201,17 @@ def run(
     return [_read(env, v) for v in jaxpr.outvars], taps
 
 
-def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
+def prefix(
+    jaxpr, consts, args, sites, moved: Callable[[Site], bool], clean: Known | None = None
+) -> Known:
     """Values of all equations that no moved tag, and no effect, can reach.
 
     The result is `Run.known` for evaluations that differ only behind the moved tags:
-    what they share is computed once. Loops are either wholly shared or not at all.
+    what they share is computed once. Loops are either wholly shared or not at all. Values
+    that are in `clean`, the result for no moved tag, are looked up there.
     """
-    known: dict[tuple[int, ...], list[Any]] = {}
+    known: Known = {}
+    clean = clean or {}
 
     def unknown(values):
         return any(v is _UNKNOWN for v in values)
@@ -218,7 +231,7 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
             elif unknown(invals) or any(map(moved, inner)) or eqn.effects:
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
-                outvals = bind_eqn(eqn, invals)
+                outvals = clean[here] if here in clean else bind_eqn(eqn, invals)
             if not unknown(outvals):
                 known[here] = outvals
             _bind(env, eqn.outvars, outvals)
@@ -229,6 +242,28 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
 
 
 _UNKNOWN = object()
+
+
+def hoist(fn: Callable[..., Any], *shapes) -> Callable[..., Any]:
+    """`fn` with all that does not depend on its arguments computed once, here.
+
+    Args:
+      shapes: arguments of `fn`, or ShapeDtypeStructs of them.
+    """
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
+    jaxpr, consts = open_jaxpr(closed)
+    inputs = [_UNKNOWN] * len(jaxpr.invars)
+    spec = Run(_no_visit, prefix(jaxpr, consts, inputs, (), lambda site: False))
+
+    def hoisted(*args):
+        outs, _ = run(spec, jaxpr, consts, jax.tree.leaves(args), (), {})
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return hoisted
+
+
+def _no_visit(site, y, deltas):
+    raise AssertionError(f"mark {site.name!r} in a program that had none")
 
 
 def _take(upcoming: Iterator[Site], eqn) -> list[Site]:

@@ -73,10 +73,10 @@ def check(program: _program.Program, args, wanted=None) -> Blocks:
     that moves the loss but that no block differentiates. Parameters behind
     `lax.stop_gradient` are taken as frozen on purpose.
     """
-    paths = _paths(args[0])
+    leaf_paths = paths(args[0])
     tangents, names = _tangent_program(program, args)
     _check_batch_axes(program, args)
-    found = Blocks(_block(tangents, paths, names, i) for i in range(len(names)))
+    found = Blocks(_block(tangents, leaf_paths, names, i) for i in range(len(names)))
     for block in found[:-1]:
         if not block.params:
             raise ValueError(
@@ -86,9 +86,13 @@ def check(program: _program.Program, args, wanted=None) -> Blocks:
                 "between it and the node before, or its parameters are frozen."
             )
     trained = {path for block in found for path in block.params}
-    for i, path in enumerate(paths):
+    for i, path in enumerate(leaf_paths):
         asked = wanted is None or wanted[i]
-        if asked and path not in trained and _moves_loss(program, i):
+        if (
+            asked
+            and path not in trained
+            and moves_loss(program.jaxpr, program.out_tree, i)
+        ):
             raise ValueError(
                 f"parameter {path!r} moves the loss but no block has a derivative for "
                 "it: mark a node between it and the threshold behind it, or apply "
@@ -97,16 +101,17 @@ def check(program: _program.Program, args, wanted=None) -> Blocks:
     return found
 
 
-def _paths(params) -> list[str]:
+def paths(params) -> list[str]:
+    """Paths of the leaves in words; raises ValueError for what is not real floating."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    paths = [param_path(p) for p, _ in leaves]
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
+    found = [param_path(p) for p, _ in leaves]
+    for path, (_, leaf) in zip(found, leaves, strict=True):
         if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.numpy.floating):
             raise ValueError(
                 f"parameter {path!r} is {jax.numpy.result_type(leaf)}; parameters are "
                 "real floating point. Keep other state in the batch or in a closure."
             )
-    return paths
+    return found
 
 
 def param_path(path: tuple) -> str:
@@ -169,10 +174,14 @@ def _check_batch_axes(program: _program.Program, args) -> None:
             )
 
 
-def _moves_loss(program: _program.Program, leaf: int) -> bool:
-    marks = [DERIVED * (i == leaf) for i in range(len(program.jaxpr.invars))]
-    outputs, _ = reach(program.jaxpr, marks)
-    tree = jax.tree.unflatten(program.out_tree, outputs)
+def moves_loss(jaxpr, out_tree, leaf: int) -> bool:
+    """Whether the losses of a traced loss function depend on a leaf of params.
+
+    Not through `stop_gradient`, by which a parameter is frozen.
+    """
+    marks = [DERIVED * (i == leaf) for i in range(len(jaxpr.invars))]
+    outputs, _ = reach(jaxpr, marks)
+    tree = jax.tree.unflatten(out_tree, outputs)
     losses = jax.tree.leaves(_program.split_aux(tree)[0])
     return any(mark & DERIVED for mark in losses)
 

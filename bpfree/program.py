@@ -51,7 +51,14 @@ def split_aux(out: Any) -> tuple[jax.Array, Any]:
     return out if isinstance(out, tuple) and len(out) == 2 else (out, None)
 
 
-def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -> Program:
+def trace(
+    loss_fn: LossFn,
+    params,
+    batch,
+    key=None,
+    nodes: NodeFilter = None,
+    loss_axes: int = 1,
+) -> Program:
     """Trace `loss_fn` and check its nodes; values may be abstract.
 
     Args:
@@ -59,14 +66,15 @@ def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) ->
       params, batch, key: arguments, or ShapeDtypeStructs of them.
       nodes: predicate on names, or collection of names. The others are no nodes: what
         they cut becomes part of a larger block.
+      loss_axes: 1, or 2 to allow losses (B, T), one for each example and time step.
 
     Raises:
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
         collide, or `nodes` naming none.
     """
-    jaxpr, consts, out = _read(loss_fn, arguments(loss_fn, params, batch, key))
+    jaxpr, consts, out = read(loss_fn, arguments(loss_fn, params, batch, key))
     losses, _ = split_aux(out)
-    batch_size = check_losses(losses)
+    batch_size = check_losses(losses, loss_axes)
     sites = _with_names(_jaxpr.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
@@ -88,11 +96,11 @@ def trace(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) ->
 
 def site_names(loss_fn: LossFn, params, batch, key=None) -> list[str]:
     """Names of all marks, in program order."""
-    jaxpr, _, _ = _read(loss_fn, arguments(loss_fn, params, batch, key))
+    jaxpr, _, _ = read(loss_fn, arguments(loss_fn, params, batch, key))
     return [site.name for site in _with_names(_jaxpr.find_sites(jaxpr))]
 
 
-def _read(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
+def read(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
     """(jaxpr, its constants, shapes of the output)."""
     closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
     return *_jaxpr.open_jaxpr(closed), out
@@ -136,22 +144,56 @@ def cut_vjp(program: Program, args):
     return out, values, pull
 
 
-def perturbed(program: Program, args) -> Callable[[NodeTree], jax.Array]:
-    """`{node: delta} -> losses`, with all that no node reaches computed once, here."""
-    flat = jax.tree.leaves(args)
-    known = _jaxpr.prefix(
+def perturbed(
+    program: Program, args, moved: Collection[str] | None = None, clean=None
+) -> Callable[[NodeTree], jax.Array]:
+    """`{node: delta} -> losses`, with all that no moved node reaches computed once, here.
+
+    Args:
+      moved: names of the nodes that may get a delta; default all.
+      clean: `clean_values` of the same program, for callers that move one node after
+        the other: each then evaluates only what stands behind its node.
+    """
+    run = observed(program, args, moved, clean, tap=False)
+    return lambda deltas: run(deltas)[0]
+
+
+def observed(
+    program: Program,
+    args,
+    moved: Collection[str] | None = None,
+    clean: _jaxpr.Known | None = None,
+    tap: bool = True,
+) -> Callable[[NodeTree], tuple[jax.Array, NodeTree]]:
+    """`{node: delta} -> (losses, {moved node: y})`; arguments as in `perturbed`.
+
+    `y` is the value before the node's own delta, downstream of the others.
+    """
+    names = program.active if moved is None else frozenset(moved)
+    known = _known(program, args, names, clean)
+    spec = Run(adding(program, tap=tap), known)
+
+    def run(deltas: NodeTree):
+        out, values = evaluate(program, spec, args, deltas)
+        return split_aux(out)[0], {n: y for n, y in values.items() if n in names}
+
+    return run
+
+
+def clean_values(program: Program, args) -> _jaxpr.Known:
+    """The value of every equation in a clean pass, effects apart."""
+    return _known(program, args, frozenset(), None)
+
+
+def _known(program, args, moved, clean) -> _jaxpr.Known:
+    return _jaxpr.prefix(
         program.jaxpr,
         program.consts,
-        flat,
+        jax.tree.leaves(args),
         program.sites,
-        lambda site: site.name in program.active,
+        lambda site: site.name in moved,
+        clean,
     )
-    spec = Run(adding(program, tap=False), known)
-
-    def losses(deltas: NodeTree):
-        return split_aux(evaluate(program, spec, args, deltas)[0])[0]
-
-    return losses
 
 
 def adding(program: Program, behind=lambda y: y, tap=True):
@@ -222,13 +264,15 @@ def _with_names(sites: list[Site]) -> tuple[Site, ...]:
     return tuple(named)
 
 
-def check_losses(losses) -> int | None:
+def check_losses(losses, axes: int = 1) -> int | None:
     shape = getattr(losses, "shape", None)
-    if shape is None or len(shape) > 1:
+    if shape is None or len(shape) > axes:
         raise ValueError(
             f"the loss function must return losses of shape (B,), one per example, or () "
             f"for one experiment per batch, or (losses, aux); got {losses}. Reduce each "
-            "example's loss to a number, and check that no (B, 1) met a (B,)."
+            "example's loss to a number, and check that no (B, 1) met a (B,). Losses "
+            "(B, T), one for each time step, need an estimator with credit= "
+            "(bpfree.causal)."
         )
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"losses must be floating point, got {losses.dtype}")

@@ -128,36 +128,48 @@ def draw_chunk(
     return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), noise)
 
 
-def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
-    """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight.
+def beside(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
+    """The weights with `ndim` axes, to stand beside values (K, *node shape).
 
     Args:
       weights: (K, B), one per sample and example; (K,) for one loss per batch.
-      values: (K, *node shape).
+      ndim: of the values.
       batch_axis: of the node; None for a value shared by the batch, which is weighted
         with the sum over examples.
     """
-    shape = [1] * values.ndim
-    shape[0] = values.shape[0]
+    shape = [1] * ndim
+    shape[0] = weights.shape[0]
     if weights.ndim == 2 and batch_axis is None:
         weights = weights.sum(1)
     elif weights.ndim == 2 and batch_axis is not None:
         shape[1 + batch_axis] = weights.shape[1]
-    return weights.reshape(shape) * values
+    return weights.reshape(shape)
+
+
+def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
+    """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight."""
+    return beside(weights, values.ndim, batch_axis) * values
 
 
 def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
-    """`per_sample(...).sum(0)` as one product batched over examples.
+    """`per_sample(...).sum(0)`."""
+    return weighted_sum(beside(weights, values.ndim, batch_axis), values)
+
+
+def weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """`(weights * values).sum(0)` as one product, batched over the axes of the weights.
 
     A dot, because XLA on CPU runs the multiply-and-sum 2-3 times slower (BUILD_NOTES).
+
+    Args:
+      weights: (K, ...), with as many axes as the values, and size 1 where it broadcasts.
+      values: (K, *node shape).
     """
-    exact = lax.Precision.HIGHEST
-    if weights.ndim == 1 or batch_axis is None:
-        weights = weights if weights.ndim == 1 else weights.sum(1)
-        return lax.dot_general(weights, values, (((0,), (0,)), ((), ())), exact)
-    dimensions = (((0,), (0,)), ((1,), (1 + batch_axis,)))
-    total = lax.dot_general(weights, values, dimensions, exact)
-    return jnp.moveaxis(total, 0, batch_axis)
+    own = [axis for axis in range(1, values.ndim) if weights.shape[axis] != 1]
+    weights = weights.reshape(weights.shape[0], *(weights.shape[axis] for axis in own))
+    batch = (list(range(1, weights.ndim)), own)
+    total = lax.dot_general(weights, values, (([0], [0]), batch), lax.Precision.HIGHEST)
+    return jnp.moveaxis(total, range(len(own)), [axis - 1 for axis in own])
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -170,11 +182,13 @@ class Layout(NamedTuple):
       num_draws: draws in all.
       chunk: draws evaluated side by side on each device.
       sharding: NamedSharding whose first axis shards the draws, or None.
+      sequential: evaluate sample after sample, with no `vmap` (chunk_size=1).
     """
 
     num_draws: int
     chunk: int
     sharding: NamedSharding | None = None
+    sequential: bool = False
 
     @property
     def devices(self) -> int:
@@ -214,6 +228,16 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
         parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
     sums = jax.tree.map(lambda a: a.sum(0), sums)
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def each(layout: Layout, evaluate: Callable) -> Callable:
+    """`evaluate` with a leading axis of samples on its arguments and results.
+
+    Side by side, or one after another: a program with ordered effects has no `vmap`.
+    """
+    if not layout.sequential:
+        return jax.vmap(evaluate)
+    return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
 
 
 def _on_devices(layout: Layout, chunk_fn):
@@ -269,7 +293,7 @@ def make_layout(
             "spread the samples over; pass NamedSharding(mesh, PartitionSpec('sample'))"
         )
     draws = num_samples // plan.group
-    layout = Layout(draws, 1, sharding)
+    layout = Layout(draws, 1, sharding, sequential=chunk_size == 1)
     if draws % layout.devices:
         raise ValueError(
             f"{draws} draws of {plan.group} samples do not divide over "

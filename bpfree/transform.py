@@ -29,8 +29,17 @@ STATIC = (
     "fit",
     "nodes",
     "noise",
+    "credit",
+    "rank",
+    "shaping",
+    "tangents",
     "sharding",
     "example_batch",
+    "layerwise",
+    "derivative",
+    "reference",
+    "norm",
+    "scaling",
 )
 
 _IMPL = "threefry2x32"

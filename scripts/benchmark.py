@@ -1,6 +1,7 @@
 """Cost of one update of each estimator, from one process.
 
     python scripts/benchmark.py [--models=mlp,conv] [--samples=64,1024] [--rounds=15]
+        [--only=wp]
 
 Columns: `bp steps`, time of an update over that of a backprop update of the same batch;
 `of inference`, time of a sample over that of plain inference of the same examples;
@@ -24,6 +25,7 @@ from flax import linen as nn
 import bpfree
 from bpfree import program
 
+ONLY = flags.DEFINE_string("only", "", "only estimators whose names contain this")
 MODELS = flags.DEFINE_list("models", ["mlp", "conv"], "which models: mlp, conv")
 SAMPLES = flags.DEFINE_list("samples", ["64", "1024"], "perturbation samples per update")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "timed rounds")
@@ -76,6 +78,7 @@ def estimators(loss_fn, samples: int) -> dict[str, Any]:
     common = {"num_samples": samples, "chunk_size": CHUNK.value}
     clean = common | {"pairing": "clean"}
     lr, np = bpfree.likelihood_ratio, bpfree.node_perturbation
+    wp, own_chunk = bpfree.weight_perturbation, {"num_samples": samples}
     return {
         "np": np(loss_fn, **common),
         "np antithetic": np(loss_fn, antithetic=True, **common),
@@ -85,6 +88,12 @@ def estimators(loss_fn, samples: int) -> dict[str, Any]:
         "lr clean shared": lr(loss_fn, noise="shared_gaussian", **clean),
         "lr noisy": lr(loss_fn, **common),
         "lr noisy shared": lr(loss_fn, noise="shared_gaussian", **common),
+        "wp": wp(loss_fn, **own_chunk),
+        "wp antithetic": wp(loss_fn, antithetic=True, **own_chunk),
+        "wp gaussian": wp(loss_fn, noise="gaussian", **own_chunk),
+        "wp rank 1": wp(loss_fn, rank=1, **own_chunk),
+        "wp rank 1 gaussian": wp(loss_fn, rank=1, noise="gaussian", **own_chunk),
+        "wp rank 4": wp(loss_fn, rank=4, **own_chunk),
     }
 
 
@@ -163,6 +172,7 @@ def report(name: str) -> None:
     rows += [inference_row(task)]
     for samples in map(int, SAMPLES.value):
         made = estimators(task.loss_fn, samples)
+        made = {k: tx for k, tx in made.items() if ONLY.value in k}
         rows += [update_row(k, samples, tx, task) for k, tx in made.items()]
     times = time_in_turn(rows, ROUNDS.value)
     backprop = times["backprop", 1]

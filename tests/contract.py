@@ -1,8 +1,8 @@
 """Every estimator and what it promises (a table, not a test).
 
-Contracts: "exact"; "aligned", the gradient of the clean loss up to O(sigma^2);
-"smoothed", unbiased for the gradient of the loss under the estimator's own noise, at any
-sigma.
+Contracts: "exact"; "unbiased" for the gradient; "aligned", the gradient of the clean loss
+up to O(sigma^2); "smoothed", unbiased for the gradient of the loss under the estimator's
+own noise, at any sigma; "descent", uphill for no parameter, but not the gradient.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,19 @@ PERTURBATION = (
     "sharding",
 )
 
+# The same for those that draw noise for the parameters.
+WEIGHTS = (
+    "loss_fn",
+    "num_samples",
+    "seed",
+    "chunk_size",
+    "noise",
+    "sharding",
+    "example_batch",
+)
+# Those that divide by the size of the perturbation are centred by the clean loss, always.
+NORMALIZED = tuple(p for p in PERTURBATION if p not in ("baseline", "pairing"))
+
 
 # Unbiased as a control variate; its optimiser outside strict promotion.
 _FEEDBACK = {
@@ -40,7 +53,7 @@ class Row(NamedTuple):
     Attributes:
       name: in `bpfree`.
       factory: its constructor.
-      contract: "exact", "aligned" or "smoothed", with default options.
+      contract: one of the above, with default options.
       parameters: the agreed parameters it must have.
       extras: the further ones it may have.
       small: options that make it cheap.
@@ -71,7 +84,7 @@ ESTIMATORS = (
         bpfree.node_perturbation,
         contract="aligned",
         parameters=PERTURBATION,
-        extras=("noise", "example_batch"),
+        extras=("noise", "layerwise", "derivative", "credit", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),
@@ -80,9 +93,45 @@ ESTIMATORS = (
         bpfree.likelihood_ratio,
         contract="smoothed",
         parameters=PERTURBATION,
-        extras=("noise", "example_batch"),
+        extras=("noise", "layerwise", "credit", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
+    ),
+    Row(
+        "iterative_node_perturbation",
+        bpfree.iterative_node_perturbation,
+        contract="aligned",
+        parameters=NORMALIZED,
+        extras=("noise", "derivative", "example_batch"),
+        small={"num_samples": 4},
+        trains={"num_samples": 16, "sigma": 0.05},
+    ),
+    Row(
+        "activity_node_perturbation",
+        bpfree.activity_node_perturbation,
+        contract="descent",
+        parameters=NORMALIZED,
+        extras=("noise", "reference", "norm", "scaling", "derivative", "example_batch"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32, "sigma": 0.05},
+    ),
+    Row(
+        "weight_perturbation",
+        bpfree.weight_perturbation,
+        contract="aligned",
+        parameters=WEIGHTS,
+        extras=("sigma", "antithetic", "baseline", "rank", "shaping"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32, "sigma": 0.01},
+    ),
+    Row(
+        "forward_gradient",
+        bpfree.forward_gradient,
+        contract="unbiased",
+        parameters=WEIGHTS,
+        extras=("tangents", "rank", "nodes", "credit"),
+        small={"num_samples": 4},
+        trains={"num_samples": 32},
     ),
     Row(
         "learned_feedback",

@@ -150,7 +150,7 @@ def learned_feedback(
             clean.program.holding(clean.values),
             predicted,
             _jaxpr.fold_in_shards(noise_key, losses),
-            perturbation.sigma_at(sigma, state.count),
+            jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32),
             plan,
             layout,
         )

@@ -1,6 +1,7 @@
 """The likelihood-ratio (LR) method."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from bpfree.transform import EstimatorTransformation, transformation
 def likelihood_ratio(
     loss_fn: LossFn,
     *,
-    num_samples: int = 32,
+    num_samples: int | Mapping[str, int] = 32,
     sigma: perturbation.Sigma = 0.05,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
@@ -24,6 +25,8 @@ def likelihood_ratio(
     pairing: str = "noisy",
     nodes: NodeFilter = None,
     noise: str = "gaussian",
+    credit: perturbation.Credit = None,
+    layerwise: bool = False,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -46,7 +49,9 @@ def likelihood_ratio(
     Contract: with pairing="noisy" (the default; Jacobians at each sample's own noisy
     inputs) unbiased for the gradient of the *smoothed* loss J_sigma, at any sigma. With
     pairing="clean" (Jacobians at the clean inputs; about half the cost) aligned: it is
-    node perturbation with Gaussian noise, expectation grad L + O(sigma^2).
+    node perturbation with Gaussian noise, expectation grad L + O(sigma^2). Layer-wise,
+    the block in front of node l gets the gradient of the loss smoothed at node l alone,
+    and the block behind the last node that of the mean of these losses.
 
     Args:
       noise: "gaussian" draws every normal afresh. "shared_gaussian" draws the magnitudes
@@ -54,7 +59,7 @@ def likelihood_ratio(
         each, 32 to a word: every sample stays exactly normal, so expectation and
         contract are unchanged; random numbers cost about an eighth.
       loss_fn, num_samples, sigma, seed, chunk_size, antithetic, baseline, nodes,
-        sharding, example_batch: as in `bpfree.node_perturbation`.
+        layerwise, credit, sharding, example_batch: as in `bpfree.node_perturbation`.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.
@@ -68,8 +73,9 @@ def likelihood_ratio(
     ICLR 2024, arXiv:2305.08960.
     """
     perturbation.check_choice("noise", noise, ("gaussian", "shared_gaussian"))
-    draws = num_samples // 2 if antithetic else num_samples
-    share = math.gcd(draws, _SHARE) if noise == "shared_gaussian" else 1
+    counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
+    draws = [count // 2 if antithetic else count for count in counts]
+    share = math.gcd(*draws, _SHARE) if noise == "shared_gaussian" else 1
     settings = perturbation.make_settings(
         loss_fn,
         plan=sampling.gaussian(share),
@@ -81,6 +87,8 @@ def likelihood_ratio(
         pairing=pairing,
         nodes=nodes,
         sharding=sharding,
+        credit=credit,
+        layerwise=layerwise,
     )
     estimator = perturbation.make_estimator(settings)
     return transformation(estimator, loss_fn, seed, example_batch)

@@ -1,5 +1,6 @@
 """Node perturbation (NP)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ NOISE = {"rademacher": sampling.rademacher, "gaussian": sampling.gaussian}
 def node_perturbation(
     loss_fn: LossFn,
     *,
-    num_samples: int = 32,
+    num_samples: int | Mapping[str, int] = 32,
     sigma: perturbation.Sigma = 0.01,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
@@ -25,6 +26,9 @@ def node_perturbation(
     pairing: str = "clean",
     nodes: NodeFilter = None,
     noise: str = "rademacher",
+    credit: perturbation.Credit = None,
+    layerwise: bool = False,
+    derivative: str = "finite_difference",
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -36,15 +40,17 @@ def node_perturbation(
         \frac{1}{BK\sigma} \sum_{k=1}^{K} (L_k - L_0)\, \varepsilon_{l,k},
         \qquad \varepsilon \sim \text{Rademacher or } N(0, I)
 
-    All nodes are perturbed at once, every example with its own noise and its own loss.
+    All nodes are perturbed at once, every example with its own noise and its own loss; or
+    layer-wise, one node after the other, each with its own samples.
 
     Contract: aligned. The expectation is the gradient of the mean clean loss with an
-    error O(sigma^2); the variance falls as 1 / (B K).
+    error O(sigma^2), or none with derivative="jvp"; the variance falls as 1 / (B K).
 
     Args:
       loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`, with
         nodes in it (`bpfree.node`, `bpfree.supervised`).
-      num_samples: K, noisy forward passes of the batch.
+      num_samples: K, noisy forward passes of the batch; layer-wise, of each node, and
+        {node: K} gives every node its own.
       sigma: standard deviation of the noise in units of the node's value: a number, or a
         schedule of the step. Too small loses the loss difference to rounding.
       seed: int or typed PRNG key.
@@ -57,6 +63,15 @@ def node_perturbation(
         meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
       nodes: predicate or collection of names; the rest are no nodes for this estimator.
       noise: "rademacher" (32 signs to a random word) or "gaussian".
+      credit: rule, or mapping from node names to rules, that says which losses answer
+        for a node: `bpfree.causal`, `bpfree.within_hops`, or a function as `credit.Rule`.
+        None: all losses of the example. With it losses may be (B, T), one for each time
+        step; the objective is the mean over both.
+      layerwise: perturb one node at a time. A sample then answers for its node alone, and
+        evaluates only what stands behind it (all of a loop, for a node inside one).
+      derivative: "finite_difference" (L_k - L_0 of a noisy pass) or "jvp": its first
+        order in sigma, exact, by forward-mode autodiff along the noise, for programs that
+        have a derivative; sigma is then not used.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -64,7 +79,9 @@ def node_perturbation(
       An optax transformation; pass `batch=` to `update`.
 
     Raises:
-      ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,).
+      ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,);
+        counts per node that are not layer-wise or name other nodes; "jvp" with another
+        baseline, pairs or noisy pairing, or where no derivative reaches the losses.
 
     Reference: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in
     linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the
@@ -82,6 +99,9 @@ def node_perturbation(
         pairing=pairing,
         nodes=nodes,
         sharding=sharding,
+        credit=credit,
+        layerwise=layerwise,
+        derivative=derivative,
     )
     estimator = perturbation.make_estimator(settings)
     return transformation(estimator, loss_fn, seed, example_batch)

@@ -1,0 +1,179 @@
+"""Credit rules: which losses answer for the noise at which part of a node.
+
+An estimator centres the losses and hands them to a rule, which says what stands beside
+each entry of the node's noise:
+
+    rule(centred losses (samples, *loss shape), node) -> array that broadcasts to
+                                                         (samples, *node shape)
+
+Beside the noise of an entry, a loss which that entry cannot reach has mean zero: leaving
+it out does not move the expectation, and takes its variance away.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bpfree import sampling
+from bpfree._jaxpr import Site
+
+Rule = Callable[[jax.Array, Site], jax.Array]
+
+
+def per_example(centred: jax.Array, node: Site) -> jax.Array:
+    """All losses of an example answer for its part of the node: the default.
+
+    Losses (B,), or (B, T) summed over T, stand at the node's batch axis. A value shared
+    by the batch takes the sum over examples, and one loss () per batch answers for all.
+    """
+    by_example = centred.sum(2) if centred.ndim == 3 else centred
+    return sampling.beside(by_example, 1 + len(node.shape), node.batch_axis)
+
+
+def causal(axis: int = 0, reverse: bool = False) -> Rule:
+    r"""Credit rule for losses (B, T), one for each example and time step.
+
+    .. math:: w_{k,b,t} = \sum_{t' \ge t} (L_{k,b,t'} - c_{b,t'})
+
+    A node at step t is credited with the losses from t on: its noise reaches no earlier
+    one. A node without a time axis (it is shared by the batch, or `axis` is its batch
+    axis) is credited with all losses of the example.
+
+    Contract: the expectation of `per_example`, with less variance, if the program is
+    causal. Nothing checks that it is.
+
+    Args:
+      axis: the node's time axis: 0 is where `lax.scan` puts it; 1 for values (B, T, ...).
+        Where nodes differ, pass `credit=` a mapping from their names to rules.
+      reverse: time runs backwards (`lax.scan(..., reverse=True)`): losses up to t.
+
+    Returns a rule. It raises ValueError, when traced, for losses that are not (B, T), and
+    for a node whose axis is not T long.
+    """
+
+    def future(losses):
+        return lax.cumsum(losses, axis=losses.ndim - 1, reverse=not reverse)
+
+    def rule(centred, node):
+        if centred.ndim != 3:
+            raise ValueError(
+                "bpfree.causal needs losses of shape (B, T), one for each example and "
+                f"time step; the loss function returns {centred.shape[1:]}"
+            )
+        return _along(future, axis, centred, node)
+
+    return rule
+
+
+def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
+    r"""Credit rule for losses on the N nodes of a graph, (N,) or (B, N).
+
+    .. math:: w_{k,n} = \sum_{m:\ d(n, m) \le h} (L_{k,m} - c_m)
+
+    The value at graph node n is credited with the losses at most h hops away, d(n, m)
+    being the number of edges from n to m.
+
+    Contract: the expectation of one loss () for the whole graph, with less variance, if
+    what follows the value passes messages over at most `hops` edges; with fewer hops
+    biased. Of L message-passing layers, a pre-activation behind the l-th is L - l hops
+    from the loss: pass `credit=` a mapping from names to rules.
+
+    Args:
+      adjacency: (N, N), nonzero at [m, n] if m reads n in one hop (so A @ H is one).
+      hops: h >= 0; 0 is the loss at the node itself.
+      axis: of the N graph nodes in values (B, N, ...), for losses (B, N). For losses
+        (N,) of one graph it is the batch axis of the value, and `axis` is not read.
+
+    Returns a rule. Raises ValueError for an adjacency that is not square and for negative
+    hops; and when traced, if the losses or the axis have not N entries.
+    """
+    edges = np.asarray(adjacency) != 0
+    if edges.ndim != 2 or edges.shape[0] != edges.shape[1]:
+        raise ValueError(f"adjacency must be (N, N), got shape {edges.shape}")
+    if hops < 0:
+        raise ValueError(f"hops={hops} must not be negative")
+    size = len(edges)
+    step = (edges | np.eye(size, dtype=bool)).astype(np.float32)
+    reads = np.eye(size, dtype=np.float32)
+    for _ in range(min(hops, size)):
+        reads = np.minimum(reads @ step, 1)
+
+    def nearby(losses):
+        return losses @ jnp.asarray(reads, losses.dtype)
+
+    def rule(centred, node):
+        if centred.ndim == 1 or centred.shape[-1] != size:
+            raise ValueError(
+                f"bpfree.within_hops needs losses (N,) or (B, N) on the N = {size} nodes "
+                f"of the graph; the loss function returns {centred.shape[1:]}"
+            )
+        if centred.ndim == 2 and node.batch_axis is not None:
+            return _beside(node, nearby(centred), node.batch_axis)
+        return _along(nearby, axis, centred, node)
+
+    return rule
+
+
+def check_names(credit: Rule | Mapping[str, Rule] | None, nodes: tuple[Site, ...]):
+    """Raises ValueError if a mapping of rules names what is no node."""
+    names = [s.name for s in nodes]
+    if isinstance(credit, Mapping) and (unknown := set(credit) - set(names)):
+        raise ValueError(
+            f"credit= names unknown nodes {sorted(unknown)}; the nodes are {names}"
+        )
+
+
+def weights(
+    credit: Rule | Mapping[str, Rule] | None,
+    centred: jax.Array,
+    nodes: tuple[Site, ...],
+) -> dict[str, jax.Array]:
+    """{node: its rule's weights}, for the argument `credit=`.
+
+    Args:
+      credit: one rule for all nodes, or a mapping from names to rules; None, and for the
+        nodes that a mapping leaves out, `per_example`.
+      centred: (samples, *loss shape).
+
+    Raises ValueError where a rule returns what does not broadcast.
+    """
+    named = credit if isinstance(credit, Mapping) else {}
+    other = credit if callable(credit) else per_example
+    found = {s.name: named.get(s.name, other)(centred, s) for s in nodes}
+    for s in nodes:
+        wanted = (len(centred), *s.shape)
+        shape = found[s.name].shape
+        fits = len(shape) == len(wanted) and shape[0] == wanted[0]
+        if not fits or any(n not in (1, m) for n, m in zip(shape, wanted, strict=True)):
+            raise ValueError(
+                f"the credit rule of node {s.name!r} returned shape {shape}, which must "
+                f"broadcast to {wanted}, with as many axes"
+            )
+    return found
+
+
+def _along(spread, axis: int, centred: jax.Array, node: Site) -> jax.Array:
+    """Losses (samples, B, T) spread along T, beside axes (batch, `axis`) of the node."""
+    if node.batch_axis is None or axis == node.batch_axis:
+        return per_example(centred, node)
+    length = centred.shape[-1]
+    if not 0 <= axis < len(node.shape) or node.shape[axis] != length:
+        raise ValueError(
+            f"node {node.name!r} has shape {node.shape}, whose axis {axis} is not the "
+            f"{length} of the losses {centred.shape[1:]}. Pass the right axis=, or a "
+            "mapping from node names to rules as credit=."
+        )
+    return _beside(node, spread(centred), node.batch_axis, axis)
+
+
+def _beside(node: Site, weights: jax.Array, *axes: int) -> jax.Array:
+    """(samples, *sizes) with its sizes at `axes` of the node and 1 at the others."""
+    order = np.argsort(axes)
+    weights = weights.transpose(0, *(1 + order))
+    shape = [weights.shape[0], *[1] * len(node.shape)]
+    for axis, size in zip(sorted(axes), weights.shape[1:], strict=True):
+        shape[1 + axis] = size
+    return weights.reshape(shape)

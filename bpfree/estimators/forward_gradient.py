@@ -1,0 +1,165 @@
+"""Forward gradients: directional derivatives in place of differences.
+
+With D_z L the derivative of a loss along z, by forward-mode autodiff,
+
+    weights   gradient = 1 / K sum_k (D_{z_k} mean loss) z_k              z on the params
+    nodes     gradient = pull(1 / (B K) sum_k (D_{eps_k} L_b) eps_k)      eps on the nodes
+
+No pass runs backward and there is no sigma: E[z z^T] = I makes both right on average.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from bpfree import _jaxpr, locality, lowrank, sampling
+from bpfree import program as _program
+from bpfree.estimators import perturbation, weight_noise
+from bpfree.transform import (
+    BAD_LOSS,
+    NO_FAULT,
+    Estimate,
+    Estimator,
+    EstimatorTransformation,
+    transformation,
+)
+
+
+def forward_gradient(
+    loss_fn: _program.LossFn,
+    *,
+    tangents: str = "nodes",
+    num_samples: int = 32,
+    seed: int | jax.Array = 0,
+    chunk_size: int | None = None,
+    nodes: _program.NodeFilter = None,
+    rank: int | None = None,
+    noise: str = "rademacher",
+    credit: perturbation.Credit = None,
+    sharding: NamedSharding | None = None,
+    example_batch: Any = None,
+) -> EstimatorTransformation:
+    r"""Forward gradient: derivatives along random directions, times the directions.
+
+    .. math::
+
+        \hat g = \frac1K \sum_k (z_k^T \nabla \bar L)\, z_k \qquad\text{or}\qquad
+        \hat g = \sum_l \Big(\frac{\partial y_l}{\partial\theta}\Big)^{\!T}
+        \frac{1}{BK} \sum_k (D_{\varepsilon_k} L)\, \varepsilon_{l,k}
+
+    with z a direction of all parameters (tangents="weights"), or eps one of all node
+    values, each example with its own (tangents="nodes"). They are the limits at sigma = 0
+    of `weight_perturbation` and `node_perturbation`, without their rounding.
+
+    Contract: unbiased for the gradient of the mean loss. The loss must have a derivative
+    all the way; nothing is carried backward, and memory does not depend on num_samples.
+
+    Args:
+      loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`; for
+        tangents="nodes" with nodes in it, for "weights" marks are not needed, and what is
+        held (`bpfree.hold`) moves.
+      tangents: "nodes" or "weights".
+      num_samples: K, directions.
+      seed: int or typed PRNG key.
+      chunk_size: directions evaluated side by side (on each device). Default 8, and 1 for
+        dense weight tangents.
+      nodes: predicate or collection of names, as in `bpfree.node_perturbation`.
+      rank: for "weights", None or r, as in `bpfree.weight_perturbation`.
+      noise: "rademacher" or "gaussian".
+      credit: for "nodes", as in `bpfree.node_perturbation`.
+      sharding: NamedSharding whose first axis spreads the directions over devices.
+      example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: unknown choice, bad count or rank, an option of the other tangents; when
+        traced, losses that are not (B,), and a parameter or node that moves the loss but
+        from which no derivative reaches it.
+
+    Reference: Baydin, Pearlmutter, Syme, Wood and Torr, "Gradients without
+    backpropagation", arXiv:2202.08587; Ren, Kornblith, Liao and Hinton, "Scaling forward
+    gradient with local losses", ICLR 2023, arXiv:2210.03310.
+    """
+    perturbation.check_choice("tangents", tangents, ("nodes", "weights"))
+    perturbation.check_choice("noise", noise, tuple(weight_noise.PLANS))
+    weight_noise.check_rank(rank)
+    if tangents == "nodes" and rank is not None:
+        raise ValueError("rank= is for tangents='weights'")
+    if tangents == "weights" and (nodes is not None or credit is not None):
+        raise ValueError("nodes= and credit= are for tangents='nodes'")
+    if tangents == "weights":
+        plan = weight_noise.PLANS[noise]
+        layout = weight_noise.make_layout(plan, rank, num_samples, chunk_size, sharding)
+        estimator = _of_weights(loss_fn, plan, rank, layout)
+    else:
+        settings = perturbation.make_settings(
+            loss_fn,
+            plan=weight_noise.PLANS[noise],
+            num_samples=num_samples,
+            sigma=None,
+            chunk_size=chunk_size,
+            antithetic=False,
+            baseline="clean",
+            pairing="clean",
+            nodes=nodes,
+            sharding=sharding,
+            derivative="jvp",
+            credit=credit,
+        )
+        estimator = perturbation.make_estimator(settings)
+    return transformation(estimator, loss_fn, seed, example_batch)
+
+
+def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        noise_key, loss_key = jax.random.split(key)
+        args = _program.arguments(loss_fn, params, batch, loss_key)
+
+        def mean_loss(params):
+            losses, aux = _program.split_aux(loss_fn(params, *args[1:]))
+            _program.check_losses(losses)
+            return losses.mean(), (losses, aux)
+
+        value, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
+        moved = weight_noise.moved(loss_fn, args, wanted)
+        _check_derivative(slope, params, moved)
+        noise_key = _jaxpr.fold_in_shards(noise_key, losses)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+
+        def draw(index):
+            return weight_noise.draw(plan, rank, noise_key, index, moved)
+
+        def along(noise):
+            tangent = weight_noise.added(zeros, noise, 1.0)
+            return lowrank.evaluate(slope, tangent).astype(jnp.float32)
+
+        along = _jaxpr.hoist(along, jax.eval_shape(draw, 0))
+
+        def chunk(draws):
+            noise = jax.vmap(draw)(draws)
+            return weight_noise.credit(jax.vmap(along)(noise), noise), ()
+
+        sums = sampling.sum_over_draws(chunk, layout)[0]
+        sums = jax.tree.map(lambda total: total / layout.num_draws, sums)
+        gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, losses))
+        fault = jnp.where(jnp.isfinite(losses).all(), NO_FAULT, BAD_LOSS)
+        return Estimate(gradient, value.astype(jnp.float32), aux, fault.astype(jnp.int32))
+
+    return Estimator(lambda params: (), estimate)
+
+
+def _check_derivative(slope, params, moved) -> None:
+    """Raises ValueError if a parameter moves the loss but has no derivative."""
+    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(slope)(params))
+    used = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))[1]
+    for path, reaches in zip(locality.paths(params), used, strict=True):
+        if path in moved and not reaches:
+            raise ValueError(
+                f"parameter {path!r} moves the loss, but no derivative reaches the loss "
+                "from it (a threshold stands between), so its forward gradient would be "
+                "zero; use weight_perturbation"
+            )

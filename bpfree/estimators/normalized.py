@@ -1,0 +1,108 @@
+"""Signals that are normalised by the size of the perturbation, not by sigma.
+
+    signal_l = 1 / (B K) sum_k  n^p dL_k da_lk / ||da_k||^2
+
+for every example, with dL the change of its loss, da_l the change of node l, n the
+number of values that ||da||^2 sums over, and p = 1 (or 1/2, in early papers). For one
+node with isotropic noise and p = 1 the expectation is the gradient to first order,
+whatever the scale of the noise.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpfree import program as _program
+from bpfree import sampling
+from bpfree.estimators import perturbation
+from bpfree.estimators.derivative import linearized
+from bpfree.estimators.perturbation import Run, at_least_float32
+
+NORMS = ("global", "per_layer")
+SCALINGS = {"n": 1.0, "sqrt_n": 0.5}
+
+
+class Scale(NamedTuple):
+    """What ||da||^2 sums over, all nodes or each its own, and the exponent p of n."""
+
+    norm: str = "global"
+    power: float = 1.0
+
+
+def own_noise(changes: _program.NodeTree, deltas: _program.NodeTree):
+    """da is what was injected (INP)."""
+    return {n: deltas[n].astype(at_least_float32(y).dtype) for n, y in changes.items()}
+
+
+def activity(changes: _program.NodeTree, deltas: _program.NodeTree):
+    """da is what was injected, and what arrived from the nodes before (ANP)."""
+    own = own_noise(changes, deltas)
+    return {n: at_least_float32(y) + own[n] for n, y in changes.items()}
+
+
+def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
+    """Clean pairing: accumulated over the samples; see `perturbation`.
+
+    Args:
+      measure: `(change of the nodes before their own noise, noise) -> da`.
+    """
+    change = sampling.each(run.part.layout, _change(run))
+
+    def chunk(draws):
+        noise = perturbation.draw(run, draws)
+        deltas = jax.tree.map(lambda z: run.sigma * z, noise)
+        losses, changes = change(deltas)
+        moved = measure(changes, deltas)
+        weights = weigh(losses, moved, run.part.nodes, scale)
+        return {
+            s.name: sampling.credit(weights[s.name], moved[s.name], s.batch_axis)
+            for s in run.part.nodes
+        }, ()
+
+    return perturbation.mean_over_samples(run, chunk)
+
+
+def _change(run: Run):
+    """`deltas -> (dL, {node: dy})`, measured or to first order."""
+    observe = _program.observed(run.program, run.args, run.part.names, run.known)
+    if run.settings.derivative == "jvp":
+        return linearized(observe, run.part.nodes)
+    clean = run.clean, {name: run.values[name] for name in run.part.names}
+    return lambda deltas: jax.tree.map(jnp.subtract, observe(deltas), clean)
+
+
+def weigh(losses: jax.Array, moved, nodes, scale: Scale) -> _program.NodeTree:
+    """{node: n^p dL / (B ||da||^2)}, (samples, B), or (samples,) for losses ().
+
+    Without a batch axis (a node shared by the batch, one loss for it) every value counts.
+    """
+    examples = losses.shape[1:]
+
+    def square(site):
+        values = moved[site.name].astype(losses.dtype) ** 2
+        if not examples or site.batch_axis is None:
+            whole = values.reshape(len(values), -1).sum(1)
+            return jnp.broadcast_to(whole[:, None], losses.shape) if examples else whole
+        axis = 1 + site.batch_axis
+        return values.sum([i for i in range(1, values.ndim) if i != axis])
+
+    def count(site):
+        shared = not examples or site.batch_axis is None
+        return math.prod(site.shape) // (1 if shared else examples[0])
+
+    squares, counts = (
+        {s.name: square(s) for s in nodes},
+        {s.name: count(s) for s in nodes},
+    )
+    if scale.norm == "global":
+        squares = dict.fromkeys(squares, sum(squares.values()))
+        counts = dict.fromkeys(counts, sum(counts.values()))
+    size = math.prod(examples)
+    return {
+        name: (counts[name] ** scale.power * losses / (size * squares[name])).astype(
+            moved[name].dtype
+        )
+        for name in squares
+    }

@@ -1,0 +1,149 @@
+"""Two noisy passes instead of a clean and a noisy one.
+
+For systems whose noise cannot be read or switched off: only losses L and node values a
+are seen, of passes that all have a key of their own. A pair of passes gives
+
+    dL = L_1 - L_2,   da = a_1 - a_2,   signal_l = N dL da_l / ||da||^2
+
+whose noise has mean zero whatever the system's noise has; the signal meets the layer
+inputs of the first pass.
+"""
+
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree import _jaxpr, locality, sampling
+from bpfree import program as _program
+from bpfree._conv import canonical_convs
+from bpfree.estimators import layerwise, normalized, perturbation
+from bpfree.estimators.perturbation import Run, Settings, at_least_float32
+from bpfree.transform import NO_FAULT, Estimate, Estimator
+
+
+class _Pair(NamedTuple):
+    """What a pair of passes measures: both changes are first minus second."""
+
+    change: jax.Array
+    changes: _program.NodeTree
+
+
+class _First(NamedTuple):
+    """What is reported of a first pass."""
+
+    value: jax.Array  # mean loss
+    aux: Any
+    fault: jax.Array
+
+
+def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
+    """Raises ValueError for options that two noisy passes do not have."""
+    if antithetic or derivative == "jvp":
+        raise ValueError(
+            "reference='noisy' compares two independent noisy passes: it takes no "
+            "antithetic pairs and no derivative='jvp', which need a clean one"
+        )
+    if sigma is None and not _program.takes_key(loss_fn):
+        raise ValueError(
+            "sigma=None injects no noise, so the noise is the system's own: give loss_fn "
+            "a third argument `key`, which is another one in every pass (pass it on to "
+            "what is noisy, if only to keep two passes from being computed once)"
+        )
+
+
+def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
+    """The estimator of the module docstring: K pairs, and a weight product for each."""
+
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        key = reduce(_jaxpr.fold_in_shards, jax.tree.leaves(batch), key)
+        noise_key, loss_key = jax.random.split(key)
+        args = _program.arguments(settings.loss_fn, params, batch, loss_key)
+        program = _program.trace(
+            settings.loss_fn, params, batch, loss_key, settings.nodes
+        )
+        locality.check(program, args, wanted)
+        sigma = None
+        if settings.sigma is not None:
+            sigma = perturbation.sigma_at(settings, state.count)
+        (part,) = layerwise.parts(settings.schedule, program)
+        run = Run(settings, program, args, noise_key, sigma, None, {}, part)
+        gradient, firsts = _gradient(run, loss_key, scale)
+        return Estimate(
+            jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, params),
+            firsts.value.mean().astype(jnp.float32),
+            jax.tree.map(lambda a: a[0], firsts.aux),
+            firsts.fault[(firsts.fault != NO_FAULT).argmax()],
+        )
+
+    return Estimator(lambda params: (), estimate)
+
+
+def _gradient(run: Run, key, scale: normalized.Scale):
+    """(gradient, what the K first passes report)."""
+    nodes, count = run.part.nodes, run.num_samples
+
+    def chunk(draws):
+        group = run.settings.plan.group
+        first = (draws[:, None] * group + jnp.arange(group)[None]).ravel()
+        keys = [_keys(key, first), _keys(key, first + count)]
+        deltas = [_deltas(run, draws), _deltas(run, draws + run.part.layout.num_draws)]
+
+        def surrogate(params):
+            one = partial(_pair, run, params)
+            return sampling.each(run.part.layout, one)(*keys, *deltas)
+
+        (losses, _), vjp, (pair, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
+        weights = normalized.weigh(pair.change, pair.changes, nodes, scale)
+        terms = {
+            s.name: sampling.per_sample(
+                weights[s.name], pair.changes[s.name], s.batch_axis
+            ).astype(s.dtype)
+            for s in nodes
+        }
+        behind_last = jnp.full_like(losses, 1 / losses[0].size)
+        gradient = canonical_convs(vjp)((behind_last, terms))[0]
+        report = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), report)
+        return jax.tree.map(at_least_float32, gradient), report
+
+    sums, firsts = sampling.sum_over_draws(chunk, run.part.layout)
+    firsts = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), firsts)
+    return jax.tree.map(lambda total: total / count, sums), firsts
+
+
+def _pair(run: Run, params, key, other_key, deltas, other_deltas):
+    """((losses, nodes of the first pass), (what the pair measures, report))."""
+
+    def noisy_pass(program, params, key, deltas):
+        batch = run.args[1]
+        args = _program.arguments(run.settings.loss_fn, params, batch, key)
+        out, values = _program.cut(program, args, deltas)
+        return *_program.split_aux(out), values
+
+    losses, aux, values = noisy_pass(run.program, params, key, deltas)
+    still = lax.stop_gradient
+    held = run.program.holding(values)
+    others = noisy_pass(held, still(params), other_key, other_deltas)
+    seen = {s.name: values[s.name] for s in run.part.nodes}
+    difference = {name: at_least_float32(y - others[2][name]) for name, y in seen.items()}
+    for name in deltas:
+        own = deltas[name] - other_deltas[name]
+        difference[name] += own.astype(difference[name].dtype)
+    sigma = 1.0 if run.sigma is None else run.sigma
+    fault = perturbation.find_fault(run.program, values, losses, sigma)
+    pair = _Pair(losses - others[0], difference)
+    report = _First(losses.mean(), aux, fault)
+    return (losses, seen), still((pair, report))
+
+
+def _keys(key: jax.Array, samples: jax.Array) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(samples)
+
+
+def _deltas(run: Run, draws) -> _program.NodeTree:
+    """What is injected, samples in front; nothing if the system's own noise must do."""
+    if run.sigma is None:
+        return {}
+    return jax.tree.map(lambda z: run.sigma * z, perturbation.draw(run, draws))

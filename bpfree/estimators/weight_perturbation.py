@@ -1,0 +1,213 @@
+"""Weight perturbation (WP): SPSA and evolution strategies.
+
+    L_k      = mean loss at theta + sigma z_k                  forward passes
+    u        = shape(L - c)                                    K numbers
+    gradient = 1 / (K sigma) sum_k u_k z_k                     noise, and no pass
+
+in one loop over the samples; or, where u needs all losses at once, in two, of which the
+second draws the same noise again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from bpfree import _jaxpr, lowrank, sampling
+from bpfree import program as _program
+from bpfree.estimators import perturbation, weight_noise
+from bpfree.transform import (
+    BAD_LOSS,
+    BAD_SIGMA,
+    NO_FAULT,
+    Estimate,
+    Estimator,
+    EstimatorTransformation,
+    transformation,
+)
+
+
+def weight_perturbation(
+    loss_fn: _program.LossFn,
+    *,
+    num_samples: int = 32,
+    sigma: perturbation.Sigma = 0.01,
+    seed: int | jax.Array = 0,
+    chunk_size: int | None = None,
+    antithetic: bool = False,
+    baseline: str = "clean",
+    shaping: str | None = None,
+    rank: int | None = None,
+    noise: str = "rademacher",
+    sharding: NamedSharding | None = None,
+    example_batch: Any = None,
+) -> EstimatorTransformation:
+    r"""Weight perturbation: credit the parameters with the change of the mean loss.
+
+    .. math::
+
+        \hat g = \frac{1}{K\sigma} \sum_{k=1}^{K} \big(\bar L(\theta + \sigma z_k) - c
+        \big)\, z_k, \qquad E[z] = 0, \; E[z z^T] = I
+
+    It needs no nodes and no derivative of anything. All examples share the noise of a
+    sample, so that its variance grows with the number of parameters and does not fall
+    with the batch: `node_perturbation` points better at equal cost wherever it applies.
+
+    Contract: aligned. The expectation is the gradient of the mean clean loss with an
+    error O(sigma^2); for noise="gaussian" and rank=None it is the gradient of the loss
+    smoothed over the weights, at any sigma. With `shaping` the scale of the loss is lost
+    and only a direction is left.
+
+    Memory does not depend on num_samples: noise is drawn again for the sum.
+
+    Args:
+      loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`. Marks in
+        it are ignored: statistics that `bpfree.hold` keeps in other estimators move.
+      num_samples: K, forward passes of the batch at perturbed parameters.
+      sigma: standard deviation of the noise in units of the parameters: a number, or a
+        schedule of the step. Too small loses the loss difference to rounding.
+      seed: int or typed PRNG key.
+      chunk_size: samples evaluated side by side (on each device); sets memory and speed,
+        not the result. Default 1, and 8 with `rank`.
+      antithetic: use pairs z, -z; num_samples must be even.
+      baseline: c is "clean" (the loss at theta), "leave_one_out" (mean of the other
+        draws) or "none".
+      shaping: None; "centred_ranks", from -1/2 to 1/2, where equal losses share a rank
+        and those that are not finite the worst; "standardise", to mean 0 and variance 1.
+      rank: None for dense noise, or r for z = A B^T / sqrt(r) wherever it takes fewer
+        numbers than the parameter. Products x (W + sigma z) are evaluated as x W + sigma
+        (x A) B^T / sqrt(r), the first term once (see `bpfree.lowrank`).
+      noise: "rademacher" (32 signs to a random word) or "gaussian"; of A and B with rank.
+      sharding: NamedSharding whose first axis spreads the samples over devices.
+      example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: unknown choice, bad count, rank or sigma, losses that are not (B,).
+
+    Reference: Spall, "Multivariate stochastic approximation using a simultaneous
+    perturbation gradient approximation", IEEE TAC 37 (1992); Salimans et al., "Evolution
+    strategies as a scalable alternative to reinforcement learning", arXiv:1703.03864;
+    seed replay: Malladi et al., "Fine-tuning language models with just forward passes",
+    NeurIPS 2023; rank r: Sarkar et al., "Evolution strategies at the hyperscale",
+    arXiv:2511.16652.
+    """
+    perturbation.check_choice("noise", noise, tuple(weight_noise.PLANS))
+    perturbation.check_choice("baseline", baseline, perturbation.BASELINES)
+    perturbation.check_choice("shaping", shaping, tuple(SHAPING))
+    perturbation.check_sigma(sigma)
+    weight_noise.check_rank(rank)
+    plan = weight_noise.PLANS[noise]
+    pairs = sampling.antithetic(plan) if antithetic else plan
+    layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
+    if (baseline == "leave_one_out" or shaping) and layout.num_draws < 2:
+        raise ValueError(
+            "baseline='leave_one_out' and shaping need at least two draws, here "
+            f"num_samples >= {2 * pairs.group}"
+        )
+
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        noise_key, loss_key = jax.random.split(key)
+        args = _program.arguments(loss_fn, params, batch, loss_key)
+        clean, aux = _program.split_aux(loss_fn(*args))
+        _program.check_losses(clean)
+        scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
+        signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
+        moved = weight_noise.moved(loss_fn, args, wanted)
+        noise_key = _jaxpr.fold_in_shards(noise_key, clean)
+
+        def draw(index):
+            return weight_noise.draw(plan, rank, noise_key, index, moved)
+
+        change = _change(loss_fn, args, clean, jax.eval_shape(draw, layout.num_draws))
+        centre = _mean(clean) if baseline == "none" else jnp.float32(0)
+
+        def losses(noise):
+            return centre + jax.vmap(lambda z: change(z, signs * scale))(noise)
+
+        weigh = _weigh(baseline, shaping, losses, draw, layout)
+
+        def credit(draws):
+            noise = jax.vmap(draw)(draws)
+            return weight_noise.credit(weigh(draws, noise) @ signs, noise), ()
+
+        sums = sampling.sum_over_draws(credit, layout)[0]
+        sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
+        gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, clean))
+        fault = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
+        fault = jnp.where(scale > 0, fault, BAD_SIGMA).astype(jnp.int32)
+        return Estimate(gradient, _mean(clean), aux, fault)
+
+    return transformation(
+        Estimator(lambda params: (), estimate), loss_fn, seed, example_batch
+    )
+
+
+def _change(loss_fn, args, clean, noise):
+    """`(noise, scales (G,)) -> (G,)`: mean loss at params + scale noise, less the clean.
+
+    What no noise reaches is computed here: with factors, the first layer's x W.
+    """
+
+    def one(noise, scale):
+        def mean_loss(params):
+            losses = _program.split_aux(loss_fn(params, *args[1:]))[0]
+            return (losses.mean() - clean.mean()).astype(jnp.float32)  # for rounding
+
+        return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
+
+    hoisted = _jaxpr.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
+    return jax.vmap(hoisted, (None, 0))
+
+
+def _mean(losses: jax.Array) -> jax.Array:
+    return losses.mean().astype(jnp.float32)
+
+
+def _weigh(baseline, shaping, losses, draw, layout):
+    """`(draws, noise) -> weights (draws, G)`; if it takes all losses, they come first."""
+    if baseline != "leave_one_out" and shaping is None:
+        return lambda draws, noise: losses(noise)
+
+    def chunk(draws):
+        return (), losses(jax.vmap(draw)(draws))
+
+    table = sampling.sum_over_draws(chunk, layout)[1]
+    if baseline == "leave_one_out":
+        table = table - _left_out(table)
+    table = SHAPING[shaping](table)
+    return lambda draws, noise: table[draws]
+
+
+# ----------------------------------------------------- from losses to weights: (draws, G)
+
+
+def _left_out(losses: jax.Array) -> jax.Array:
+    """For each draw the mean loss of all others, (draws, 1)."""
+    of_draw = losses.sum(1, keepdims=True)
+    return (of_draw.sum(0, keepdims=True) - of_draw) / (losses.size - losses.shape[1])
+
+
+def _centred_ranks(losses: jax.Array) -> jax.Array:
+    finite = jnp.where(jnp.isfinite(losses), losses, jnp.inf).ravel()
+    order = jnp.sort(finite)
+    below = jnp.searchsorted(order, finite, side="left")
+    not_above = jnp.searchsorted(order, finite, side="right")
+    rank = (below + not_above - 1).astype(jnp.float32) / 2
+    return (rank / (losses.size - 1) - 0.5).reshape(losses.shape)
+
+
+def _standardised(losses: jax.Array) -> jax.Array:
+    spread = losses.std()
+    return (losses - losses.mean()) / jnp.where(spread > 0, spread, 1.0)
+
+
+SHAPING: dict[str | None, Callable[[jax.Array], jax.Array]] = {
+    None: lambda losses: losses,
+    "centred_ranks": _centred_ranks,
+    "standardise": _standardised,
+}

@@ -1,0 +1,161 @@
+"""Functions of weights plus low-rank terms, without forming the sums.
+
+    x (W + A B^T) = x W + (x A) B^T                 A (m, r), B (n, r)
+
+`evaluate` runs any JAX function on such sums. Where one meets a matrix product or a
+convolution, the right-hand side is computed, whose first term is the same for every A
+and B; where it meets anything else, it is added up. So no model has to be written in
+layers of ours, and what has no rule costs time, not correctness.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree import _jaxpr
+
+
+class LowRank(NamedTuple):
+    """The array base + left right^T.
+
+    Attributes:
+      base: (*lead, n).
+      left: (*lead, r).
+      right: (n, r).
+    """
+
+    base: jax.Array
+    left: jax.Array
+    right: jax.Array
+
+    def full(self) -> jax.Array:
+        """The sum itself, (*lead, n)."""
+        return self.base + self.left @ self.right.T
+
+
+def evaluate(fn: Callable[..., Any], *args) -> Any:
+    """`fn(*args)`, whose leaves may be LowRank; our own marks in `fn` are dropped."""
+    leaves, tree = jax.tree.flatten(args, is_leaf=_is_low_rank)
+    shapes = [jax.typeof(a.base if _is_low_rank(a) else a) for a in leaves]
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(tree, shapes))
+    jaxpr, consts = _jaxpr.open_jaxpr(closed)
+    outs = map(_full, _jaxpr.replay(jaxpr, consts, leaves, _bind))
+    return jax.tree.unflatten(jax.tree.structure(out), list(outs))
+
+
+def _is_low_rank(x: Any) -> bool:
+    return isinstance(x, LowRank)
+
+
+def _full(x: Any) -> Any:
+    return x.full() if _is_low_rank(x) else x
+
+
+def _bind(eqn, invals) -> list[Any]:
+    name = eqn.primitive.name
+    if eqn.primitive is _jaxpr.tag_p:
+        return invals
+    if not any(map(_is_low_rank, invals)):
+        return _jaxpr.bind_eqn(eqn, invals)
+    if name in _jaxpr.REMAT:
+        return _jaxpr.replay(*_jaxpr.body_of(eqn), invals, _bind)
+    rule = _RULES.get(name)
+    out = rule(eqn, invals) if rule else None
+    return _jaxpr.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
+
+
+# ------------------------------------------------- rules; None where one does not apply
+
+
+def _cast(eqn, invals):
+    return [LowRank(*(_jaxpr.bind_eqn(eqn, [part])[0] for part in invals[0]))]
+
+
+def _dot(eqn, invals):
+    """The product with the base, and one einsum, which finds the cheap order."""
+    lhs, rhs = invals
+    if _is_low_rank(lhs):
+        rhs = _full(rhs)
+    numbers = eqn.params["dimension_numbers"]
+    on_lhs, on_rhs, out = _letters(numbers, _ndim(lhs), _ndim(rhs))
+    matrix, indices = (lhs, on_lhs) if _is_low_rank(lhs) else (rhs, on_rhs)
+    x, x_indices = (rhs, on_rhs) if _is_low_rank(lhs) else (lhs, on_lhs)
+    rank = _ndim(lhs) + _ndim(rhs)
+    options = ("precision", "preferred_element_type")
+    term = jnp.einsum(
+        *(x, x_indices),
+        *(matrix.left, [*indices[:-1], rank]),
+        *(matrix.right, [indices[-1], rank]),
+        out,
+        optimize="optimal",
+        **{key: eqn.params[key] for key in options},
+    )
+    base = [v.base if _is_low_rank(v) else v for v in (lhs, rhs)]
+    return [_jaxpr.bind_eqn(eqn, base)[0] + term]
+
+
+def _ndim(x) -> int:
+    return jnp.ndim(x.base if _is_low_rank(x) else x)
+
+
+def _letters(numbers, lhs_ndim, rhs_ndim) -> tuple[list[int], list[int], list[int]]:
+    """Einsum indices of lhs, rhs and output of a dot_general."""
+    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = numbers
+    lhs = list(range(lhs_ndim))
+    rhs = list(range(lhs_ndim, lhs_ndim + rhs_ndim))
+    for i, j in zip((*lhs_sum, *lhs_batch), (*rhs_sum, *rhs_batch), strict=True):
+        rhs[j] = lhs[i]
+    shared = [lhs[i] for i in (*lhs_sum, *lhs_batch)]
+    free = [i for i in (*lhs, *rhs) if i not in shared]
+    return lhs, rhs, [*(lhs[i] for i in lhs_batch), *free]
+
+
+def _conv(eqn, invals):
+    """A convolution with r filters, and a product over them at every position."""
+    x, kernel = invals
+    numbers = eqn.params["dimension_numbers"]
+    grouped = eqn.params["feature_group_count"] * eqn.params["batch_group_count"] > 1
+    if grouped or _is_low_rank(x) or numbers.rhs_spec[0] != len(numbers.rhs_spec) - 1:
+        return None
+    (y,) = _jaxpr.bind_eqn(eqn, [x, kernel.base])
+    (few,) = _jaxpr.bind_eqn(eqn, [x, kernel.left])
+    channel = numbers.out_spec[1]
+    term = jnp.tensordot(
+        few, kernel.right, (channel, 1), precision=eqn.params["precision"]
+    )
+    return [y + jnp.moveaxis(term, -1, channel).astype(y.dtype)]
+
+
+def _scan(eqn, invals):
+    """Slices of a stack share `right`; what is carried is added up."""
+    jaxpr, closed = _jaxpr.body_of(eqn)
+    consts, carry, xs = _jaxpr.split_scan(eqn.params, invals)
+    length = eqn.params["length"]
+
+    def stacked(x):
+        if not _is_low_rank(x):
+            return x
+        if x.base.ndim == 1:
+            return x.full()
+        return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
+
+    def body(carry, xs):
+        outs = _jaxpr.replay(jaxpr, closed, [*consts, *carry, *xs], _bind)
+        outs = list(map(_full, outs))
+        return outs[: len(carry)], outs[len(carry) :]
+
+    options = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
+    carry, ys = lax.scan(body, [*map(_full, carry)], [*map(stacked, xs)], **options)
+    return [*carry, *ys]
+
+
+_RULES = {
+    "convert_element_type": _cast,
+    "copy": _cast,
+    "dot_general": _dot,
+    "conv_general_dilated": _conv,
+    "scan": _scan,
+}
