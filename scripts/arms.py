@@ -31,15 +31,15 @@ ARMS = {
     "inp": Arm(partial(bpfree.iterative_node_perturbation, **_SMALL)),
     "anp": Arm(partial(bpfree.activity_node_perturbation, **_SMALL)),
     "lr noisy": Arm(partial(bpfree.likelihood_ratio, **_SMALL)),
-    "lr noisy, sigma 0.3": Arm(partial(bpfree.likelihood_ratio, sigma=0.3)),
-    "approximated lr": Arm(partial(bpfree.approximated_likelihood_ratio, **_SMALL)),
+    "lr noisy sigma 0.3": Arm(partial(bpfree.likelihood_ratio, sigma=0.3)),
+    **({"approximated lr": Arm(partial(bpfree.approximated_likelihood_ratio, **_SMALL))} if hasattr(bpfree, "approximated_likelihood_ratio") else {}),
     "wp": Arm(partial(bpfree.weight_perturbation, sigma=1e-3)),
     "wp rank 1": Arm(partial(bpfree.weight_perturbation, rank=1, sigma=1e-3)),
-    "forward gradient, nodes": Arm(bpfree.forward_gradient),
-    "forward gradient, weights": Arm(partial(bpfree.forward_gradient, tangents="weights")),
-    "feedback, responses": Arm(bpfree.learned_feedback, None),
-    "feedback, losses": Arm(partial(bpfree.learned_feedback, **_LOSSES), 2),
-    "feedback direct, losses": Arm(
+    "forward gradient nodes": Arm(bpfree.forward_gradient),
+    "forward gradient weights": Arm(partial(bpfree.forward_gradient, tangents="weights")),
+    "feedback responses": Arm(bpfree.learned_feedback, None),
+    "feedback losses": Arm(partial(bpfree.learned_feedback, **_LOSSES), 2),
+    "feedback direct losses": Arm(
         partial(bpfree.learned_feedback, predictor=direct(), **_LOSSES), 2
     ),
 }
