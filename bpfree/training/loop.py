@@ -1,7 +1,6 @@
 """`fit`: from a config to a trained network in a working directory."""
 
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,10 @@ import jax
 from tqdm import tqdm
 
 import bpfree
-from bpfree.training import checkpoint, config, interrupt, metrics, plot, steps
-from bpfree.training.job import Job, prepare
-from bpfree.training.names import ConfigError
+from bpfree.training import checkpoint, config, interrupt, metrics, plot, resume, steps
+from bpfree.training.job import prepare
 from bpfree.training.steps import TrainState
+from bpfree.training.workdir import claimed
 
 
 class TrainingFault(RuntimeError):
@@ -57,26 +56,26 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
       ConfigError: a config that cannot run, before anything is compiled; or a config or
         data that differ from those of the run to be resumed.
       TrainingFault: a loss or node is not finite. The last checkpoint is from before.
+      WorkdirError: the directory is in use or cannot be written, its disk is full, or
+        none of its checkpoints is sound.
       Interrupted: Ctrl-C or SIGTERM came; the end of that block is saved.
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
     workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with checkpoint.opened(workdir) as manager:
+    last = job.settings.num_steps if stop_after is None else stop_after
+    with claimed(workdir), checkpoint.opened(workdir) as manager:
         state = steps.init_state(job.task, job.params, job.model_state)
-        restored = None
         if manager.latest_step() is not None:
-            _check_same_run(workdir, record)
-            _check_same_data(workdir, job.data.source)
-            restored = checkpoint.restore(manager, state)
-        state = restored or state
+            resume.check(workdir, record, job.data.source)
+            state = checkpoint.restore(manager, state) or state
         begun = int(state.step)
-        _open_record(workdir, job, record, begun)
-        last = job.settings.num_steps if stop_after is None else stop_after
+        resume.open_record(
+            workdir, record, job.data.source, begun, job.settings.num_steps
+        )
         arrays = steps.device_data(job.data)
         state = _train(job, manager, workdir, state, arrays, last)
-    return _finish(job, workdir, state, arrays, begun)
+        return _finish(job, workdir, state, arrays, begun)
 
 
 # ----------------------------------------------------------------------------- training
@@ -149,46 +148,7 @@ def _check_fault(job, manager, state) -> None:
         raise TrainingFault(f"{message} {last}")
 
 
-# ------------------------------------------------------------------------ the workdir
-
-
-def _check_same_run(workdir: Path, record: Any) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        raise ConfigError(
-            f"{workdir} holds checkpoints but no config.json, so what they belong to is "
-            "unknown. Choose another --workdir."
-        )
-    changed = config.differences(json.loads(path.read_text()), record)
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run with another config; these differ: "
-            f"{', '.join(sorted(changed))}. Choose another --workdir, or restore "
-            f"the values in {path}."
-        )
-
-
-def _check_same_data(workdir: Path, source: dict[str, Any]) -> None:
-    """Whether the data are those of the run's header, wherever they lie now."""
-    begun = [r["data"] for r in metrics.read(workdir) if r["kind"] == "header"]
-    changed = config.differences({**begun[0], "from": ""}, {**source, "from": ""}, "data")
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run on other data; these differ: {', '.join(changed)}. "
-            f"Choose another --workdir, or restore the data: {begun[0]}."
-        )
-
-
-def _open_record(workdir: Path, job: Job, record: Any, begun: int) -> None:
-    if begun:
-        metrics.rewind(workdir, begun)
-        if begun < job.settings.num_steps:
-            metrics.write(workdir, "resumed", {"step": begun, **metrics.environment()})
-        return
-    metrics.replace(workdir / "config.json", json.dumps(record, indent=2) + "\n")
-    metrics.replace(metrics.path_of(workdir), "")
-    header = {"config": record, "data": job.data.source, **metrics.environment()}
-    metrics.write(workdir, "header", header)
+# ----------------------------------------------------------------------------- the end
 
 
 def _finish(job, workdir, state, arrays, begun) -> Result:

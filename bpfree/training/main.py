@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from bpfree.training.interrupt import Interrupted
 from bpfree.training.loop import TrainingFault, fit
 from bpfree.training.names import ConfigError, unknown
+from bpfree.training.workdir import WorkdirError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with its argument: configs/digits.py:smoke."
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"arguments are flags (--name=value), not {argv[1:]}")
     try:
         result = fit(_CONFIG.value, _WORKDIR.value)
-    except (ConfigError, TrainingFault) as error:
+    except (ConfigError, TrainingFault, WorkdirError) as error:
         sys.exit(f"bpfree-train: {error}")
     except Interrupted as error:
         print(f"bpfree-train: {error}", file=sys.stderr)
