@@ -288,7 +288,7 @@ def test_a_directory_without_permission(tmp_path, monkeypatch):
         fit(quick(), tmp_path / "run")
 
 
-def test_a_disk_that_fills_up(undisturbed, stopped, disk):
+def test_a_disk_that_fills_up(undisturbed, stopped, disk, caplog):
     """A real one; the last checkpoint before stays good and the run goes on from it."""
     mounted(disk, "size=1m")
     run, filler = disk / "run", disk / "filler"
@@ -296,6 +296,7 @@ def test_a_disk_that_fills_up(undisturbed, stopped, disk):
     filler.write_bytes(bytes(shutil.disk_usage(disk).free - 12_000))
     with pytest.raises(WorkdirError, match="No space left on device.*Free some space"):
         fit(quick(), run)
+    assert not [x for x in caplog.records if x.exc_info]  # Orbax logs tracebacks
     filler.unlink()
     resumed = fit(quick(), run)
     assert resumed.resumed_from == 16 and bits(resumed) == undisturbed

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from bpfree.data import Batch, Dataset, raw, sizes, tfds
+from bpfree.data.augment import flip_and_crop
 from bpfree.data.catalogue import SETS, Entry
 from bpfree.data.preprocess import EPSILON, Kind, preprocessed
 from bpfree.data.raw import DataError, Part, Raw
@@ -35,6 +36,8 @@ def load(
     name: str,
     *,
     dir: str = "",
+    flip: bool = False,
+    crop: int = 0,
     preprocess: Kind = "none",
     epsilon: float = EPSILON,
 ) -> Dataset:
@@ -43,12 +46,14 @@ def load(
     Args:
       name: one of `catalogue.SETS`.
       dir: where the folders of raw files are; "": what BPFREE_DATA_DIR says.
+      flip, crop: random changes of training images, see `bpfree.data.augment`.
       preprocess: what is done to the inputs, see `bpfree.data.preprocess`.
       epsilon: added to variances there.
 
     Raises DataError: the set is in no known place, with what to do; or a file is missing,
     cut off, damaged or another one, with its name.
     """
+    changes = flip_and_crop(flip, crop)
     found, record = _read(name, SETS[name], dir or os.environ.get("BPFREE_DATA_DIR", ""))
     held_out = min(HELD_OUT, len(found.train.labels) // 10)
     train, validation = (
@@ -65,6 +70,7 @@ def load(
         test=_batch(found.test),
         num_classes=SETS[name].num_classes,
         source=source,
+        augment=changes,
     )
     data = data._replace(source={**source, **sizes(data)})
     return preprocessed(data, preprocess, epsilon)

@@ -10,6 +10,7 @@ A checkpoint holds numbers and JSON, and restoring it executes nothing of it.
 """
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Write the checkpoint of `state.step`; WorkdirError if that fails."""
     step = int(state.step)
     try:
-        manager.save(step, args=ocp.args.StandardSave(state))
+        with _quiet():
+            manager.save(step, args=ocp.args.StandardSave(state))
         folder = _folder(manager, step)
         sums = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
         replace(folder / _SUMS, "".join(sums))
@@ -67,7 +69,9 @@ def restore(manager: ocp.CheckpointManager, template: TrainState) -> TrainState 
         problem = _problem(_folder(manager, step))
         if problem is None:
             try:
-                state = manager.restore(step, args=ocp.args.StandardRestore(template))
+                with _quiet():
+                    args = ocp.args.StandardRestore(template)
+                    state = manager.restore(step, args=args)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 problem = _line(error)
             else:
@@ -133,6 +137,17 @@ def _problem(folder: Path) -> str | None:
     if wrong[0] not in expected:
         return f"{wrong[0]} does not belong to it"
     return f"{wrong[0]} is {'not as it was written' if wrong[0] in found else 'missing'}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No logging: Orbax logs errors with their tracebacks before it raises them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _line(error: BaseException) -> str:
