@@ -36,6 +36,7 @@ def opened(workdir: Path) -> Iterator[ocp.CheckpointManager]:
         max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
     path = (workdir / "checkpoints").absolute()
+    logging.getLogger("absl").addFilter(_no_traceback)
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 
@@ -44,8 +45,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Write the checkpoint of `state.step`; WorkdirError if that fails."""
     step = int(state.step)
     try:
-        with _quiet():
-            manager.save(step, args=ocp.args.StandardSave(state))
+        manager.save(step, args=ocp.args.StandardSave(state))
         folder = _folder(manager, step)
         sums = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
         replace(folder / _SUMS, "".join(sums))
@@ -69,9 +69,7 @@ def restore(manager: ocp.CheckpointManager, template: TrainState) -> TrainState 
         problem = _problem(_folder(manager, step))
         if problem is None:
             try:
-                with _quiet():
-                    args = ocp.args.StandardRestore(template)
-                    state = manager.restore(step, args=args)
+                state = manager.restore(step, args=ocp.args.StandardRestore(template))
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 problem = _line(error)
             else:
@@ -139,15 +137,9 @@ def _problem(folder: Path) -> str | None:
     return f"{wrong[0]} is {'not as it was written' if wrong[0] in found else 'missing'}"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No logging: Orbax logs errors with their tracebacks before it raises them."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Orbax's threads log errors with their tracebacks; they raise them, too."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _line(error: BaseException) -> str:
