@@ -239,8 +239,10 @@ def train(*flags):
     )
 
 
-def test_command_line(tmp_path):
-    flags = "--config=configs/digits.py:smoke", f"--workdir={tmp_path}"
+def test_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    flags = "--config=configs/digits.py:smoke", f"--workdir={tmp_path / 'run'}"
     started = [
         train(*flags, "--config.num_steps=2"),
         train(*flags, "--config.estimator.num_smples=2"),
@@ -251,6 +253,30 @@ def test_command_line(tmp_path):
     assert "samples/s" in err and "loss" in err and "accuracy" in err
     assert started[1].returncode == 1
     assert "'estimator.num_samples'" in misspelt and "Traceback" not in misspelt
+    assert list(
+        (tmp_path / "cache" / "bpfree" / "jax").glob("jit_run*")
+    )  # compiled, kept
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_used_again_and_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_LOG_COMPILES", "0")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    flags = ["--config=configs/digits.py:smoke", "--config.num_steps=2"]
+
+    def run(name, *more):
+        process = train(*flags, f"--workdir={tmp_path / name}", *more)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out, err, sorted(tmp_path.rglob("cache/**/jit_*-cache"))
+
+    assert run("a", "--nocompilation_cache")[2] == []
+    out, _, kept = run("b")
+    assert kept
+    again, err, same = run("c")
+    assert again == out and same == kept
+    assert "not supported on the host machine" not in err  # the same machine
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bpfree.data import Examples
+
 
 class DataError(ValueError):
     """A data set that is missing or not what it should be; says what to do."""
@@ -25,9 +27,13 @@ class Part(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A set as it comes: the official training and test parts."""
+    """A set as it comes: the official training and test parts.
 
-    train: Part
+    Attributes:
+      train: `Examples` of {"image", "label"} if it is read one by one.
+    """
+
+    train: Part | Examples
     test: Part
 
 

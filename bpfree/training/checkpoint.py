@@ -16,17 +16,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import orbax.checkpoint as ocp
 
 from bpfree.training.steps import TrainState
 from bpfree.training.workdir import WorkdirError, advice, replace
 
+Manager: TypeAlias = ocp.CheckpointManager
 _SUMS = "SHA256SUMS"
+_Args = ocp.args.Composite
 
 
 @contextmanager
-def opened(workdir: Path) -> Iterator[ocp.CheckpointManager]:
+def opened(workdir: Path) -> Iterator[Manager]:
     """The checkpoints of a working directory, newest two kept.
 
     Saving is synchronous: the training step takes the state's buffers over, and on CPU an
@@ -41,11 +44,16 @@ def opened(workdir: Path) -> Iterator[ocp.CheckpointManager]:
         yield manager
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    """Write the checkpoint of `state.step`; WorkdirError if that fails."""
+def save(manager: Manager, state: TrainState, position: Any = None) -> None:
+    """Write the checkpoint of `state.step`; WorkdirError if that fails.
+
+    Args:
+      position: of the run's feed, JSON.
+    """
     step = int(state.step)
     try:
-        manager.save(step, args=ocp.args.StandardSave(state))
+        feed = ocp.args.JsonSave({"position": position})
+        manager.save(step, args=_Args(state=ocp.args.StandardSave(state), feed=feed))
         folder = _folder(manager, step)
         sums = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
         replace(folder / _SUMS, "".join(sums))
@@ -56,8 +64,10 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
         ) from error
 
 
-def restore(manager: ocp.CheckpointManager, template: TrainState) -> TrainState | None:
-    """The newest sound checkpoint, on the devices of `template`; None if there is none.
+def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | None:
+    """The newest sound checkpoint, on the devices of `template`, and the feed's position.
+
+    None if there is no checkpoint.
 
     Damaged newer ones are moved to `workdir/damaged`, and a line on stderr says so.
 
@@ -65,16 +75,17 @@ def restore(manager: ocp.CheckpointManager, template: TrainState) -> TrainState 
     them stay where they are.
     """
     damaged: dict[int, str] = {}
+    args = _Args(state=ocp.args.StandardRestore(template), feed=ocp.args.JsonRestore())
     for step in sorted(manager.all_steps(), reverse=True):
         problem = _problem(_folder(manager, step))
         if problem is None:
             try:
-                state = manager.restore(step, args=ocp.args.StandardRestore(template))
+                found = manager.restore(step, args=args)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 problem = _line(error)
             else:
                 _set_aside(manager, damaged, step)
-                return state
+                return found.state, found.feed["position"]
         damaged[step] = problem
     if damaged:
         raise WorkdirError(
@@ -84,7 +95,7 @@ def restore(manager: ocp.CheckpointManager, template: TrainState) -> TrainState 
     return None
 
 
-def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], to: int) -> None:
+def _set_aside(manager: Manager, damaged: dict[int, str], to: int) -> None:
     if not damaged:
         return
     place = _folder(manager).parent / "damaged"
@@ -101,7 +112,7 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], to: int)
     )
 
 
-def _folder(manager: ocp.CheckpointManager, step: int | None = None) -> Path:
+def _folder(manager: Manager, step: int | None = None) -> Path:
     folder = Path(manager.directory)
     return folder if step is None else folder / str(step)
 

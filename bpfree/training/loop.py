@@ -1,7 +1,10 @@
 """`fit`: from a config to a trained network in a working directory."""
 
+import contextlib
 import functools
+import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +12,18 @@ import jax
 from tqdm import tqdm
 
 import bpfree
-from bpfree.training import checkpoint, config, interrupt, metrics, plot, resume, steps
-from bpfree.training.job import prepare
+from bpfree.training import (
+    checkpoint,
+    config,
+    feed,
+    interrupt,
+    metrics,
+    plot,
+    resume,
+    steps,
+    watch,
+)
+from bpfree.training.job import Job, prepare
 from bpfree.training.steps import TrainState
 from bpfree.training.workdir import claimed
 
@@ -40,7 +53,14 @@ class Result(NamedTuple):
     resumed_from: int
 
 
-def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> Result:
+def fit(
+    config_: Any,
+    workdir: str | Path,
+    *,
+    stop_after: int | None = None,
+    profile: bool = False,
+    tensorboard: bool = False,
+) -> Result:
     """Train what a config describes, or go on where `workdir` stopped.
 
     Writes config.json, metrics.jsonl, checkpoints/ and learning_curve.png. The same call
@@ -51,6 +71,8 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
       config_: ConfigDict or nested dict; the entries are those of `config.Settings`.
       workdir: made if need be.
       stop_after: save and stop at the first log point with at least so many updates.
+      profile: trace one block into `workdir/profile`, see `watch.profiler`.
+      tensorboard: write curves to `workdir/tensorboard`, see `watch.curves`.
 
     Raises:
       ConfigError: a config that cannot run, before anything is compiled; or a config or
@@ -62,54 +84,76 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
+    if tensorboard:
+        watch.check_tensorboard()
     workdir = Path(workdir)
     last = job.settings.num_steps if stop_after is None else stop_after
     with claimed(workdir), checkpoint.opened(workdir) as manager:
         state = steps.init_state(job.task, job.params, job.model_state)
+        validation, test = jax.device_put((job.data.validation, job.data.test))
+        source = job.make_feed(validation)
         if manager.latest_step() is not None:
             resume.check(workdir, record, job.data.source)
-            state = checkpoint.restore(manager, state) or state
+            state, position = checkpoint.restore(manager, state) or (state, None)
+            source.seek(position)
         begun = int(state.step)
         resume.open_record(
             workdir, record, job.data.source, begun, job.settings.num_steps
         )
-        arrays = steps.device_data(job.data)
-        state = _train(job, manager, workdir, state, arrays, last)
-        return _finish(job, workdir, state, arrays, begun)
+        with watch.curves(workdir, tensorboard, begun) as show:
+            run = Run(
+                job, workdir, manager, source, show, watch.profiler(workdir, profile)
+            )
+            state = train(run, state, last)
+        return _finish(job, workdir, state, validation, test, begun)
 
 
 # ----------------------------------------------------------------------------- training
 
 
-def _train(job, manager, workdir, state, arrays, last) -> TrainState:
-    """Run block after block up to `last` updates or the end, looking in between."""
-    settings, (train, validation, _) = job.settings, arrays
+class Run(NamedTuple):
+    """What the training loop works with: a job, and where its results go."""
 
-    @functools.cache
-    def block(length):
-        return steps.compile_block(job.task, length, state, train, validation)
+    job: Job
+    workdir: Path
+    manager: checkpoint.Manager
+    source: feed.Feed
+    show: Callable[[metrics.Record], None] = lambda record: None
+    profiler: watch.Profiler = lambda count: contextlib.nullcontext()
 
+
+def train(run: Run, state: TrainState, last: int) -> TrainState:
+    """Run block after block up to `last` updates or the end, looking in between.
+
+    Takes the state's buffers over.
+    """
+    job, settings = run.job, run.job.settings
+    blocks = functools.cache(lambda length: run.source.block(length, state))
     last = min(last, settings.num_steps)
     done = int(state.step)
     with (
         interrupt.noted() as came,
         tqdm(total=settings.num_steps, initial=done, unit="step") as bar,
     ):
-        while done < last:
+        for count in itertools.count():
+            if done >= last:
+                break
             length = min(settings.log_every, settings.num_steps - done)
-            run = block(length)
-            start = time.perf_counter()
-            state, seen = run(state, train, validation)
-            seen = jax.device_get(seen)
-            seconds = time.perf_counter() - start
+            block = blocks(length)
+            with run.profiler(count):
+                start = time.perf_counter()
+                state, seen = block(state)
+                seen = jax.device_get(seen)
+                seconds = time.perf_counter() - start
             done += length
-            _check_fault(job, manager, state)
+            _check_fault(job, run.manager, state)
             log = _log_point(job, done, length, seen, seconds)
-            metrics.write(workdir, "log", log)
+            metrics.write(run.workdir, "log", log)
+            run.show(log)
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
             if _due(done, length, settings.checkpoint_every) or done >= last or came:
-                checkpoint.save(manager, state)
+                checkpoint.save(run.manager, state, run.source.position())
             if came and done < last:
                 raise interrupt.Interrupted(came[0], done)
     return state
@@ -151,9 +195,8 @@ def _check_fault(job, manager, state) -> None:
 # ----------------------------------------------------------------------------- the end
 
 
-def _finish(job, workdir, state, arrays, begun) -> Result:
+def _finish(job, workdir, state, validation, test, begun) -> Result:
     look = jax.jit(functools.partial(steps.accuracy, job.task.model))
-    _, validation, test = arrays
     result = Result(
         float(look(state.params, state.model_state, test)),
         float(look(state.params, state.model_state, validation)),
