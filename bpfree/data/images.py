@@ -107,7 +107,7 @@ def _batch(part: Part) -> Batch:
 def _read(
     name: str, entry: Entry, directory: str, lazy: bool
 ) -> tuple[Raw, dict[str, Any]]:
-    for folder in _folders(name, entry, directory):
+    for folder in folders(name, entry, directory):
         if any(raw.find(folder, file) for file in entry.sha256):
             files = raw.contents(folder, entry.sha256)
             record = {"from": str(folder), "sha256": dict(entry.sha256)}
@@ -118,22 +118,25 @@ def _read(
             return tfds.read(name, entry.splits, lazy)
         except tfds.Missing as error:
             problem = str(error)
-    raise DataError(_missing(name, entry, directory, problem))
+    raise DataError(missing(name, entry, directory, problem))
 
 
-def _folders(name: str, entry: Entry, directory: str) -> list[Path]:
+def folders(name: str, entry: Entry, directory: str) -> list[Path]:
+    """Where the raw files of a set may be."""
+    name = entry.folder or name
     names = dict.fromkeys([name, name.replace("_", "-")])
     folders = [Path(directory) / n for n in names] if directory else []
     return folders + ([DEBIAN / name.replace("_", "-")] if entry.debian else [])
 
 
-def _missing(name: str, entry: Entry, directory: str, problem: str) -> str:
+def missing(name: str, entry: Entry, directory: str, problem: str) -> str:
+    """What to do about a set that is in no known place; `problem` is TFDS's."""
     ways = []
     if entry.sha256:
         place = directory or "the directory that BPFREE_DATA_DIR names (it is not set)"
         ways.append(
-            f"put {', '.join(entry.sha256)} into the folder {name} of {place}; "
-            "BPFREE_DATA_DIR or config.data.dir may name another"
+            f"put {', '.join(entry.sha256)} into the folder {entry.folder or name} of "
+            f"{place}; BPFREE_DATA_DIR or config.data.dir may name another"
         )
     if entry.debian:
         ways.append(f"on Debian: apt-get install {entry.debian}")

@@ -30,6 +30,18 @@ def read(
     ~/tensorflow_datasets. Examples come in TFDS's own, fixed, shuffled order. Nothing is
     downloaded. Raises Missing; or DataError if the copy cannot be read.
     """
+    builder, sources = opened(name, splits)
+    with told(builder.data_dir):
+        in_memory = splits[1:] if lazy else splits
+        parts = {s: _part(sources[splits.index(s)]) for s in in_memory}
+    digests = {split: _digest(part) for split, part in parts.items()}
+    train: Any = parts.get(splits[0]) or _examples(sources[0], builder.data_dir)
+    found = Raw(train, parts[splits[1]])
+    return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
+
+
+def opened(name: str, splits: tuple[str, str]) -> tuple[Any, Any]:
+    """The builder of a set, and its prepared parts, unread; raises Missing."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -39,17 +51,12 @@ def read(
         sources = tfds.data_source(name, split=list(splits), download=False)
     except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
         raise Missing("TFDS has no array_record copy of it") from error
-    with _told(builder.data_dir):
-        in_memory = splits[1:] if lazy else splits
-        parts = {s: _part(sources[splits.index(s)]) for s in in_memory}
-    digests = {split: _digest(part) for split, part in parts.items()}
-    train: Any = parts.get(splits[0]) or _examples(sources[0], builder.data_dir)
-    found = Raw(train, parts[splits[1]])
-    return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
+    return builder, sources
 
 
 @contextlib.contextmanager
-def _told(place: Any) -> Iterator[None]:
+def told(place: Any) -> Iterator[None]:
+    """Errors of reading the copy in a folder, as a DataError that names it."""
     try:
         yield
     except (RuntimeError, OSError, ValueError, IndexError) as error:
@@ -61,7 +68,7 @@ def _told(place: Any) -> Iterator[None]:
 
 def _examples(source: Sequence[dict[str, Any]], place: Any) -> Examples:
     def read(i):
-        with _told(place):
+        with told(place):
             example = source[i]
         return {
             "image": np.asarray(example["image"]),

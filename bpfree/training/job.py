@@ -17,6 +17,7 @@ from bpfree.data import (
     images,
     one_by_one,
     sizes,
+    text,
 )
 from bpfree.training import chain, config, feed, steps
 from bpfree.training.names import ConfigError, call, member, unknown
@@ -89,8 +90,11 @@ def _data(section: dict[str, Any]) -> Dataset:
         data = call(digits.load, rest, "config.data")
     elif name in catalogue.SETS:
         data = call(images.load, rest, "config.data", {"name": name, "lazy": lazy})
+    elif name in catalogue.TEXTS:
+        data = call(text.load, rest, "config.data", {"name": name})
     else:
-        raise unknown("config.data.name", name, ["digits", *catalogue.SETS])
+        choices = ["digits", *catalogue.SETS, *catalogue.TEXTS]
+        raise unknown("config.data.name", name, choices)
     if lazy and not isinstance(data.train, Examples):
         data = data._replace(train=one_by_one(data.train))
     return data
