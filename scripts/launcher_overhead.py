@@ -94,6 +94,9 @@ def timed(run, job: Job) -> float:
 
 def measure(name: str, rounds: int, num_steps: int) -> None:
     job = load(name)
+    if num_steps:  # the launcher stops at log points only
+        log_every = min(num_steps, job.settings.log_every)
+        job = job._replace(settings=job.settings._replace(log_every=log_every))
     arrays = jax.device_put((job.data.train, job.data.validation))
     num_steps = num_steps or job.settings.checkpoint_every
     pair = [make(job, arrays, num_steps) for make in (bare, launched)]
@@ -111,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="append", required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=0, help="0: checkpoint_every")
+    parser.add_argument("--steps", type=int, default=0, help="default: checkpoint_every")
     args = parser.parse_args()
     device = jax.devices()[0].device_kind
     print(f"jax {jax.__version__}, {device}, {os.cpu_count()} cores")

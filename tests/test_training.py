@@ -216,7 +216,10 @@ def test_fault_behind_batch_statistics_names_the_node(tmp_path):
 
 
 def test_import_of_the_core_brings_no_launcher():
-    heavy = "ml_collections tqdm orbax matplotlib sklearn bpfree.training"
+    heavy = (
+        "ml_collections tqdm orbax matplotlib sklearn bpfree.training "
+        "tensorflow_datasets grain tensorboardX"
+    )
     code = f"import sys, bpfree; print([m for m in {heavy.split()} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr

@@ -81,23 +81,23 @@ def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
     batches = iter(ordered.batch(task.batch_size).to_iter_dataset())
 
     def take(length):
+        """The next batches, (length, B, ...)."""
         taken = [next(batches) for _ in range(length)]
         return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *taken))
+
+    def several(state, taken):
+        return steps.scan_steps(task, state, taken, lambda batch: batch)
 
     def block(length, state):
         rest = length % _PIECE
         sizes = [_PIECE] * (length // _PIECE) + [rest] * (rest > 0)
 
-        def shape(size, a):
-            return jax.ShapeDtypeStruct((size, task.batch_size, *a.shape[1:]), a.dtype)
-
         def piece(size):
-            shapes = {k: shape(size, a) for k, a in validation.items()}
-            return steps.compiled(
-                lambda state, taken: steps.scan_steps(task, state, taken, lambda b: b),
-                state,
-                shapes,
-            )
+            shapes = {
+                k: jax.ShapeDtypeStruct((size, task.batch_size, *a.shape[1:]), a.dtype)
+                for k, a in validation.items()
+            }
+            return steps.compiled(several, state, shapes)
 
         run = {size: piece(size) for size in set(sizes)}
         look = jax.jit(lambda state, validation: _look(task, state, validation))
