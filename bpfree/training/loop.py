@@ -119,7 +119,7 @@ class Run(NamedTuple):
     manager: checkpoint.Manager
     source: feed.Feed
     show: Callable[[metrics.Record], None] = lambda record: None
-    profiler: watch.Profiler = lambda count: contextlib.nullcontext()
+    profiler: watch.Profiler = lambda count, is_last: contextlib.nullcontext()
 
 
 def train(run: Run, state: TrainState, last: int) -> TrainState:
@@ -140,7 +140,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
                 break
             length = min(settings.log_every, settings.num_steps - done)
             block = blocks(length)
-            with run.profiler(count):
+            with run.profiler(count, done + length >= last):
                 start = time.perf_counter()
                 state, seen = block(state)
                 seen = jax.device_get(seen)

@@ -10,18 +10,18 @@ import jax
 from bpfree.training.metrics import Record
 from bpfree.training.names import ConfigError
 
-Profiler = Callable[[int], AbstractContextManager]
+Profiler = Callable[[int, bool], AbstractContextManager]
 
 
 def profiler(workdir: Path, wanted: bool) -> Profiler:
-    """`count -> context`: traces the second block of this call, or the only one.
+    """`(count, is_last) -> context`: traces the second block, or the only one.
 
     The trace goes to `workdir/profile`: TensorBoard's profile plugin reads the folder,
     and ui.perfetto.dev opens the file perfetto_trace.json.gz in it.
     """
 
-    def around(count: int) -> AbstractContextManager:
-        if wanted and count == 1:
+    def around(count: int, is_last: bool) -> AbstractContextManager:
+        if wanted and (count == 1 or (count == 0 and is_last)):
             return jax.profiler.trace(workdir / "profile", create_perfetto_trace=True)
         return contextlib.nullcontext()
 
