@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpfree import data
-from bpfree.data import digits
+from bpfree.data import augment, digits
 from bpfree.training import steps
 
 
@@ -93,3 +93,43 @@ def test_order_does_not_depend_on_the_cut_into_blocks():
 def test_epochs_and_seeds_differ():
     assert (order(0, 4) != order(4, 4)).any()
     assert (order(0, 4) != order(0, 4, seed=1)).any()
+
+
+# ------------------------------------------------------------------------ flip and crop
+
+
+def images(rows=64):
+    x = np.random.default_rng(0).random((rows, 5, 6, 3), np.float32) + 1
+    return {"x": jnp.asarray(x), "label": jnp.arange(rows)}
+
+
+def test_flips_mirror_half_of_the_images():
+    batch = images()
+    new = augment.flip_and_crop(flip=True, crop=0)(jax.random.key(0), batch)
+    x, y = np.asarray(batch["x"]), np.asarray(new["x"])
+    mirrored = (y == x[:, :, ::-1]).all((1, 2, 3))
+    assert ((y == x).all((1, 2, 3)) ^ mirrored).all()
+    assert 16 < mirrored.sum() < 48  # 4 standard deviations
+    np.testing.assert_array_equal(new["label"], batch["label"])
+
+
+def test_crops_move_by_every_whole_number_of_pixels_and_let_black_in():
+    batch = images(rows=200)
+    new = augment.flip_and_crop(flip=False, crop=1)(jax.random.key(0), batch)
+    moves = set()
+    for image, moved in zip(*(np.asarray(b["x"]) for b in (batch, new)), strict=True):
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+        (found,) = [
+            (i, j)
+            for i in range(3)
+            for j in range(3)
+            if (padded[i : i + 5, j : j + 6] == moved).all()
+        ]
+        moves.add(found)
+    assert len(moves) == 9
+
+
+def test_nothing_to_do_and_mistakes():
+    assert augment.flip_and_crop(flip=False, crop=0) is None
+    with pytest.raises(ValueError, match="crop=-1"):
+        augment.flip_and_crop(flip=False, crop=-1)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from bpfree.data import catalogue, images, raw
+from bpfree.data import catalogue, first, images, raw
 from bpfree.training import ConfigError, config, fit, job
 
 try:
@@ -308,6 +308,17 @@ def test_tfds_path_on_mock_data(name, tfds, tmp_path):
     assert first.source == second.source
     assert 0 <= first.train["label"].min()
     assert first.train["label"].max() < first.num_classes
+
+
+def test_a_copy_that_does_not_fit_is_read_one_by_one(tfds):
+    with tfds.testing.mock_data(num_examples=20):
+        whole, lazy = images.load("mnist"), images.load("mnist", lazy=True)
+        np.testing.assert_equal(first(lazy.train, 18), whole.train)
+        with pytest.raises(ValueError, match="use preprocess='none'"):
+            images.load("mnist", lazy=True, preprocess="centre")
+    np.testing.assert_equal(lazy.validation, whole.validation)
+    np.testing.assert_equal(lazy.test, whole.test)
+    assert lazy.source["train"] == 18 and set(lazy.source["sha256"]) == {"test"}
 
 
 def prepare(tfds, monkeypatch, directory):

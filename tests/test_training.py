@@ -216,7 +216,10 @@ def test_fault_behind_batch_statistics_names_the_node(tmp_path):
 
 
 def test_import_of_the_core_brings_no_launcher():
-    heavy = "ml_collections tqdm orbax matplotlib sklearn bpfree.training"
+    heavy = (
+        "ml_collections tqdm orbax matplotlib sklearn bpfree.training "
+        "tensorflow_datasets grain tensorboardX"
+    )
     code = f"import sys, bpfree; print([m for m in {heavy.split()} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
@@ -239,8 +242,10 @@ def train(*flags):
     )
 
 
-def test_command_line(tmp_path):
-    flags = "--config=configs/digits.py:smoke", f"--workdir={tmp_path}"
+def test_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    flags = "--config=configs/digits.py:smoke", f"--workdir={tmp_path / 'run'}"
     started = [
         train(*flags, "--config.num_steps=2"),
         train(*flags, "--config.estimator.num_smples=2"),
@@ -251,6 +256,30 @@ def test_command_line(tmp_path):
     assert "samples/s" in err and "loss" in err and "accuracy" in err
     assert started[1].returncode == 1
     assert "'estimator.num_samples'" in misspelt and "Traceback" not in misspelt
+    assert list(
+        (tmp_path / "cache" / "bpfree" / "jax").glob("jit_run*")
+    )  # compiled, kept
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_used_again_and_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_LOG_COMPILES", "0")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    flags = ["--config=configs/digits.py:smoke", "--config.num_steps=2"]
+
+    def run(name, *more):
+        process = train(*flags, f"--workdir={tmp_path / name}", *more)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out, err, sorted(tmp_path.rglob("cache/**/jit_*-cache"))
+
+    assert run("a", "--nocompilation_cache")[2] == []
+    out, _, kept = run("b")
+    assert kept
+    again, err, same = run("c")
+    assert again == out and same == kept
+    assert "not supported on the host machine" not in err  # the same machine
 
 
 @pytest.mark.slow

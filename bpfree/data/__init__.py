@@ -1,11 +1,12 @@
-"""Data sets small enough to live on the device.
+"""Data sets by name, as arrays that live on the device or examples read one by one.
 
-`config.data.name` is "digits" or one of the image sets of `bpfree.data.catalogue`; the
-other entries of `config.data` go to `digits.load` or `images.load`, which return a
-`Dataset`.
+`config.data.name` is "digits", a text set of `bpfree.data.text` or one of the image sets
+of `bpfree.data.catalogue`; the other entries of `config.data` go to `load` of `digits`,
+`text` or `images`, which returns a `Dataset`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +16,31 @@ Batch = dict[str, Any]
 Augment = Callable[[jax.Array, Batch], Batch]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """A training part that is read one example at a time, as Grain reads it.
+
+    Attributes:
+      num: how many there are, N.
+      read: i -> {"x": (...), "label": ()}.
+    """
+
+    num: int
+    read: Callable[[int], Batch]
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.read(int(i))
+
+
 class Dataset(NamedTuple):
     """Labelled examples in three disjoint parts.
 
     Attributes:
       train, validation, test: {"x": float32 (N, ...), "label": int32 (N,)}; x is (N,
-        features) or (N, height, width, channels).
+        features) or (N, height, width, channels). train may be `Examples` instead.
       num_classes: labels are 0 .. num_classes - 1.
       source: what the run's record says of the data (plain values): where it is from, its
         checksum, the rule of the split.
@@ -28,7 +48,7 @@ class Dataset(NamedTuple):
         leaves them as they are. The key is consumed.
     """
 
-    train: Batch
+    train: Any
     validation: Batch
     test: Batch
     num_classes: int
@@ -39,7 +59,24 @@ class Dataset(NamedTuple):
 def sizes(data: Dataset) -> dict[str, int]:
     """Examples in each part."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {name: len(part["label"]) for name, part in parts.items()}
+    return {name: _size(part) for name, part in parts.items()}
+
+
+def _size(part: Batch | Examples) -> int:
+    return len(part if isinstance(part, Examples) else part["label"])
+
+
+def first(part: Batch | Examples, count: int) -> Batch:
+    """The first examples of a part, as one batch."""
+    if isinstance(part, Examples):
+        examples = [part[i] for i in range(count)]
+        return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    return {k: v[:count] for k, v in part.items()}
+
+
+def one_by_one(part: Batch) -> Examples:
+    """Arrays in memory as `Examples`."""
+    return Examples(len(part["label"]), lambda i: {k: v[i] for k, v in part.items()})
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The image sets we know by name: their files and checksums, and what TFDS calls them."""
+"""The sets we know by name: their files and checksums, and what TFDS calls them."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,6 +17,7 @@ class Entry(NamedTuple):
       splits: TFDS's names of the training and the test part; None: not in TFDS.
       note: what the record must say of these files.
       debian: the package that installs them, if any.
+      folder: where the raw files lie, if not in a folder of the set's name.
     """
 
     num_classes: int
@@ -25,6 +26,7 @@ class Entry(NamedTuple):
     splits: tuple[str, str] | None = ("train", "test")
     note: str = ""
     debian: str | None = None
+    folder: str = ""
 
 
 # What TFDS registers for the archives of the CIFAR sets; for MNIST and Fashion-MNIST of
@@ -104,4 +106,22 @@ SETS = {
         )
         for side in (8, 16, 32, 64)
     },
+}
+
+TEXTS = {
+    "ag_news_subset": Entry(4),
+    "ag_news_5k": Entry(
+        4,
+        {
+            "train5k.csv": "f97bbf147def6577c1a4c465611b14de"
+            "a4ecf57e48c39402d924644f8250d519",
+            "test.csv": "f96c98b801ec6aa8656d2fa684f8d7e2"
+            "bfd62fe3e9c89a9a16bac52b67c4f335",
+        },
+        raw.parse_csv,
+        splits=None,
+        note="AG News with 4,999 training items in place of the official 120,000; the "
+        "test part is the official one",
+        folder="ag_news",
+    ),
 }

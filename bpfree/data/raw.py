@@ -1,5 +1,6 @@
 """Raw files of image sets: checked by SHA-256 first, then read."""
 
+import csv
 import gzip
 import hashlib
 import io
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from bpfree.data import Examples
 
 
 class DataError(ValueError):
@@ -25,9 +28,13 @@ class Part(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A set as it comes: the official training and test parts."""
+    """A set as it comes: the official training and test parts.
 
-    train: Part
+    Attributes:
+      train: `Examples` of {"image", "label"} if it is read one by one.
+    """
+
+    train: Part | Examples
     test: Part
 
 
@@ -119,6 +126,17 @@ def _records(content: np.ndarray, width: int) -> Part:
     rows = content.reshape(-1, width)
     images = rows[:, -3072:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Part(images, rows[:, -3073].astype(np.int32))
+
+
+def parse_csv(files: Mapping[str, bytes]) -> Raw:
+    """Two files of rows "label,text", the training part first; "images" are strings."""
+    train, test = (_rows(content.decode()) for content in files.values())
+    return Raw(train, test)
+
+
+def _rows(content: str) -> Part:
+    labels, texts = zip(*csv.reader(io.StringIO(content, newline="")), strict=True)
+    return Part(np.array(texts, object), np.array(labels, np.int32))
 
 
 def parse_jpegs(files: Mapping[str, bytes]) -> Raw:

@@ -1,11 +1,13 @@
 """Image sets that TFDS has prepared as array_record; TensorFlow is not needed to read."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from bpfree.data import Examples
 from bpfree.data.raw import DataError, Part, Raw
 
 
@@ -13,17 +15,33 @@ class Missing(DataError):
     """TFDS is not installed, or has no prepared copy."""
 
 
-def read(name: str, splits: tuple[str, str]) -> tuple[Raw, dict[str, Any]]:
-    """A prepared copy, wholly in memory, and what the record says of it.
+def read(
+    name: str, splits: tuple[str, str], lazy: bool = False
+) -> tuple[Raw, dict[str, Any]]:
+    """A prepared copy, in memory, and what the record says of it.
 
     Args:
       name: as TFDS knows it, such as "imagenet_resized/32x32".
       splits: TFDS's names of the training and the test part.
+      lazy: leave the training part on the disk; it becomes `Examples` of raw
+        {"image", "label"}, and has no checksum.
 
     Copies are looked for where TFDS keeps them: TFDS_DATA_DIR, or
     ~/tensorflow_datasets. Examples come in TFDS's own, fixed, shuffled order. Nothing is
     downloaded. Raises Missing; or DataError if the copy cannot be read.
     """
+    builder, sources = opened(name, splits)
+    with told(builder.data_dir):
+        in_memory = splits[1:] if lazy else splits
+        parts = {s: _part(sources[splits.index(s)]) for s in in_memory}
+    digests = {split: _digest(part) for split, part in parts.items()}
+    train: Any = parts.get(splits[0]) or _examples(sources[0], builder.data_dir)
+    found = Raw(train, parts[splits[1]])
+    return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
+
+
+def opened(name: str, splits: tuple[str, str]) -> tuple[Any, Any]:
+    """The builder of a set, and its prepared parts, unread; raises Missing."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -33,15 +51,31 @@ def read(name: str, splits: tuple[str, str]) -> tuple[Raw, dict[str, Any]]:
         sources = tfds.data_source(name, split=list(splits), download=False)
     except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
         raise Missing("TFDS has no array_record copy of it") from error
+    return builder, sources
+
+
+@contextlib.contextmanager
+def told(place: Any) -> Iterator[None]:
+    """Errors of reading the copy in a folder, as a DataError that names it."""
     try:
-        found = Raw(*(_part(source) for source in sources))
+        yield
     except (RuntimeError, OSError, ValueError, IndexError) as error:
         raise DataError(
-            f"TFDS's copy in {builder.data_dir} cannot be read ({error}): delete it and "
-            "prepare it anew"
+            f"TFDS's copy in {place} cannot be read ({error}): delete it and prepare it "
+            "anew"
         ) from error
-    sha256 = {s: _digest(p) for s, p in zip(splits, found, strict=True)}
-    return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": sha256}
+
+
+def _examples(source: Sequence[dict[str, Any]], place: Any) -> Examples:
+    def read(i):
+        with told(place):
+            example = source[i]
+        return {
+            "image": np.asarray(example["image"]),
+            "label": np.int32(example["label"]),
+        }
+
+    return Examples(len(source), read)
 
 
 def _part(source: Sequence[dict[str, Any]]) -> Part:

@@ -6,5 +6,6 @@ needed to use the estimators, and `import bpfree` does not import it.
 
 from bpfree.training.loop import Result, TrainingFault, fit
 from bpfree.training.names import ConfigError
+from bpfree.training.workdir import WorkdirError
 
-__all__ = ["ConfigError", "Result", "TrainingFault", "fit"]
+__all__ = ["ConfigError", "Result", "TrainingFault", "WorkdirError", "fit"]

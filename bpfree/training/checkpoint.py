@@ -1,36 +1,163 @@
-"""Checkpoints by Orbax, in `workdir/checkpoints`."""
+"""Checkpoints by Orbax, in `workdir/checkpoints`, each with the checksums of its files.
 
+Orbax gives a checkpoint its name when it is whole, so a killed run leaves none half
+written. Damage that comes later it may not see: one changed bit of an array can be
+restored without a word, and a file put beside them be read in their stead. So every
+checkpoint gets a file SHA256SUMS, compared before anything of it is read.
+(`sha256sum -c SHA256SUMS` does the same.)
+
+A checkpoint holds numbers and JSON, and restoring it executes nothing of it.
+"""
+
+import hashlib
+import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import orbax.checkpoint as ocp
 
 from bpfree.training.steps import TrainState
+from bpfree.training.workdir import WorkdirError, advice, replace
+
+Manager: TypeAlias = ocp.CheckpointManager
+_SUMS = "SHA256SUMS"
+_Args = ocp.args.Composite
 
 
 @contextmanager
-def opened(workdir: Path) -> Iterator[ocp.CheckpointManager]:
+def opened(workdir: Path) -> Iterator[Manager]:
     """The checkpoints of a working directory, newest two kept.
 
     Saving is synchronous: the training step takes the state's buffers over, and on CPU an
     asynchronous writer may still be reading them.
     """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False
+        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
     path = (workdir / "checkpoints").absolute()
+    logging.getLogger("absl").addFilter(_no_traceback)
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    manager.save(int(state.step), args=ocp.args.StandardSave(state))
+def save(manager: Manager, state: TrainState, position: Any = None) -> None:
+    """Write the checkpoint of `state.step`; WorkdirError if that fails.
+
+    Args:
+      position: of the run's feed, JSON.
+    """
+    step = int(state.step)
+    try:
+        feed = ocp.args.JsonSave({"position": position})
+        manager.save(step, args=_Args(state=ocp.args.StandardSave(state), feed=feed))
+        folder = _folder(manager, step)
+        sums = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
+        replace(folder / _SUMS, "".join(sums))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise WorkdirError(
+            f"the checkpoint of step {step} could not be written: {_line(error)}. "
+            f"{advice(_folder(manager), error)}"
+        ) from error
 
 
-def restore(manager: ocp.CheckpointManager, template: TrainState) -> TrainState | None:
-    """The newest checkpoint, with the structure and devices of `template`; else None."""
-    step = manager.latest_step()
-    if step is None:
+def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | None:
+    """The newest sound checkpoint, on the devices of `template`, and the feed's position.
+
+    None if there is no checkpoint.
+
+    Damaged newer ones are moved to `workdir/damaged`, and a line on stderr says so.
+
+    Raises WorkdirError if there are checkpoints and none of them is sound; then all of
+    them stay where they are.
+    """
+    damaged: dict[int, str] = {}
+    args = _Args(state=ocp.args.StandardRestore(template), feed=ocp.args.JsonRestore())
+    for step in sorted(manager.all_steps(), reverse=True):
+        problem = _problem(_folder(manager, step))
+        if problem is None:
+            try:
+                found = manager.restore(step, args=args)
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                problem = _line(error)
+            else:
+                _set_aside(manager, damaged, step)
+                return found.state, found.feed["position"]
+        damaged[step] = problem
+    if damaged:
+        raise WorkdirError(
+            f"no checkpoint in {_folder(manager)} can be restored: {_words(damaged)}. "
+            "Choose another --workdir, or delete that folder to begin anew."
+        )
+    return None
+
+
+def _set_aside(manager: Manager, damaged: dict[int, str], to: int) -> None:
+    if not damaged:
+        return
+    place = _folder(manager).parent / "damaged"
+    place.mkdir(exist_ok=True)
+    for step in damaged:
+        names = [str(step), *(f"{step}.{i}" for i in range(1, 1000))]
+        free = next(name for name in names if not (place / name).exists())
+        os.rename(_folder(manager, step), place / free)
+    manager.reload()
+    print(
+        f"bpfree-train: damaged checkpoints are moved to {place}: {_words(damaged)}; "
+        f"going on from step {to}",
+        file=sys.stderr,
+    )
+
+
+def _folder(manager: Manager, step: int | None = None) -> Path:
+    folder = Path(manager.directory)
+    return folder if step is None else folder / str(step)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of everything in a checkpoint."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / _SUMS)
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in files
+    }
+
+
+def _problem(folder: Path) -> str | None:
+    """How a checkpoint differs from its SHA256SUMS; None where it does not.
+
+    One without the file is whole, but was never summed: the run was killed right there.
+    """
+    try:
+        lines = (folder / _SUMS).read_text(errors="replace").splitlines()
+        found = _digests(folder)
+    except FileNotFoundError:
         return None
-    return manager.restore(step, args=ocp.args.StandardRestore(template))
+    except OSError as error:
+        return str(error)
+    expected = {name: digest for digest, _, name in (x.partition("  ") for x in lines)}
+    names = sorted(expected.keys() | found.keys())
+    wrong = [name for name in names if found.get(name) != expected.get(name)]
+    if not wrong:
+        return None
+    if wrong[0] not in expected:
+        return f"{wrong[0]} does not belong to it"
+    return f"{wrong[0]} is {'not as it was written' if wrong[0] in found else 'missing'}"
+
+
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Orbax's threads log errors with their tracebacks; they raise them, too."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, in one line of reasonable length: its beginning and end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-120:]}"
+
+
+def _words(damaged: dict[int, str]) -> str:
+    return "; ".join(f"step {step} ({problem})" for step, problem in damaged.items())

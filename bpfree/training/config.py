@@ -16,7 +16,8 @@ class Settings(NamedTuple):
 
     Attributes:
       seed: of the initialisation, the order of the data and the estimator.
-      data: {"name": a set of `bpfree.data`, **arguments of its `load`}.
+      data: {"name": a set of `bpfree.data`, **arguments of its `load`}, and optionally
+        "loader": "device" (the default) or "grain", for training parts that do not fit.
       model: {"name": module of `bpfree.models`, **fields of its `Model`}.
       chain: (name, kwargs) pairs; kwargs is a dict, or the name of a section.
       batch_size: examples in a step, B.

@@ -7,9 +7,22 @@ import optax
 
 import bpfree
 import bpfree.models
-from bpfree.data import Batch, Dataset, catalogue, digits, images
-from bpfree.training import chain, config, steps
+from bpfree.data import (
+    Batch,
+    Dataset,
+    Examples,
+    catalogue,
+    digits,
+    first,
+    images,
+    one_by_one,
+    sizes,
+    text,
+)
+from bpfree.training import chain, config, feed, steps
 from bpfree.training.names import ConfigError, call, member, unknown
+
+LOADERS = ("device", "grain")
 
 
 class Job(NamedTuple):
@@ -24,12 +37,18 @@ class Job(NamedTuple):
     model_state: Any
     batch: Batch  # a batch of the training set, for its shapes
 
+    def make_feed(self, validation: Batch) -> feed.Feed:
+        """The supply of training batches, from its beginning."""
+        if isinstance(self.data.train, Examples):
+            return feed.from_grain(self.task, self.data.train, validation)
+        return feed.on_device(self.task, jax.device_put(self.data.train), validation)
+
 
 def prepare(settings: config.Settings) -> Job:
     """Data, model, chain and first parameters of a config; raises ConfigError."""
     model_module = member(bpfree.models, settings.model["name"], "config.model.name")
     data = _data(settings.data)
-    size = len(data.train["label"])
+    size = sizes(data)["train"]
     if settings.batch_size > size:
         raise ConfigError(
             f"config.batch_size={settings.batch_size} exceeds the {size} examples "
@@ -38,7 +57,7 @@ def prepare(settings: config.Settings) -> Job:
     given = {"num_classes": data.num_classes}
     model = call(model_module.Model, _rest(settings.model), "config.model", given)
     keys = steps.make_keys(settings.seed)
-    batch = {k: v[: settings.batch_size] for k, v in data.train.items()}
+    batch = first(data.train, settings.batch_size)
 
     def init(key):
         return steps.init_variables(model, key, batch)
@@ -62,13 +81,24 @@ def prepare(settings: config.Settings) -> Job:
 
 
 def _data(section: dict[str, Any]) -> Dataset:
-    name = section["name"]
+    """The data set; with loader="grain", its training part as `Examples`."""
+    name, loader = section["name"], section.get("loader", "device")
+    if loader not in LOADERS:
+        raise unknown("config.data.loader", loader, LOADERS)
+    rest, lazy = _rest(section), loader == "grain"
     if name == "digits":
-        return call(digits.load, _rest(section), "config.data")
-    if name not in catalogue.SETS:
-        raise unknown("config.data.name", name, ["digits", *catalogue.SETS])
-    return call(images.load, _rest(section), "config.data", {"name": name})
+        data = call(digits.load, rest, "config.data")
+    elif name in catalogue.SETS:
+        data = call(images.load, rest, "config.data", {"name": name, "lazy": lazy})
+    elif name in catalogue.TEXTS:
+        data = call(text.load, rest, "config.data", {"name": name})
+    else:
+        choices = ["digits", *catalogue.SETS, *catalogue.TEXTS]
+        raise unknown("config.data.name", name, choices)
+    if lazy and not isinstance(data.train, Examples):
+        data = data._replace(train=one_by_one(data.train))
+    return data
 
 
 def _rest(section: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in section.items() if k != "name"}
+    return {k: v for k, v in section.items() if k not in ("name", "loader")}

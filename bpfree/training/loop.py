@@ -1,8 +1,10 @@
 """`fit`: from a config to a trained network in a working directory."""
 
+import contextlib
 import functools
-import json
+import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +12,20 @@ import jax
 from tqdm import tqdm
 
 import bpfree
-from bpfree.training import checkpoint, config, interrupt, metrics, plot, steps
+from bpfree.training import (
+    checkpoint,
+    config,
+    feed,
+    interrupt,
+    metrics,
+    plot,
+    resume,
+    steps,
+    watch,
+)
 from bpfree.training.job import Job, prepare
-from bpfree.training.names import ConfigError
 from bpfree.training.steps import TrainState
+from bpfree.training.workdir import claimed
 
 
 class TrainingFault(RuntimeError):
@@ -41,7 +53,14 @@ class Result(NamedTuple):
     resumed_from: int
 
 
-def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> Result:
+def fit(
+    config_: Any,
+    workdir: str | Path,
+    *,
+    stop_after: int | None = None,
+    profile: bool = False,
+    tensorboard: bool = False,
+) -> Result:
     """Train what a config describes, or go on where `workdir` stopped.
 
     Writes config.json, metrics.jsonl, checkpoints/ and learning_curve.png. The same call
@@ -52,65 +71,89 @@ def fit(config_: Any, workdir: str | Path, *, stop_after: int | None = None) -> 
       config_: ConfigDict or nested dict; the entries are those of `config.Settings`.
       workdir: made if need be.
       stop_after: save and stop at the first log point with at least so many updates.
+      profile: trace one block into `workdir/profile`, see `watch.profiler`.
+      tensorboard: write curves to `workdir/tensorboard`, see `watch.curves`.
 
     Raises:
       ConfigError: a config that cannot run, before anything is compiled; or a config or
         data that differ from those of the run to be resumed.
       TrainingFault: a loss or node is not finite. The last checkpoint is from before.
+      WorkdirError: the directory is in use or cannot be written, its disk is full, or
+        none of its checkpoints is sound.
       Interrupted: Ctrl-C or SIGTERM came; the end of that block is saved.
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
+    if tensorboard:
+        watch.check_tensorboard()
     workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with checkpoint.opened(workdir) as manager:
+    last = job.settings.num_steps if stop_after is None else stop_after
+    with claimed(workdir), checkpoint.opened(workdir) as manager:
         state = steps.init_state(job.task, job.params, job.model_state)
-        restored = None
+        validation, test = jax.device_put((job.data.validation, job.data.test))
+        source = job.make_feed(validation)
         if manager.latest_step() is not None:
-            _check_same_run(workdir, record)
-            _check_same_data(workdir, job.data.source)
-            restored = checkpoint.restore(manager, state)
-        state = restored or state
+            resume.check(workdir, record, job.data.source)
+            state, position = checkpoint.restore(manager, state) or (state, None)
+            source.seek(position)
         begun = int(state.step)
-        _open_record(workdir, job, record, begun)
-        last = job.settings.num_steps if stop_after is None else stop_after
-        arrays = steps.device_data(job.data)
-        state = _train(job, manager, workdir, state, arrays, last)
-    return _finish(job, workdir, state, arrays, begun)
+        resume.open_record(
+            workdir, record, job.data.source, begun, job.settings.num_steps
+        )
+        with watch.curves(workdir, tensorboard, begun) as show:
+            run = Run(
+                job, workdir, manager, source, show, watch.profiler(workdir, profile)
+            )
+            state = train(run, state, last)
+        return _finish(job, workdir, state, validation, test, begun)
 
 
 # ----------------------------------------------------------------------------- training
 
 
-def _train(job, manager, workdir, state, arrays, last) -> TrainState:
-    """Run block after block up to `last` updates or the end, looking in between."""
-    settings, (train, validation, _) = job.settings, arrays
+class Run(NamedTuple):
+    """What the training loop works with: a job, and where its results go."""
 
-    @functools.cache
-    def block(length):
-        return steps.compile_block(job.task, length, state, train, validation)
+    job: Job
+    workdir: Path
+    manager: checkpoint.Manager
+    source: feed.Feed
+    show: Callable[[metrics.Record], None] = lambda record: None
+    profiler: watch.Profiler = lambda count, is_last: contextlib.nullcontext()
 
+
+def train(run: Run, state: TrainState, last: int) -> TrainState:
+    """Run block after block up to `last` updates or the end, looking in between.
+
+    Takes the state's buffers over.
+    """
+    job, settings = run.job, run.job.settings
+    blocks = functools.cache(lambda length: run.source.block(length, state))
     last = min(last, settings.num_steps)
     done = int(state.step)
     with (
         interrupt.noted() as came,
         tqdm(total=settings.num_steps, initial=done, unit="step") as bar,
     ):
-        while done < last:
+        for count in itertools.count():
+            if done >= last:
+                break
             length = min(settings.log_every, settings.num_steps - done)
-            run = block(length)
-            start = time.perf_counter()
-            state, seen = run(state, train, validation)
-            seen = jax.device_get(seen)
-            seconds = time.perf_counter() - start
+            block = blocks(length)
+            with run.profiler(count, done + length >= last):
+                start = time.perf_counter()
+                state, seen = block(state)
+                seen = jax.device_get(seen)
+                seconds = time.perf_counter() - start
             done += length
-            _check_fault(job, manager, state)
+            _check_fault(job, run.manager, state)
             log = _log_point(job, done, length, seen, seconds)
-            metrics.write(workdir, "log", log)
+            metrics.write(run.workdir, "log", log)
+            run.show(log)
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
             if _due(done, length, settings.checkpoint_every) or done >= last or came:
-                checkpoint.save(manager, state)
+                checkpoint.save(run.manager, state, run.source.position())
             if came and done < last:
                 raise interrupt.Interrupted(came[0], done)
     return state
@@ -149,51 +192,11 @@ def _check_fault(job, manager, state) -> None:
         raise TrainingFault(f"{message} {last}")
 
 
-# ------------------------------------------------------------------------ the workdir
+# ----------------------------------------------------------------------------- the end
 
 
-def _check_same_run(workdir: Path, record: Any) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        raise ConfigError(
-            f"{workdir} holds checkpoints but no config.json, so what they belong to is "
-            "unknown. Choose another --workdir."
-        )
-    changed = config.differences(json.loads(path.read_text()), record)
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run with another config; these differ: "
-            f"{', '.join(sorted(changed))}. Choose another --workdir, or restore "
-            f"the values in {path}."
-        )
-
-
-def _check_same_data(workdir: Path, source: dict[str, Any]) -> None:
-    """Whether the data are those of the run's header, wherever they lie now."""
-    begun = [r["data"] for r in metrics.read(workdir) if r["kind"] == "header"]
-    changed = config.differences({**begun[0], "from": ""}, {**source, "from": ""}, "data")
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run on other data; these differ: {', '.join(changed)}. "
-            f"Choose another --workdir, or restore the data: {begun[0]}."
-        )
-
-
-def _open_record(workdir: Path, job: Job, record: Any, begun: int) -> None:
-    if begun:
-        metrics.rewind(workdir, begun)
-        if begun < job.settings.num_steps:
-            metrics.write(workdir, "resumed", {"step": begun, **metrics.environment()})
-        return
-    metrics.replace(workdir / "config.json", json.dumps(record, indent=2) + "\n")
-    metrics.replace(metrics.path_of(workdir), "")
-    header = {"config": record, "data": job.data.source, **metrics.environment()}
-    metrics.write(workdir, "header", header)
-
-
-def _finish(job, workdir, state, arrays, begun) -> Result:
+def _finish(job, workdir, state, validation, test, begun) -> Result:
     look = jax.jit(functools.partial(steps.accuracy, job.task.model))
-    _, validation, test = arrays
     result = Result(
         float(look(state.params, state.model_state, test)),
         float(look(state.params, state.model_state, validation)),

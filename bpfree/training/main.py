@@ -4,17 +4,21 @@ Entries of the config are overridden by --config.entry=value; JAX's options are 
 (--jax_platforms=cpu, --jax_compilation_cache_dir=...). All else is in `loop.py`.
 """
 
+import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from bpfree.data.raw import DataError
 from bpfree.training.interrupt import Interrupted
 from bpfree.training.loop import TrainingFault, fit
 from bpfree.training.names import ConfigError, unknown
+from bpfree.training.workdir import WorkdirError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with its argument: configs/digits.py:smoke."
@@ -24,12 +28,34 @@ _WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
 )
 
 
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Trace a block into workdir/profile (TensorBoard, Perfetto)."
+)
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write curves for TensorBoard into workdir/tensorboard."
+)
+_CACHE = flags.DEFINE_bool(
+    "compilation_cache",
+    True,
+    "Keep compiled programs in ~/.cache/bpfree/jax for the next run, or where "
+    "--jax_compilation_cache_dir says.",
+)
+_CACHE_DIR = "jax_compilation_cache_dir"
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"arguments are flags (--name=value), not {argv[1:]}")
+    if _CACHE.value:
+        _keep_compiled()
     try:
-        result = fit(_CONFIG.value, _WORKDIR.value)
-    except (ConfigError, TrainingFault) as error:
+        result = fit(
+            _CONFIG.value,
+            _WORKDIR.value,
+            profile=_PROFILE.value,
+            tensorboard=_TENSORBOARD.value,
+        )
+    except (ConfigError, DataError, TrainingFault, WorkdirError) as error:
         sys.exit(f"bpfree-train: {error}")
     except Interrupted as error:
         print(f"bpfree-train: {error}", file=sys.stderr)
@@ -37,6 +63,15 @@ def main(argv: list[str]) -> None:
     if result.steps == result.resumed_from:
         print(f"{_WORKDIR.value} was already finished, at step {result.steps}")
     print(f"test accuracy {result.test_accuracy:.4f}")
+
+
+def _keep_compiled() -> None:
+    """Turn JAX's persistent compilation cache on, unless the user has placed it."""
+    if not getattr(jax.config, _CACHE_DIR):
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(home) / "bpfree" / "jax")
+        jax.config.update(_CACHE_DIR, folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ point), "resumed" or "summary".
 """
 
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 
 import bpfree
+from bpfree.training.workdir import WorkdirError, replace
 
 Record = dict[str, Any]
 _PACKAGES = (
@@ -52,21 +52,27 @@ def write(workdir: Path, kind: str, record: Record) -> None:
 
 
 def read(workdir: Path) -> list[Record]:
-    """All whole lines; a last one cut off by a crash is left out."""
+    """All whole lines; a last one cut off by a crash is left out.
+
+    Raises WorkdirError naming another line that cannot be read.
+    """
     if not path_of(workdir).exists():
         return []
-    lines = path_of(workdir).read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    lines = path_of(workdir).read_text(errors="replace").split("\n")[:-1]
+    return [_record(workdir, i, line) for i, line in enumerate(lines, 1)]
+
+
+def _record(workdir: Path, number: int, line: str) -> Record:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise WorkdirError(
+            f"{path_of(workdir)}, line {number}, is damaged ({error}). Mend or remove "
+            "it, or choose another --workdir."
+        ) from error
 
 
 def rewind(workdir: Path, step: int) -> None:
     """Drop what was logged after `step`: the resumed run logs it again."""
     kept = [r for r in read(workdir) if r.get("step", 0) <= step]
     replace(path_of(workdir), "".join(json.dumps(r) + "\n" for r in kept))
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file in one piece: whoever reads it sees the old or the new."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    os.replace(fresh, path)

@@ -15,7 +15,7 @@ from jax import lax
 
 import bpfree
 from bpfree._conv import canonical_convs
-from bpfree.data import Augment, Batch, Dataset
+from bpfree.data import Augment, Batch
 
 
 class TrainState(NamedTuple):
@@ -60,9 +60,6 @@ class Task(NamedTuple):
     batch_size: int
 
 
-Block = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
-
-
 def make_keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
@@ -105,30 +102,25 @@ def batch_order(
     return lax.dynamic_slice_in_dim(rows, start % per_epoch, length)
 
 
-def make_block(task: Task, length: int) -> Block:
-    """`(state, train, validation) -> (state, metrics)`: `length` steps, then a look."""
+def scan_steps(
+    task: Task, state: TrainState, inputs: Any, batch_of: Callable[[Any], Batch]
+) -> tuple[TrainState, jax.Array]:
+    """One update for each item of the leading axis of `inputs`; losses (steps,)."""
 
-    def block(state, train, validation):
-        def step(state, rows):
-            batch = jax.tree.map(lambda a: a[rows], train)
-            if task.augment is not None:
-                key = jax.random.fold_in(task.keys.augment, state.step)
-                batch = task.augment(key, batch)
-            return _update(task.transformation, state, batch)
+    def step(state, item):
+        return train_step(task, state, batch_of(item))
 
-        size = train["label"].shape[0]
-        rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
-        state, losses = lax.scan(canonical_convs(step), state, rows)
-        look = accuracy(task.model, state.params, state.model_state, validation)
-        return state, Metrics(losses.mean(), look)
-
-    return block
+    return lax.scan(canonical_convs(step), state, inputs)
 
 
-def _update(transformation, state, batch) -> tuple[TrainState, jax.Array]:
+def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+    """Augment and update; the mean clean loss of the batch before it."""
+    if task.augment is not None:
+        key = jax.random.fold_in(task.keys.augment, state.step)
+        batch = task.augment(key, batch)
     zeros = optax.tree.zeros_like(state.params)
     batch = with_state(batch, state.model_state)
-    updates, opt_state = transformation.update(
+    updates, opt_state = task.transformation.update(
         zeros, state.opt_state, state.params, batch=batch
     )
     params = optax.apply_updates(state.params, updates)
@@ -137,17 +129,12 @@ def _update(transformation, state, batch) -> tuple[TrainState, jax.Array]:
     return state, bpfree.value(opt_state)
 
 
-def compile_block(task: Task, length: int, *args: Any) -> Block:
-    """The block compiled for these arguments; it takes the state's buffers over."""
-    return jax.jit(make_block(task, length), donate_argnums=0).lower(*args).compile()
+def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
+    """The function of (state, *args) compiled; it takes the state's buffers over."""
+    return jax.jit(function, donate_argnums=0).lower(state, *args).compile()
 
 
 def accuracy(model: nn.Module, params: Any, model_state: Any, batch: Batch) -> jax.Array:
     """Share of the examples whose largest logit is the label's, float32 ()."""
     logits: Any = model.apply({**model_state, "params": params}, batch["x"])
     return (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
-
-
-def device_data(data: Dataset) -> tuple[Batch, Batch, Batch]:
-    """Train, validation and test, on the default device for the whole run."""
-    return jax.device_put((data.train, data.validation, data.test))

@@ -1,0 +1,146 @@
+"""Text sets by name, as word numbers or as bags of words.
+
+`ag_news_subset` is AG News as TFDS prepares it (120,000 training items); `ag_news_5k` is
+the same test part with 4,999 training items, from raw files. Places, checksums and
+validation are those of `bpfree.data.images`.
+
+Words are what the pattern [a-z0-9]+ finds in the text in lower case. A word's number is
+
+    1 + crc32(word) mod (vocabulary - 1)
+
+so nothing is fitted to the data, and unknown words do not exist; two words may share a
+number. Number 0 is "no word".
+"""
+
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+
+from bpfree.data import Batch, Dataset, raw, sizes, tfds
+from bpfree.data.catalogue import TEXTS, Entry
+from bpfree.data.images import HELD_OUT, folders, missing
+from bpfree.data.raw import DataError, Part
+
+Form = Literal["ids", "bag"]
+_WORD = re.compile("[a-z0-9]+")
+
+
+def load(
+    name: str,
+    *,
+    dir: str = "",
+    form: Form = "ids",
+    vocabulary: int = 8192,
+    length: int = 64,
+) -> Dataset:
+    """The text set `name`.
+
+    Args:
+      name: one of `catalogue.TEXTS`.
+      dir: where the folders of raw files are; "": what BPFREE_DATA_DIR says.
+      form: "ids": x int32 (N, length), the first `length` words of each text, then
+        zeros; "bag": x float32 (N, vocabulary), how often each number occurs in the
+        whole text, divided by the Euclidean length of these counts.
+      vocabulary: numbers run from 0 to vocabulary - 1.
+      length: of "ids".
+
+    Raises DataError: as `images.load`. ValueError: another form; vocabulary < 2;
+    length < 1.
+    """
+    if form not in ("ids", "bag"):
+        raise ValueError(f"form {form!r} is unknown; choose 'ids' or 'bag'")
+    if vocabulary < 2 or length < 1:
+        raise ValueError(
+            f"vocabulary={vocabulary} must be at least 2, and length={length} at least 1"
+        )
+    entry = TEXTS[name]
+    found, record = _read(name, entry, dir or os.environ.get("BPFREE_DATA_DIR", ""))
+
+    def batch(part: Part) -> Batch:
+        words = [numbers(text, vocabulary) for text in part.images]
+        x = ids(words, length) if form == "ids" else bags(words, vocabulary)
+        return {"x": x, "label": part.labels}
+
+    train, test = map(batch, found)
+    held_out = min(HELD_OUT, len(train["label"]) // 10)
+    split = f"validation: the last {held_out} examples of the training part"
+    source = {"name": name, **record, "split": split}
+    if entry.note:
+        source["note"] = entry.note
+    data = Dataset(
+        train={k: v[:-held_out] for k, v in train.items()},
+        validation={k: v[-held_out:] for k, v in train.items()},
+        test=test,
+        num_classes=entry.num_classes,
+        source=source,
+    )
+    return data._replace(source={**source, **sizes(data)})
+
+
+def numbers(text: str, vocabulary: int) -> list[int]:
+    """The numbers of a text's words, in order."""
+    words = _WORD.findall(text.lower())
+    return [1 + zlib.crc32(word.encode()) % (vocabulary - 1) for word in words]
+
+
+def ids(words: list[list[int]], length: int) -> np.ndarray:
+    """The first `length` numbers of each text, then zeros; int32 (N, length)."""
+    x = np.zeros((len(words), length), np.int32)
+    for row, found in zip(x, words, strict=True):
+        row[: len(found)] = found[:length]
+    return x
+
+
+def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
+    """Counts of numbers, each text's divided by their length; float32 (N, vocabulary)."""
+    x = np.zeros((len(words), vocabulary), np.float32)
+    for row, found in zip(x, words, strict=True):
+        np.add.at(row, found, 1)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
+
+
+def _read(name: str, entry: Entry, directory: str) -> tuple[Any, dict[str, Any]]:
+    """(training Part, test Part) of strings, and what the record says of them."""
+    for folder in folders(name, entry, directory):
+        if any(raw.find(folder, file) for file in entry.sha256):
+            files = raw.contents(folder, entry.sha256)
+            return entry.parse(files), {
+                "from": str(folder),
+                "sha256": dict(entry.sha256),
+            }
+    problem = "TFDS does not have it"
+    if entry.splits is not None:
+        try:
+            return _from_tfds(name, entry.splits)
+        except tfds.Missing as error:
+            problem = str(error)
+    raise DataError(missing(name, entry, directory, problem))
+
+
+def _from_tfds(name: str, splits: tuple[str, str]) -> tuple[Any, dict[str, Any]]:
+    builder, sources = tfds.opened(name, splits)
+    with tfds.told(builder.data_dir):
+        parts = tuple(_part(source) for source in sources)
+    digests = {s: _digest(p.images) for s, p in zip(splits, parts, strict=True)}
+    return parts, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
+
+
+def _part(source: Any) -> Part:
+    """Title and description joined by a space."""
+    examples = [source[i] for i in range(len(source))]
+    pairs = ([_string(e[k]) for k in ("title", "description")] for e in examples)
+    texts = np.array([" ".join(pair) for pair in pairs], object)
+    return Part(texts, np.array([e["label"] for e in examples], np.int32))
+
+
+def _string(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""Optional looks at a run: a profile of one block, and curves for TensorBoard."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import jax
+
+from bpfree.training.metrics import Record
+from bpfree.training.names import ConfigError
+
+Profiler = Callable[[int, bool], AbstractContextManager]
+
+
+def profiler(workdir: Path, wanted: bool) -> Profiler:
+    """`(count, is_last) -> context`: traces the second block, or the only one.
+
+    The trace goes to `workdir/profile`: TensorBoard's profile plugin reads the folder,
+    and ui.perfetto.dev opens the file perfetto_trace.json.gz in it.
+    """
+
+    def around(count: int, is_last: bool) -> AbstractContextManager:
+        if wanted and (count == 1 or (count == 0 and is_last)):
+            return jax.profiler.trace(workdir / "profile", create_perfetto_trace=True)
+        return contextlib.nullcontext()
+
+    return around
+
+
+@contextlib.contextmanager
+def curves(workdir: Path, wanted: bool, begun: int) -> Iterator[Callable[[Record], None]]:
+    """`record -> None`: a log point's numbers, for TensorBoard, in `workdir/tensorboard`.
+
+    Written by tensorboardX, without TensorFlow. Points behind step `begun`, of a run
+    that was killed and goes on from there, are hidden.
+
+    Raises ConfigError: tensorboardX is not installed.
+    """
+    if not wanted:
+        yield lambda record: None
+        return
+    check_tensorboard()
+    from tensorboardX import SummaryWriter
+
+    folder = str(workdir / "tensorboard")
+    with SummaryWriter(folder, purge_step=begun + 1, write_to_disk=True) as writer:
+
+        def show(record: Record) -> None:
+            for name, value in record.items():
+                if name != "step":
+                    writer.add_scalar(name, value, record["step"])
+
+        yield show
+
+
+def check_tensorboard() -> None:
+    """ConfigError if curves cannot be written."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"--tensorboard needs tensorboardX ({error}): pip install -e '.[tensorboard]'"
+        ) from error
