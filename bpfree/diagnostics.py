@@ -11,6 +11,7 @@ so that the mean of n estimates has cosine slope / sqrt(slope^2 + bias^2 + varia
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,23 +118,38 @@ def measure(
       state: the estimator's state in training, for estimators that learn; a fresh one by
         default. Nothing is learned here.
       truth: params-shaped gradient to compare with. By default that of backprop on the
-        estimator's loss function, with the same key where the loss takes one.
+        estimator's loss function, averaged over the same keys where the loss takes one.
 
     Raises ValueError for fewer than two repeats or a transformation that is no estimator.
+    """
+    if isinstance(estimator, EstimatorTransformation) and state is None:
+        state = estimator.init(params)
+    meter = make_meter(estimator, params, batch, repeats=repeats)
+    return meter(params, batch, seed=seed, state=state, truth=truth)
+
+
+def make_meter(
+    estimator: EstimatorTransformation, params: Any, batch: Any, *, repeats: int = 32
+) -> Callable[..., Report]:
+    """`measure`, compiled once: `(params, batch, *, seed, state, truth=None) -> Report`.
+
+    Arguments and errors are those of `measure`; shapes of params and batch are enough.
     """
     if not isinstance(estimator, EstimatorTransformation):
         raise ValueError("measure needs a bpfree estimator, not a chain or a wrapper")
     if repeats < 2:
         raise ValueError(f"repeats={repeats} must be at least 2, to know a spread")
-    key = jax.random.key(seed) if isinstance(seed, int) else seed
-    state = estimator.init(params) if state is None else state
-    run = _inner_products(estimator, jax.random.split(key, repeats), state)
-    inner = jax.device_get(jax.jit(run)(params, batch, truth))
-    groups = {
-        name: _alignment(inner, members)
-        for name, members in _groups(estimator.loss_fn, params, batch).items()
-    }
-    return Report(groups, cost(estimator, params, batch), repeats)
+    groups = _groups(estimator.loss_fn, params, batch)
+    spent = cost(estimator, params, batch)
+    run = jax.jit(_inner_products(estimator, repeats))
+
+    def meter(params, batch, *, seed, state, truth=None) -> Report:
+        key = jax.random.key(seed) if isinstance(seed, int) else seed
+        inner = jax.device_get(run(key, state, params, batch, truth))
+        found = {name: _alignment(inner, members) for name, members in groups.items()}
+        return Report(found, spent, repeats)
+
+    return meter
 
 
 class _Products(NamedTuple):
@@ -145,39 +161,35 @@ class _Products(NamedTuple):
     norm: np.ndarray  # |g|^2, (leaves,)
 
 
-def _inner_products(estimator, keys, state):
+def _inner_products(estimator, repeats):
     reference = backprop(estimator.loss_fn).estimator
+    random = _program.takes_key(estimator.loss_fn)
 
-    def one(estimator, params, batch, key):
-        gradient = estimator.estimate(key, params, batch, state).gradient
-        return jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+    def run(key, state, params, batch, truth) -> _Products:
+        def mean(estimator, keys, look=lambda gradient: ()):
+            def add(total, key):
+                gradient = estimator.estimate(key, params, batch, state).gradient
+                gradient = _as_float32(gradient)
+                return jax.tree.map(jnp.add, total, gradient), look(gradient)
 
-    def mean(estimator, params, batch, keys, look=lambda gradient: ()):
-        def add(total, key):
-            gradient = one(estimator, params, batch, key)
-            return jax.tree.map(jnp.add, total, gradient), look(gradient)
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+            total, seen = jax.lax.scan(add, zeros, keys)
+            return jax.tree.map(lambda t: t / len(keys), total), seen
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        total, seen = jax.lax.scan(add, zeros, keys)
-        return jax.tree.map(lambda t: t / len(keys), total), seen
-
-    def run(params, batch, truth):
+        keys = jax.random.split(key, repeats)
         if truth is None:
-            random = _program.takes_key(estimator.loss_fn)
-            truth, _ = mean(reference, params, batch, keys if random else keys[:1])
-        truth = jax.tree.map(lambda g: g.astype(jnp.float32), truth)
+            truth, _ = mean(reference, keys if random else keys[:1])
+        g = _as_float32(truth)
         average, (along, squares) = mean(
-            estimator.estimator,
-            params,
-            batch,
-            keys,
-            lambda e: (_by_leaf(e, truth), _by_leaf(e, e)),
+            estimator.estimator, keys, lambda e: (_by_leaf(e, g), _by_leaf(e, e))
         )
-        return _Products(
-            along, squares, _by_leaf(average, average), _by_leaf(truth, truth)
-        )
+        return _Products(along, squares, _by_leaf(average, average), _by_leaf(g, g))
 
     return run
+
+
+def _as_float32(tree):
+    return jax.tree.map(lambda g: g.astype(jnp.float32), tree)
 
 
 def _by_leaf(a, b) -> jax.Array:

@@ -11,6 +11,7 @@ gradient against the cost. Mean and standard deviation over nets and estimates.
 
 from pathlib import Path
 
+import arms
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -22,8 +23,6 @@ import bpfree
 from bpfree import diagnostics
 from bpfree.data import digits
 from bpfree.models.mlp import Model
-
-import arms  # noqa: I001
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -11,6 +11,7 @@ with the best validation accuracy, on a seed of its own, is the one with which t
 
 import time
 
+import arms
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +22,6 @@ import bpfree
 from bpfree.data import digits, images
 from bpfree.models import convnet, mlp
 from bpfree.training import steps
-
-import arms  # noqa: I001
 
 DATA = flags.DEFINE_string("data", "fashion_mnist", "digits, or an image set by name")
 PREPROCESS = flags.DEFINE_string("preprocess", "centre", "none, centre, standardise, zca")

@@ -146,3 +146,30 @@ def test_unknown_loader():
     changed["data"]["loader"] = "grian"
     with pytest.raises(ConfigError, match="'grian'.*Did you mean 'grain'"):
         job.prepare(config.read(changed))
+
+
+def test_alignment_is_logged_and_changes_nothing(tmp_path):
+    plain = fit(quick(), tmp_path / "plain")
+    settings = quick() | {"diagnostics": {"every": 8, "repeats": 2}}
+    looked = fit(settings, tmp_path / "looked")
+    assert bits(looked) == bits(plain)
+    found = [r for r in lines(tmp_path / "looked") if r["kind"] == "diagnostics"]
+    assert [r["step"] for r in found] == list(range(8, looked.steps + 1, 8))
+    for record in found:
+        assert 0 < record["cosine"] <= 1.001 and record["cost"] > 1
+        assert "(all)" in record["cosine_of"] and len(record["cosine_of"]) > 2
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"often": 1}, "often"),
+        ({"every": -1}, "every=-1"),
+        ({"every": 1, "repeats": 1}, "at least 2"),
+        (3, "wrong type"),
+    ],
+)
+def test_bad_diagnostics_are_told(section, message):
+    settings = quick() | {"diagnostics": section}
+    with pytest.raises(ConfigError, match=message):
+        config.read(settings)

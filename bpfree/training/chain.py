@@ -31,10 +31,11 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 
 class Chain(NamedTuple):
-    """A chain, and the noisy passes of the batch that one update of it takes."""
+    """A chain, the noisy passes of the batch in one update of it, and its first link."""
 
     transformation: optax.GradientTransformationExtraArgs
     num_samples: int
+    estimator: transform.EstimatorTransformation
 
 
 class _Context(NamedTuple):
@@ -69,7 +70,7 @@ def build(
             "config.chain must begin with an estimator, which makes the gradient; choose "
             f"one of {', '.join(e.__name__ for e in _estimators())}"
         )
-    return Chain(optax.chain(*made), _num_samples(links, context))
+    return Chain(optax.chain(*made), _num_samples(links, context), made[0])
 
 
 def _link(position: int, link: Any, context: _Context) -> Any:

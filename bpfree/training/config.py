@@ -8,7 +8,11 @@ from ml_collections import ConfigDict
 
 from bpfree.training.names import ConfigError, unknown
 
-HARMLESS = ("log_every", "checkpoint_every")  # may differ when a run is resumed
+HARMLESS = (
+    "log_every",
+    "checkpoint_every",
+    "diagnostics",
+)  # may differ when a run is resumed
 
 
 class Settings(NamedTuple):
@@ -25,6 +29,8 @@ class Settings(NamedTuple):
       log_every: updates between two log points.
       checkpoint_every: updates between two checkpoints, a multiple of log_every.
       sections: the config's other entries, named in `chain`: {section: kwargs}.
+      diagnostics: {"every": updates between two looks at the estimator's alignment with
+        the gradient, 0 for none, "repeats": estimates in a look}; optional.
     """
 
     seed: int
@@ -36,6 +42,7 @@ class Settings(NamedTuple):
     log_every: int
     checkpoint_every: int
     sections: dict[str, dict[str, Any]]
+    diagnostics: dict[str, int]
 
 
 _TYPES: dict[str, Any] = {
@@ -48,6 +55,7 @@ _TYPES: dict[str, Any] = {
     "log_every": int,
     "checkpoint_every": int,
 }
+_DIAGNOSTICS = {"every": 0, "repeats": 8}
 
 
 def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +66,7 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """Check a config's entries and their types; raises ConfigError."""
     values = plain(config)
+    diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
     extra = {k: v for k, v in values.items() if k not in _TYPES}
     named = set(_strings([values.get("chain", ()), extra]))
     for key, value in extra.items():
@@ -72,7 +81,24 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     for key in ("data", "model"):
         if not isinstance(values[key].get("name"), str):
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
-    return Settings(**{k: values[k] for k in _TYPES}, sections=extra)
+    chosen = {k: values[k] for k in _TYPES}
+    return Settings(**chosen, sections=extra, diagnostics=diagnostics)
+
+
+def _read_diagnostics(section: Any) -> dict[str, int]:
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"config.diagnostics={section!r} has the wrong type")
+    for key, value in section.items():
+        if key not in _DIAGNOSTICS:
+            raise unknown("config.diagnostics entry", key, _DIAGNOSTICS)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(
+                f"config.diagnostics.{key}={value!r} must be a whole number, 0 or more"
+            )
+    read = {**_DIAGNOSTICS, **section}
+    if read["every"] and read["repeats"] < 2:
+        raise ConfigError("config.diagnostics.repeats must be at least 2, for a spread")
+    return read
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -33,6 +33,7 @@ class Job(NamedTuple):
     task: steps.Task
     loss_fn: Any
     num_samples: int
+    estimator: Any  # the first link of the chain
     params: Any
     model_state: Any
     batch: Batch  # a batch of the training set, for its shapes
@@ -76,7 +77,15 @@ def prepare(settings: config.Settings) -> Job:
     )
     params, model_state = jax.jit(init)(keys.init)
     return Job(
-        settings, data, task, loss_fn, built.num_samples, params, model_state, batch
+        settings,
+        data,
+        task,
+        loss_fn,
+        built.num_samples,
+        built.estimator,
+        params,
+        model_state,
+        batch,
     )
 
 

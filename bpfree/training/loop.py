@@ -128,6 +128,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     Takes the state's buffers over.
     """
     job, settings = run.job, run.job.settings
+    align, look_every = watch.aligner(job), settings.diagnostics["every"]
     blocks = functools.cache(lambda length: run.source.block(length, state))
     last = min(last, settings.num_steps)
     done = int(state.step)
@@ -150,6 +151,10 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             log = _log_point(job, done, length, seen, seconds)
             metrics.write(run.workdir, "log", log)
             run.show(log)
+            if look_every and _due(done, length, look_every):
+                seen = align(state)
+                metrics.write(run.workdir, "diagnostics", seen)
+                run.show({k: v for k, v in seen.items() if k != "cosine_of"})
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
             if _due(done, length, settings.checkpoint_every) or done >= last or came:

@@ -1,16 +1,52 @@
-"""Optional looks at a run: a profile of one block, and curves for TensorBoard."""
+"""Optional looks at a run: alignment, a profile of one block, curves for TensorBoard."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
 
+from bpfree import diagnostics
+from bpfree.training.job import Job
 from bpfree.training.metrics import Record
 from bpfree.training.names import ConfigError
+from bpfree.training.steps import TrainState, with_state
 
+Aligner = Callable[[TrainState], Record]
 Profiler = Callable[[int, bool], AbstractContextManager]
+
+
+def aligner(job: Job) -> Aligner:
+    """`state -> record`: how the estimator, as it stands, points on the first batch.
+
+    The gradient to compare with is backprop's on the same batch; no parameter moves.
+    """
+    inputs = {name: value for name, value in job.batch.items() if name != "state"}
+    repeats = job.settings.diagnostics["repeats"]
+
+    @functools.cache
+    def meter():
+        return diagnostics.make_meter(
+            job.estimator, job.params, job.batch, repeats=repeats
+        )
+
+    def look(state: TrainState) -> Record:
+        step = int(state.step)
+        batch = with_state(inputs, state.model_state)
+        report = meter()(state.params, batch, seed=step, state=state.opt_state[0])
+        found = report.overall
+        return {
+            "step": step,
+            "cosine": found.cosine,
+            "slope": found.slope,
+            "variance": found.variance,
+            "cost": report.cost,
+            "cosine_of": {k: a.cosine for k, a in report.groups.items()},
+        }
+
+    return look
 
 
 def profiler(workdir: Path, wanted: bool) -> Profiler:
