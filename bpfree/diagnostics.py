@@ -155,10 +155,10 @@ def make_meter(
 class _Products(NamedTuple):
     """Inner products of the estimates e_r, their mean m and the truth g, leaf by leaf."""
 
-    along: np.ndarray  # <e_r, g>, (repeats, leaves)
-    squares: np.ndarray  # |e_r|^2, (repeats, leaves)
-    mean: np.ndarray  # |m|^2, (leaves,)
-    norm: np.ndarray  # |g|^2, (leaves,)
+    along: jax.Array  # <e_r, g>, (repeats, leaves)
+    squares: jax.Array  # |e_r|^2, (repeats, leaves)
+    mean: jax.Array  # |m|^2, (leaves,)
+    norm: jax.Array  # |g|^2, (leaves,)
 
 
 def _inner_products(estimator, repeats):

@@ -12,7 +12,7 @@ from bpfree.predictors import direct
 
 
 class Arm(NamedTuple):
-    """A constructor, and of what its `num_samples` is a multiple; None: it has one cost."""
+    """A constructor, and of what `num_samples` is a multiple; None: it has one cost."""
 
     make: Callable[..., Any]
     group: int | None = 1

@@ -152,9 +152,9 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             metrics.write(run.workdir, "log", log)
             run.show(log)
             if look_every and _due(done, length, look_every):
-                seen = align(state)
-                metrics.write(run.workdir, "diagnostics", seen)
-                run.show({k: v for k, v in seen.items() if k != "cosine_of"})
+                aligned = align(state)
+                metrics.write(run.workdir, "diagnostics", aligned)
+                run.show({k: v for k, v in aligned.items() if k != "cosine_of"})
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
             if _due(done, length, settings.checkpoint_every) or done >= last or came:
