@@ -4,6 +4,7 @@ Either way a batch depends on (seed, step) only, so a resumed run repeats the un
 one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,16 +48,12 @@ def on_device(task: Task, train: Batch, validation: Batch) -> Feed:
             state, losses = steps.scan_steps(
                 task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
             )
-            return state, Metrics(losses.mean(), _look(task, state, validation))
+            return state, steps.look(task, state, losses, validation)
 
         compiled = steps.compiled(run, state, train, validation)
         return lambda state: compiled(state, train, validation)
 
     return Feed(block, lambda: None, lambda position: None)
-
-
-def _look(task, state, validation):
-    return steps.accuracy(task.model, state.params, state.model_state, validation)
 
 
 def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
@@ -100,14 +97,14 @@ def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
             return steps.compiled(several, state, shapes)
 
         run = {size: piece(size) for size in set(sizes)}
-        look = jax.jit(lambda state, validation: _look(task, state, validation))
+        look = jax.jit(functools.partial(steps.look, task))
 
         def pieces(state):
             losses = []
             for size in sizes:
                 state, some = run[size](state, take(size))
                 losses.append(some)
-            return state, Metrics(jnp.concatenate(losses).mean(), look(state, validation))
+            return state, look(state, jnp.concatenate(losses), validation)
 
         return pieces
 

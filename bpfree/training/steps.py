@@ -129,6 +129,12 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     return state, bpfree.value(opt_state)
 
 
+def look(task: Task, state: TrainState, losses: jax.Array, validation: Batch) -> Metrics:
+    """What a log point tells of a block with these losses, (steps,)."""
+    seen = accuracy(task.model, state.params, state.model_state, validation)
+    return Metrics(losses.mean(), seen)
+
+
 def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
     """The function of (state, *args) compiled; it takes the state's buffers over."""
     return jax.jit(function, donate_argnums=0).lower(state, *args).compile()
