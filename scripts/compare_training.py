@@ -50,8 +50,8 @@ def make_model(num_classes):
 
 
 def compile_runs(make, model, data):
-    """`(seeds, learning rates) -> (validation, test accuracy, last losses)`, vmapped."""
-    train, validation, test = steps.device_data(data)
+    """`(seeds, learning rates) -> [validation, test accuracies]`, vmapped."""
+    train, validation, test = jax.device_put((data.train, data.validation, data.test))
     example = jax.tree.map(lambda a: a[: BATCH.value], train)
 
     def run(seed, rate):
@@ -64,9 +64,15 @@ def compile_runs(make, model, data):
         )  # fmt: skip
         task = steps.Task(model, tx, data.augment, keys, BATCH.value)
         state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
-        state, seen = steps.make_block(task, STEPS.value)(state, train, validation)
-        tested = steps.accuracy(model, state.params, state.model_state, test)
-        return seen.accuracy, tested, seen.loss
+        size = train["label"].shape[0]
+        rows = steps.batch_order(keys.order, 0, STEPS.value, size, BATCH.value)
+        state, _ = steps.scan_steps(
+            task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
+        )
+        return [
+            steps.accuracy(model, state.params, state.model_state, part)
+            for part in (validation, test)
+        ]
 
     return jax.jit(jax.vmap(run))
 
@@ -87,9 +93,9 @@ def compare(name, loss_fn, model, data):
     runs = compile_runs(make, model, data)
     rates = np.asarray(list(map(float, RATES.value)), np.float32)
     start = time.perf_counter()
-    chosen, _, _ = runs(np.full(len(rates), SEARCH_SEED), rates)
+    chosen, _ = runs(np.full(len(rates), SEARCH_SEED), rates)
     best = rates[int(np.nan_to_num(np.asarray(chosen)).argmax())]
-    _, test, _ = runs(np.arange(SEEDS.value), np.full(SEEDS.value, best))
+    _, test = runs(np.arange(SEEDS.value), np.full(SEEDS.value, best))
     seconds = time.perf_counter() - start
     grid = " ".join(f"{v:.4f}" for v in chosen)
     spread = float(np.std(test, ddof=1)) if SEEDS.value > 1 else 0.0
