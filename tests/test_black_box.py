@@ -50,7 +50,6 @@ def taught():
 
 ESTIMATORS = {
     "likelihood_ratio": (bpfree.likelihood_ratio, {}),
-    "layerwise": (bpfree.likelihood_ratio, {"layerwise": True}),
     "anp": (bpfree.activity_node_perturbation, {}),
 }
 
@@ -100,11 +99,9 @@ class Counter:
 
 
 SEQUENTIAL = {
-    "np": (bpfree.node_perturbation, {}, 1 + 4),
     "layerwise": (bpfree.node_perturbation, {"layerwise": True}, 1 + 2 * 4),
     "noisy": (bpfree.likelihood_ratio, {}, 1 + 4),
     "pairs": (bpfree.node_perturbation, {"antithetic": True}, 1 + 4),
-    "anp": (bpfree.activity_node_perturbation, {}, 1 + 4),
     "two passes": (bpfree.activity_node_perturbation, {"reference": "noisy"}, 2 * 4),
 }
 
