@@ -16,6 +16,7 @@ OPTIONS = {
     "clean": (bpfree.node_perturbation, {}),
     "noisy": (bpfree.likelihood_ratio, {}),
     "leave_one_out": (bpfree.node_perturbation, {"baseline": "leave_one_out"}),
+    "two passes": (bpfree.activity_node_perturbation, {"reference": "noisy"}),
 }
 both_pairings = pytest.mark.parametrize("name", OPTIONS)
 

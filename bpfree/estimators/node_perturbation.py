@@ -55,7 +55,8 @@ def node_perturbation(
         schedule of the step. Too small loses the loss difference to rounding.
       seed: int or typed PRNG key.
       chunk_size: samples evaluated side by side (on each device); sets memory and speed,
-        not the result. Default 8.
+        not the result. Default 8. With 1, one sample runs after the other and without
+        `vmap`: what ordered callbacks (a simulator with hidden state) need.
       antithetic: use pairs eps, -eps of the same example; num_samples must be even. The
         signal is then (L_+ - L_-) / (2 sigma) eps.
       baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws) or "none".

@@ -200,7 +200,8 @@ def _num_samples(value: Any, context: _Context) -> int:
         constructor = find(name, "config.chain")
         if constructor in _estimators() and "num_samples" in _parameters(constructor):
             default = inspect.signature(constructor).parameters["num_samples"].default
-            return inner + kwargs.get("num_samples", default)
+            count = kwargs.get("num_samples", default)
+            return inner + (sum(count.values()) if isinstance(count, Mapping) else count)
         return inner
     if isinstance(value, Mapping):
         value = list(value.values())
