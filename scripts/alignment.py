@@ -26,6 +26,7 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "networks, differently initialised")
 def variants(loss_fn, samples):
     common = {"num_samples": samples, "sigma": SIGMA.value}
     lr, np = bpfree.likelihood_ratio, bpfree.node_perturbation
+    wp, fg = bpfree.weight_perturbation, bpfree.forward_gradient
     return {
         "np": np(loss_fn, **common),
         "np gaussian": np(loss_fn, noise="gaussian", **common),
@@ -38,6 +39,14 @@ def variants(loss_fn, samples):
         "lr noisy": lr(loss_fn, **common),
         "lr noisy shared": lr(loss_fn, noise="shared_gaussian", **common),
         "lr noisy, baseline none": lr(loss_fn, baseline="none", **common),
+        "wp": wp(loss_fn, **common),
+        "wp antithetic": wp(loss_fn, antithetic=True, **common),
+        "wp gaussian": wp(loss_fn, noise="gaussian", **common),
+        "wp rank 1": wp(loss_fn, rank=1, **common),
+        "wp rank 4": wp(loss_fn, rank=4, **common),
+        "wp centred ranks": wp(loss_fn, shaping="centred_ranks", **common),
+        "fg nodes": fg(loss_fn, num_samples=samples),
+        "fg weights": fg(loss_fn, tangents="weights", num_samples=samples),
     }
 
 
