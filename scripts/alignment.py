@@ -1,6 +1,7 @@
 """Cosine and slope of single estimates against the autodiff gradient.
 
     python scripts/alignment.py [--samples=16,64] [--repeats=40] [--sigma=0.01]
+        [--only=wp,fg]
 
 An untrained MLP 64-128-128-10 on 128 handwritten digits, float32. cosine: mean and
 standard deviation over the repeats (fresh noise each). slope: mean and standard error of
@@ -20,6 +21,7 @@ from bpfree.models.mlp import Model
 SAMPLES = flags.DEFINE_list("samples", ["16", "64"], "perturbation samples per estimate")
 REPEATS = flags.DEFINE_integer("repeats", 40, "independent estimates")
 SIGMA = flags.DEFINE_float("sigma", 0.01, "scale of the noise")
+ONLY = flags.DEFINE_list("only", [""], "only estimators whose names contain one of these")
 SEEDS = flags.DEFINE_integer("seeds", 3, "networks, differently initialised")
 
 
@@ -78,6 +80,8 @@ def main(argv):
     print(f"{'estimator':<26}{'K':>5}{'cosine':>16}{'slope':>18}")
     for samples in map(int, SAMPLES.value):
         for name, tx in variants(loss_fn, samples).items():
+            if not any(part in name for part in ONLY.value):
+                continue
             found = [statistics(tx, loss_fn, params, batch) for params in networks]
             cosine, slope = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
             error = slope.std() / jnp.sqrt(slope.size)

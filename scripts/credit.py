@@ -4,9 +4,9 @@
 
 Node perturbation, float32, sigma 0.01, of untrained nets: a tanh RNN of 32 units over 32
 steps with a loss at each (16 sequences), and two layers of message passing of 32 channels
-on a 10 x 10 grid with a loss at each graph node. cosine with the autodiff gradient (mean and
-standard deviation of single estimates), slope on it (mean and standard error), variance
-(total, over that of the credit with all losses).
+on a 10 x 10 grid with a loss at each graph node. cosine with the autodiff gradient: mean
+and standard deviation of single estimates; slope on it: mean and standard error;
+variance: total, over that of the credit with all losses.
 """
 
 import jax
