@@ -14,7 +14,7 @@ from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
-from bpfree.transform import STATIC, aux, fault_message, value
+from bpfree.transform import STATIC, aux, fault_message, static_args, value
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "predictors",
     "pullback",
     "record",
+    "static_args",
     "supervised",
     "tag_linen",
     "tag_nnx",

@@ -5,6 +5,7 @@ optax chain. Its state holds the key, the step, the loss of the clean pass and t
 fault seen, so that nothing inside a step has to reach the host.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import optax
 
 from bpfree import program as _program
 
-# Arguments of the constructors that `optax.inject_hyperparams` must leave alone.
+# Arguments that `optax.inject_hyperparams` must leave alone, of those that every
+# perturbation estimator has; `static_args` names all of a given one.
 STATIC = (
     "loss_fn",
     "num_samples",
@@ -23,23 +25,10 @@ STATIC = (
     "antithetic",
     "baseline",
     "pairing",
-    "predictor",
-    "shrinkage",
-    "teacher",
-    "fit",
     "nodes",
     "noise",
-    "credit",
-    "rank",
-    "shaping",
-    "tangents",
     "sharding",
     "example_batch",
-    "layerwise",
-    "derivative",
-    "reference",
-    "norm",
-    "scaling",
 )
 
 _IMPL = "threefry2x32"
@@ -168,6 +157,17 @@ def transformation(
     made.estimator = estimator
     made.loss_fn = loss_fn
     return made
+
+
+def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """Arguments of an estimator's constructor that are no hyper-parameters.
+
+    For `optax.inject_hyperparams(factory, static_args=bpfree.static_args(factory))`:
+    sigma is left over.
+    """
+    return tuple(
+        name for name in inspect.signature(factory).parameters if name != "sigma"
+    )
 
 
 def as_key(seed) -> jax.Array:

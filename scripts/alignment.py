@@ -1,6 +1,7 @@
 """Cosine and slope of single estimates against the autodiff gradient.
 
     python scripts/alignment.py [--samples=16,64] [--repeats=40] [--sigma=0.01]
+        [--only=wp,fg]
 
 An untrained MLP 64-128-128-10 on 128 handwritten digits, float32. cosine: mean and
 standard deviation over the repeats (fresh noise each). slope: mean and standard error of
@@ -20,12 +21,14 @@ from bpfree.models.mlp import Model
 SAMPLES = flags.DEFINE_list("samples", ["16", "64"], "perturbation samples per estimate")
 REPEATS = flags.DEFINE_integer("repeats", 40, "independent estimates")
 SIGMA = flags.DEFINE_float("sigma", 0.01, "scale of the noise")
+ONLY = flags.DEFINE_list("only", [""], "only estimators whose names contain one of these")
 SEEDS = flags.DEFINE_integer("seeds", 3, "networks, differently initialised")
 
 
 def variants(loss_fn, samples):
     common = {"num_samples": samples, "sigma": SIGMA.value}
     lr, np = bpfree.likelihood_ratio, bpfree.node_perturbation
+    wp, fg = bpfree.weight_perturbation, bpfree.forward_gradient
     return {
         "np": np(loss_fn, **common),
         "np gaussian": np(loss_fn, noise="gaussian", **common),
@@ -38,6 +41,14 @@ def variants(loss_fn, samples):
         "lr noisy": lr(loss_fn, **common),
         "lr noisy shared": lr(loss_fn, noise="shared_gaussian", **common),
         "lr noisy, baseline none": lr(loss_fn, baseline="none", **common),
+        "wp": wp(loss_fn, **common),
+        "wp antithetic": wp(loss_fn, antithetic=True, **common),
+        "wp gaussian": wp(loss_fn, noise="gaussian", **common),
+        "wp rank 1": wp(loss_fn, rank=1, **common),
+        "wp rank 4": wp(loss_fn, rank=4, **common),
+        "wp centred ranks": wp(loss_fn, shaping="centred_ranks", **common),
+        "fg nodes": fg(loss_fn, num_samples=samples),
+        "fg weights": fg(loss_fn, tangents="weights", num_samples=samples),
     }
 
 
@@ -69,6 +80,8 @@ def main(argv):
     print(f"{'estimator':<26}{'K':>5}{'cosine':>16}{'slope':>18}")
     for samples in map(int, SAMPLES.value):
         for name, tx in variants(loss_fn, samples).items():
+            if not any(part in name for part in ONLY.value):
+                continue
             found = [statistics(tx, loss_fn, params, batch) for params in networks]
             cosine, slope = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
             error = slope.std() / jnp.sqrt(slope.size)

@@ -1,7 +1,7 @@
 """Cost of one update of each estimator, from one process.
 
     python scripts/benchmark.py [--models=mlp,conv] [--samples=64,1024] [--rounds=15]
-        [--only=wp]
+        [--only=wp,fg]
 
 Columns: `bp steps`, time of an update over that of a backprop update of the same batch;
 `of inference`, time of a sample over that of plain inference of the same examples;
@@ -25,7 +25,7 @@ from flax import linen as nn
 import bpfree
 from bpfree import program
 
-ONLY = flags.DEFINE_string("only", "", "only estimators whose names contain this")
+ONLY = flags.DEFINE_list("only", [""], "only estimators whose names contain one of these")
 MODELS = flags.DEFINE_list("models", ["mlp", "conv"], "which models: mlp, conv")
 SAMPLES = flags.DEFINE_list("samples", ["64", "1024"], "perturbation samples per update")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "timed rounds")
@@ -78,7 +78,8 @@ def estimators(loss_fn, samples: int) -> dict[str, Any]:
     common = {"num_samples": samples, "chunk_size": CHUNK.value}
     clean = common | {"pairing": "clean"}
     lr, np = bpfree.likelihood_ratio, bpfree.node_perturbation
-    wp, own_chunk = bpfree.weight_perturbation, {"num_samples": samples}
+    wp, fg = bpfree.weight_perturbation, bpfree.forward_gradient
+    own_chunk = {"num_samples": samples}
     return {
         "np": np(loss_fn, **common),
         "np antithetic": np(loss_fn, antithetic=True, **common),
@@ -94,6 +95,9 @@ def estimators(loss_fn, samples: int) -> dict[str, Any]:
         "wp rank 1": wp(loss_fn, rank=1, **own_chunk),
         "wp rank 1 gaussian": wp(loss_fn, rank=1, noise="gaussian", **own_chunk),
         "wp rank 4": wp(loss_fn, rank=4, **own_chunk),
+        "fg nodes": fg(loss_fn, **common),
+        "fg weights": fg(loss_fn, tangents="weights", **own_chunk),
+        "fg weights rank 1": fg(loss_fn, tangents="weights", rank=1, **own_chunk),
     }
 
 
@@ -172,7 +176,7 @@ def report(name: str) -> None:
     rows += [inference_row(task)]
     for samples in map(int, SAMPLES.value):
         made = estimators(task.loss_fn, samples)
-        made = {k: tx for k, tx in made.items() if ONLY.value in k}
+        made = {k: tx for k, tx in made.items() if any(part in k for part in ONLY.value)}
         rows += [update_row(k, samples, tx, task) for k, tx in made.items()]
     times = time_in_turn(rows, ROUNDS.value)
     backprop = times["backprop", 1]

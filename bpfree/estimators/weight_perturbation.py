@@ -60,7 +60,8 @@ def weight_perturbation(
     smoothed over the weights, at any sigma. With `shaping` the scale of the loss is lost
     and only a direction is left.
 
-    Memory does not depend on num_samples: noise is drawn again for the sum.
+    Memory does not depend on num_samples, but for a few numbers a sample with shaping or
+    baseline="leave_one_out": noise is never stored, there it is drawn again.
 
     Args:
       loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`. Marks in

@@ -1,0 +1,407 @@
+"""Weight perturbation: the gradient on average, its noise, shaping, replay and cost."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import bpfree
+from bpfree import program
+from bpfree.estimators import weight_noise, weight_perturbation
+from tests import problems
+from tests.statistics import LIMIT, assert_close, flat, mean_gate
+
+WIDTH = 4  # so that a matrix has more numbers than its factors
+PARAMS, BATCH = problems.mlp_params(width=WIDTH), problems.mlp_batch(width=WIDTH)
+TRUTH = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
+
+
+def estimates(loss_fn=problems.mlp_loss, repeats=1024, params=PARAMS, **options):
+    options = {"num_samples": 32, "sigma": 1e-3} | options
+    tx = bpfree.weight_perturbation(loss_fn, **options)
+    return problems.estimates(tx, params, BATCH, repeats)
+
+
+# ---------------------------------------------------------------------------- contract
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"antithetic": True, "baseline": "none"},
+        {"noise": "gaussian", "baseline": "leave_one_out"},
+        {"rank": 1},
+        {"rank": 1, "noise": "gaussian", "antithetic": True, "baseline": "leave_one_out"},
+        {"sigma": 1e-2, "num_samples": 8},
+    ],
+    ids=str,
+)
+def test_the_expectation_is_the_gradient_at_small_sigma(options):
+    gate = mean_gate(estimates(**options), TRUTH)
+    assert gate.passed and gate.error < 0.03, gate
+
+
+def test_gaussian_noise_estimates_the_smoothed_gradient():
+    """At large sigma, without bias; differentiating through the noise is the truth."""
+    sigma = 0.3
+
+    def smoothed(params, key):
+        keys = iter(jax.random.split(key, len(params)))
+        moved = jax.tree.map(
+            lambda p: p + sigma * jax.random.normal(next(keys), p.shape, p.dtype), params
+        )
+        return problems.mlp_loss(moved, BATCH).mean()
+
+    def one(key):
+        keys = jax.random.split(key, 32)
+        return jax.grad(lambda p: jax.vmap(smoothed, (None, 0))(p, keys).mean())(PARAMS)
+
+    truth = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), 1024))
+    found = estimates(noise="gaussian", sigma=sigma)
+    gate = mean_gate(found, truth, truth_repeats=True)
+    assert gate.passed and gate.error < 0.03, gate
+    assert not mean_gate(found, TRUTH).passed  # the two truths are told apart
+
+
+def test_one_seed_for_all_parameters_would_be_seen(monkeypatch):
+    """Planted: matrices of one shape get the same noise [es-at-scale]."""
+    monkeypatch.setattr(program, "name_hash", lambda name: 0)
+    assert not mean_gate(estimates(), TRUTH).passed
+
+
+def test_a_forgotten_factor_would_be_seen(monkeypatch):
+    """Planted: factors without 1 / sqrt(r)."""
+    monkeypatch.setattr(weight_noise, "math", FakeMath)
+    params, batch = problems.mlp_params(width=8), problems.mlp_batch(width=8)
+    tx = bpfree.weight_perturbation(problems.mlp_loss, num_samples=32, sigma=1e-3, rank=2)
+    found = problems.estimates(tx, params, batch, repeats=256)
+    assert not mean_gate(
+        found, problems.gradient(problems.mlp_loss, params, batch)
+    ).passed
+
+
+class FakeMath:
+    prod = staticmethod(weight_noise.math.prod)
+    sqrt = staticmethod(lambda r: 1.0)
+
+
+def test_functions_without_nodes_or_derivatives():
+    """A while loop, a threshold and a call to NumPy; closed form of one sign."""
+
+    def on_host(y):
+        return np.asarray(y) ** 2
+
+    def loss(params, batch):
+        h = lax.while_loop(
+            lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] * 2), (0, batch["x"])
+        )
+        y = jnp.where(h[1] @ params["w"] > 0, 3.0, 1.0)
+        shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
+        return jax.pure_callback(on_host, shape, y, vmap_method="expand_dims")
+
+    batch = {"x": BATCH["x"][:1]}
+    params = {"w": jnp.asarray([0.3, -0.2, 0.5, 0.1])}
+    tx = bpfree.weight_perturbation(loss, num_samples=64, sigma=0.5, noise="gaussian")
+    found = problems.estimates(tx, params, batch, repeats=512)
+    x = batch["x"][0]
+    norm = jnp.linalg.norm(x) * 0.5
+    density = jax.scipy.stats.norm.pdf(x @ params["w"] / norm) / norm
+    gate = mean_gate(found, {"w": 8.0 * density * x})
+    assert gate.passed and gate.error < 0.02, gate
+
+
+def test_statistics_that_others_hold_move():
+    """So the gradient is the whole one, as backprop's."""
+
+    def loss(params, batch):
+        y = batch["x"] @ params["w1"]
+        y = y - bpfree.hold(y.mean(0, keepdims=True), "mean")
+        return ((y * params["b1"][None] - batch["t"]) ** 2).sum(1)
+
+    params = {k: PARAMS[k] for k in ("w1", "b1")}
+    truth = problems.gradient(loss, params, BATCH)
+    assert mean_gate(estimates(loss, params=params), truth).passed
+
+
+def test_parameters_that_are_frozen_or_unused_stay_where_they_are():
+    """Their gradient is zero, and their noise would be in the gradient of the others."""
+
+    def loss(params, batch):
+        frozen = lax.stop_gradient(params["w2"])
+        return ((batch["x"] @ params["w1"] @ frozen - batch["t"]) ** 2).sum(1)
+
+    tx = bpfree.weight_perturbation(loss, num_samples=4)
+    found = problems.estimates(tx, PARAMS, BATCH, 2)
+    alone = problems.estimates(
+        bpfree.weight_perturbation(
+            lambda p, b: loss(p | {"w2": PARAMS["w2"]}, b), num_samples=4
+        ),
+        {"w1": PARAMS["w1"]},
+        BATCH,
+        2,
+    )
+    assert not any(jnp.any(found[k] != 0) for k in ("w2", "b1", "b2", "scale"))
+    assert_close(found["w1"], alone["w1"], rtol=1e-6)
+
+
+def test_combine_perturbs_only_what_is_asked_for():
+    labels = {"w1": "wp", "b1": "wp", "w2": "bp", "b2": "bp", "scale": "bp"}
+    parts = {
+        "wp": bpfree.weight_perturbation(problems.mlp_loss, num_samples=32, sigma=1e-3),
+        "bp": bpfree.backprop(problems.mlp_loss),
+    }
+    found = problems.estimates(bpfree.combine(parts, labels), PARAMS, BATCH, 512)
+    assert mean_gate(found, TRUTH).passed
+    assert (
+        flat(found, repeats=True).var(0).sum()
+        < flat(estimates(), repeats=True).var(0).sum()
+    )
+
+
+# ------------------------------------------------------- the definition, sample by sample
+
+
+def naive(options, key, weights):
+    """The estimate from all noise and all losses, stored."""
+    noise_key = jax.random.split(key)[0]
+    signs = jnp.asarray([1.0, -1.0] if options.get("antithetic") else [1.0])
+    plan = weight_noise.PLANS[options.get("noise", "rademacher")]
+
+    def full(z):
+        return z.left @ z.right.T if isinstance(z, tuple) else z
+
+    def one(index, sign):
+        drawn = weight_noise.draw(plan, options.get("rank"), noise_key, index, PARAMS)
+        z = {name: sign * full(z).astype(jnp.float64) for name, z in drawn.items()}
+        moved = jax.tree.map(lambda p, z: p + options["sigma"] * z, PARAMS, z)
+        return problems.mlp_loss(moved, BATCH).mean(), z
+
+    draws = jnp.repeat(jnp.arange(options["num_samples"] // len(signs)), len(signs))
+    signs = jnp.resize(signs, draws.shape)
+    losses, noise = jax.jit(jax.vmap(one))(draws, signs)
+    scaled = weights(np.asarray(losses)) / (options["num_samples"] * options["sigma"])
+    return jax.tree.map(lambda z: np.tensordot(scaled, z, 1), noise)
+
+
+def clean(losses):
+    return losses - float(problems.mlp_loss(PARAMS, BATCH).mean())
+
+
+def left_out(losses, group=1):
+    draws = losses.reshape(-1, group)
+    others = [np.delete(draws, k, 0).mean() for k in range(len(draws))]
+    return (draws - np.asarray(others)[:, None]).ravel()
+
+
+def ranks(losses):
+    return np.argsort(np.argsort(losses)) / (len(losses) - 1) - 0.5
+
+
+SHAPES = {
+    "clean": ({}, clean),
+    "none": ({"baseline": "none"}, lambda losses: losses),
+    "pairs": ({"antithetic": True, "rank": 1}, clean),
+    "left out": (
+        {"baseline": "leave_one_out", "antithetic": True, "noise": "gaussian"},
+        functools.partial(left_out, group=2),
+    ),
+    "ranks": ({"shaping": "centred_ranks"}, ranks),
+    "standardise": (
+        {"shaping": "standardise", "rank": 1, "noise": "gaussian"},
+        lambda losses: (losses - losses.mean()) / losses.std(),
+    ),
+}
+
+
+@pytest.mark.parametrize("options, weights", SHAPES.values(), ids=SHAPES)
+def test_it_is_the_sum_of_its_definition(options, weights):
+    """The losses and the noise that is drawn again for the sum belong together."""
+    options = {"num_samples": 10, "sigma": 0.1, "chunk_size": 4} | options
+    truth = naive(options, jax.random.split(jax.random.key(0), 1)[0], weights)
+    found = jax.tree.map(lambda g: np.asarray(g[0]), estimates(repeats=1, **options))
+    assert_close(found, truth, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_the_chunk_size_does_not_change_the_estimate(rank):
+    options = {"num_samples": 10, "repeats": 1, "sigma": 0.1, "rank": rank}
+    one, all_at_once = (estimates(chunk_size=c, **options) for c in (1, 10))
+    assert_close(one, all_at_once, rtol=1e-5, atol=1e-6)
+
+
+def test_centred_ranks():
+    """Equal losses share a rank; those that are not finite share the worst."""
+    losses = jnp.asarray([[3.0], [jnp.nan], [1.0], [3.0], [jnp.inf]])
+    found = weight_perturbation._centred_ranks(losses)
+    assert found.ravel().tolist() == [-0.125, 0.375, -0.5, -0.125, 0.375]
+    flat_losses = jnp.ones((4, 1))
+    assert not weight_perturbation._centred_ranks(flat_losses).any()
+    assert not weight_perturbation._standardised(flat_losses).any()
+
+
+def test_shaping_keeps_the_direction_of_small_steps():
+    found = estimates(repeats=256, shaping="centred_ranks")
+    mean = flat(found, repeats=True).mean(0)
+    truth = flat(TRUTH)
+    assert mean @ truth / np.linalg.norm(mean) / np.linalg.norm(truth) > 0.98
+
+
+# -------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("noise", weight_noise.PLANS)
+@pytest.mark.parametrize("rank", [None, 1, 2])
+def test_noise_has_covariance_one(noise, rank):
+    """Entries of two matrices of one shape and of a vector: of variance 1, and alone."""
+    draws = 8192
+    params = {"a": jnp.zeros((3, 2, 5)), "b": jnp.zeros((3, 2, 5)), "c": jnp.zeros(3)}
+    plan = weight_noise.PLANS[noise]
+    key = jax.random.key(0)
+
+    def one(index):
+        z = weight_noise.draw(plan, rank, key, index, params)
+        full = lambda z: z.left @ z.right.T if isinstance(z, tuple) else z  # noqa: E731
+        return jnp.concatenate([full(z[k]).ravel() for k in sorted(z)])
+
+    x = np.asarray(jax.jit(jax.vmap(one))(jnp.arange(draws)), np.float64)
+    assert np.abs(x.mean(0) / (x.std(0) / draws**0.5)).max() < LIMIT
+    products = x.T @ x / draws
+    spread = np.sqrt((x**2).T @ x**2 / draws - products**2 + 1e-12) / draws**0.5
+    z = (products - np.eye(x.shape[1])) / (spread + 1e-6)
+    assert np.abs(z).max() < LIMIT
+
+
+def test_factors_are_for_parameters_that_they_make_smaller():
+    params = {"w": jnp.zeros((8, 6)), "b": jnp.zeros(8), "thin": jnp.zeros((8, 1))}
+    plan = weight_noise.PLANS["rademacher"]
+    z = weight_noise.draw(plan, 2, jax.random.key(0), jnp.int32(0), params)
+    assert z["w"].left.shape == (8, 2) and z["w"].right.shape == (6, 2)
+    assert z["b"].shape == (8,) and z["thin"].shape == (8, 1)
+
+
+# ------------------------------------------------------------------------------- devices
+
+
+def mesh_of(**axes):
+    types = (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 1, "shaping": "centred_ranks"}], ids=str
+)
+def test_eight_devices_give_the_estimate_of_one(options):
+    options = {"num_samples": 40, "sigma": 0.1, "chunk_size": 2} | options
+    sharding = NamedSharding(mesh_of(sample=8), PartitionSpec("sample"))
+    one = estimates(repeats=1, **options)
+    tx = bpfree.weight_perturbation(problems.mlp_loss, sharding=sharding, **options)
+    key = jax.random.split(jax.random.key(0), 1)[0]
+    run = jax.jit(lambda p: tx.estimator.estimate(key, p, BATCH, tx.init(p)).gradient)
+    eight = run(PARAMS)
+    assert len(eight["w1"].sharding.device_set) == 8
+    assert_close(eight, jax.tree.map(lambda g: g[0], one), rtol=1e-5, atol=1e-6)
+
+
+def test_inside_shard_map_it_sums_over_devices():
+    """As `jax.grad` there, with noise of its own on each device."""
+    batch = problems.mlp_batch(8, width=WIDTH)
+    tx = bpfree.weight_perturbation(problems.mlp_loss, num_samples=512, sigma=1e-3)
+    state = tx.init(PARAMS)
+
+    def update(params, batch):
+        return tx.update(None, state, params, batch=batch)[0]
+
+    spec = PartitionSpec("data")
+    mapped = jax.shard_map(
+        update,
+        mesh=mesh_of(data=4),
+        in_specs=(PartitionSpec(), spec),
+        out_specs=PartitionSpec(),
+    )
+    found, truth = (
+        flat(jax.jit(mapped)(PARAMS, batch)),
+        flat(problems.gradient(problems.mlp_loss, PARAMS, batch)),
+    )
+    assert 3.0 < found @ truth / (truth @ truth) < 5.0
+
+
+# ---------------------------------------------------------------------------------- cost
+
+
+def compiled(num_samples=64, **options):
+    params = {
+        "w1": jnp.zeros((256, 64), jnp.float32),
+        "w2": jnp.zeros((64, 64), jnp.float32),
+    }
+    batch = jnp.zeros((32, 256), jnp.float32)
+    loss = lambda p, x: (jnp.tanh(x @ p["w1"]) @ p["w2"]).sum(1)  # noqa: E731
+    tx = bpfree.weight_perturbation(loss, num_samples=num_samples, **options)
+    update = lambda p, x: tx.update(None, tx.init(p), p, batch=x)[0]  # noqa: E731
+    return jax.jit(update).lower(params, batch).compile()
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 1}, {"shaping": "centred_ranks"}], ids=str
+)
+def test_memory_does_not_grow_with_the_samples(options):
+    few, many = (
+        compiled(n, **options).memory_analysis().temp_size_in_bytes for n in (64, 1024)
+    )
+    parameters = 4 * (256 * 64 + 64 * 64)
+    assert parameters < few < 12 * parameters
+    numbers = 6 if "shaping" in options else 0  # for each sample: its loss, rank, ...
+    assert many <= 1.2 * few + 8 * numbers * 1024
+
+
+@pytest.mark.usefixtures("optimized")
+def test_factors_skip_the_first_product_and_never_form_the_matrix():
+    """XLA counts the body of the loop over samples once."""
+    one, two = (compiled(rank=1, chunk_size=c).cost_analysis()["flops"] for c in (1, 2))
+    first, second = 2 * 32 * 256 * 64, 2 * 32 * 64 * 64
+    thin = 2 * 32 * (256 + 64 + 64 + 64) + 2 * (256 * 64 + 64 * 64)  # x A, B, and credit
+    assert second < two - one < second + 2 * thin < first
+
+
+# --------------------------------------------------------------------------------- misuse
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_samples": 0}, "num_samples=0 must be a positive"),
+        ({"num_samples": 3, "antithetic": True}, "antithetic samples come in pairs"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"baseline": "leave_one_out", "num_samples": 1}, "at least two draws"),
+        ({"shaping": "centred_ranks", "num_samples": 1}, "at least two draws"),
+        ({"shaping": "ranks"}, "shaping='ranks' is unknown.*centred_ranks"),
+        ({"baseline": "mean"}, "baseline='mean' is unknown"),
+        ({"noise": "laplace"}, "noise='laplace' is unknown"),
+        ({"sigma": 0.0}, "sigma=0.0 must be a positive"),
+        ({"rank": 0}, "rank=0 must be None or a positive"),
+        ({"rank": 1.5}, "rank=1.5 must be None or a positive"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        bpfree.weight_perturbation(problems.mlp_loss, **options)
+
+
+def test_faults_are_named():
+    tx = bpfree.weight_perturbation(
+        problems.mlp_loss,
+        num_samples=2,
+        sigma=lambda step: 0.1 - step.astype(jnp.float32),
+    )
+    update = jax.jit(lambda s, b: tx.update(None, s, PARAMS, batch=b)[1])
+    message = functools.partial(bpfree.fault_message, loss_fn=problems.mlp_loss)
+    state = update(update(tx.init(PARAMS), BATCH), BATCH)
+    assert "step 1: sigma" in message(state, params=PARAMS, batch=BATCH)
+    bad = BATCH | {"t": BATCH["t"].at[0, 0].set(jnp.nan)}
+    state = update(tx.init(PARAMS), bad)
+    assert "step 0: a loss is not finite" in message(state, params=PARAMS, batch=bad)
