@@ -141,9 +141,12 @@ def zeros(aval) -> jax.Array:
     return lax.pcast(made, axes, to="varying") if axes else made
 
 
-def fold_in_shards(key: jax.Array, like: jax.Array) -> jax.Array:
-    """A key of its own for each device of a `shard_map` over which `like` differs."""
-    for axis in _varying(jax.typeof(like)):
+def fold_in_shards(key: jax.Array, like: Any) -> jax.Array:
+    """A key of its own for each device of a `shard_map` over which `like` differs.
+
+    `like` is an array, or the aval of one.
+    """
+    for axis in _varying(getattr(like, "aval", like)):
         key = jax.random.fold_in(key, lax.axis_index(axis))
     return key
 

@@ -1,6 +1,6 @@
 """MNIST by a net of threshold units, 784-50-10, with no derivative anywhere.
 
-    bpfree-train --config=configs/threshold_mnist.py --workdir=runs/threshold_mnist
+bpfree-train --config=configs/threshold_mnist.py --workdir=runs/threshold_mnist
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 30 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH
     config.checkpoint_every = 30 * _STEPS_PER_EPOCH
-    config.estimator = {"num_samples": 32, "sigma": 0.3, "noise": "shared_gaussian", "pairing": "noisy"}
+    config.estimator = {
+        "num_samples": 32,
+        "sigma": 0.3,
+        "noise": "shared_gaussian",
+        "pairing": "noisy",
+    }
     config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
     config.chain = (
         ("likelihood_ratio", "estimator"),

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from bpfree import sampling
 from bpfree.estimators import perturbation
 from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation, transformation
+from bpfree.transform import EstimatorTransformation
 
 
 def likelihood_ratio(
@@ -70,7 +70,7 @@ def likelihood_ratio(
     perturbation.check_choice("noise", noise, ("gaussian", "shared_gaussian"))
     draws = num_samples // 2 if antithetic else num_samples
     share = math.gcd(draws, _SHARE) if noise == "shared_gaussian" else 1
-    settings = perturbation.make_settings(
+    return perturbation.build(
         loss_fn,
         plan=sampling.gaussian(share),
         num_samples=num_samples,
@@ -81,9 +81,9 @@ def likelihood_ratio(
         pairing=pairing,
         nodes=nodes,
         sharding=sharding,
+        seed=seed,
+        example_batch=example_batch,
     )
-    estimator = perturbation.make_estimator(settings)
-    return transformation(estimator, loss_fn, seed, example_batch)
 
 
 _SHARE = 8

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from bpfree import sampling
 from bpfree.estimators import perturbation
 from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation, transformation
+from bpfree.transform import EstimatorTransformation
 
 NOISE = {"rademacher": sampling.rademacher, "gaussian": sampling.gaussian}
 
@@ -71,7 +71,7 @@ def node_perturbation(
     stability and scalability of node perturbation learning", NeurIPS 2022.
     """
     perturbation.check_choice("noise", noise, tuple(NOISE))
-    settings = perturbation.make_settings(
+    return perturbation.build(
         loss_fn,
         plan=NOISE[noise](),
         num_samples=num_samples,
@@ -82,6 +82,6 @@ def node_perturbation(
         pairing=pairing,
         nodes=nodes,
         sharding=sharding,
+        seed=seed,
+        example_batch=example_batch,
     )
-    estimator = perturbation.make_estimator(settings)
-    return transformation(estimator, loss_fn, seed, example_batch)
