@@ -2,6 +2,9 @@
 
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
+from bpfree.estimators.approximated_likelihood_ratio import (
+    approximated_likelihood_ratio,
+)
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
@@ -14,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MAPPED",
     "STATIC",
+    "approximated_likelihood_ratio",
     "aux",
     "backprop",
     "blocks",

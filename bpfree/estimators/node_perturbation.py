@@ -46,13 +46,15 @@ def node_perturbation(
         nodes in it (`bpfree.node`, `bpfree.supervised`).
       num_samples: K, noisy forward passes of the batch.
       sigma: standard deviation of the noise in units of the node's value: a number, or a
-        schedule of the step. Too small loses the loss difference to rounding.
+        schedule of the step. Below half the spacing of a node's values (bfloat16: 0.004
+        of their size) rounding loses the noise: an error, or a fault in the state.
       seed: int or typed PRNG key.
       chunk_size: samples evaluated side by side (on each device); sets memory and speed,
         not the result. Default 8.
       antithetic: use pairs eps, -eps of the same example; num_samples must be even. The
         signal is then (L_+ - L_-) / (2 sigma) eps.
-      baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws) or "none".
+      baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws), "batch"
+        (mean noisy loss of the other examples in the same sample) or "none".
       pairing: "clean": signals meet the clean layer inputs once. "noisy": each sample
         meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
       nodes: predicate or collection of names; the rest are no nodes for this estimator.

@@ -37,6 +37,8 @@ from bpfree.transform import (
 BASELINES = ("clean", "leave_one_out", "batch", "none")
 PAIRINGS = ("clean", "noisy")
 
+Encode = Callable[[jax.Array], jax.Array] | None
+
 
 class Settings(NamedTuple):
     """What a perturbation estimator is made of; see the constructors for the meaning."""
@@ -49,8 +51,8 @@ class Settings(NamedTuple):
     pairing: str
     nodes: _program.NodeFilter
     sigma_optimizer: optax.GradientTransformation | None = None
-    encode_weights: Callable[[jax.Array], jax.Array] = lambda weights: weights
-    encode_signals: Callable[[jax.Array], jax.Array] = lambda signals: signals
+    encode_weights: Encode = None
+    encode_signals: Encode = None
 
     @property
     def num_samples(self) -> int:
@@ -160,7 +162,7 @@ def make_estimator(settings: Settings, example_batch: Any = None) -> Estimator:
             found = _clean(run) if settings.pairing == "clean" else _noisy(run)
             gradient = found.gradient
             if settings.pairing == "clean":
-                gradient = pull(jax.tree.map(settings.encode_signals, gradient))
+                gradient = pull(_encoded(settings.encode_signals, gradient))
             value = clean.mean()
             sizes = {name: rms(y) for name, y in values.items()}
         fault = _find_fault(program, sizes, value, sigma)
@@ -283,6 +285,10 @@ def _slopes(run: _Pass, weights, noise) -> _program.NodeTree:
     return _sigma.slopes(weights / run.program.losses.size, noise, score, nodes)
 
 
+def _encoded(encode: Encode, tree):
+    return tree if encode is None else jax.tree.map(encode, tree)
+
+
 # --------------------------------------------------------------------------- baselines
 
 
@@ -291,8 +297,8 @@ def _weigh(run: _Pass):
     baseline, encode = run.settings.baseline, run.settings.encode_weights
     if baseline == "leave_one_out":
         table = _left_out(run)
-        return lambda draws, losses: encode(
-            table[draws].reshape(-1, *run.program.losses.shape)
+        return lambda draws, losses: _encoded(
+            encode, table[draws].reshape(-1, *run.program.losses.shape)
         )
 
     def weigh(draws, losses):
@@ -301,7 +307,7 @@ def _weigh(run: _Pass):
             found = found - run.clean[None]
         if baseline == "batch":
             found = found - _others(found)
-        return encode(found.astype(jnp.float32))
+        return _encoded(encode, found.astype(jnp.float32))
 
     return weigh
 
