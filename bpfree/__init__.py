@@ -9,6 +9,7 @@ from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
+from bpfree.estimators.presets import lr2021, ulr
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
 from bpfree.transform import STATIC, aux, fault_message, value
 
@@ -27,6 +28,7 @@ __all__ = [
     "inject",
     "kernel_input",
     "likelihood_ratio",
+    "lr2021",
     "node",
     "node_perturbation",
     "pullback",
@@ -34,5 +36,6 @@ __all__ = [
     "supervised",
     "tag_linen",
     "tag_nnx",
+    "ulr",
     "value",
 ]
