@@ -222,7 +222,7 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> dict:
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
                 outvals = bind_eqn(eqn, invals)
-            if not unknown(outvals):
+            if not unknown(outvals) and not eqn.effects:
                 known[here] = outvals
             _bind(env, eqn.outvars, outvals)
         return [_read(env, v) for v in jaxpr.outvars]
