@@ -31,7 +31,7 @@ def check(loss, params, batch, repeats=1024, sigma=SIGMA, resolves=0.03, samples
     passes(found, truth, resolves, truth_repeats=True)
 
 
-# ---------------------------------------------------------------------------- convolutions
+# -------------------------------------------------------------------------- convolutions
 
 
 class ConvNet(nn.Module):
@@ -115,7 +115,7 @@ def test_unknown_place_of_the_noise():
         loss(params, batch)
 
 
-# ------------------------------------------------------------------- recurrence and graphs
+# ----------------------------------------------------------------- recurrence and graphs
 
 
 def gru(params, batch):
