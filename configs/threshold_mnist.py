@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "noise": "shared_gaussian",
         "pairing": "noisy",
     }
-    config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
+    config.schedule = {"init_value": 1.5e-3, "decay_steps": config.get_ref("num_steps")}
     config.chain = (
         ("likelihood_ratio", "estimator"),
         ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}),

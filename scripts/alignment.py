@@ -7,6 +7,8 @@ standard deviation over the repeats (fresh noise each). slope: mean and standard
 <estimate, gradient> / <gradient, gradient>, 1 for an estimator that is right on average.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +21,7 @@ from bpfree.models.mlp import Model
 
 SAMPLES = flags.DEFINE_list("samples", ["16", "64"], "perturbation samples per estimate")
 REPEATS = flags.DEFINE_integer("repeats", 40, "independent estimates")
+ONLY = flags.DEFINE_list("only", [], "names of the estimators; all of them if empty")
 SIGMA = flags.DEFINE_float("sigma", 0.01, "scale of the noise")
 SEEDS = flags.DEFINE_integer("seeds", 3, "networks, differently initialised")
 
@@ -27,8 +30,14 @@ LAST = "Dense_2"  # its node has ten entries; "one layer" perturbs and compares 
 
 def variants(loss_fn, samples):
     common = {"num_samples": samples, "sigma": SIGMA.value}
-    lr, np = bpfree.likelihood_ratio, bpfree.node_perturbation
-    alr = bpfree.approximated_likelihood_ratio
+    lr, np, alr = (
+        functools.partial(functools.partial, made)  # made when it is asked for
+        for made in (
+            bpfree.likelihood_ratio,
+            bpfree.node_perturbation,
+            bpfree.approximated_likelihood_ratio,
+        )
+    )
     return {
         "np": np(loss_fn, **common),
         "np gaussian": np(loss_fn, noise="gaussian", **common),
@@ -40,8 +49,8 @@ def variants(loss_fn, samples):
         ),
         "lr noisy": lr(loss_fn, **common),
         "lr noisy shared": lr(loss_fn, noise="shared_gaussian", **common),
-        "lr noisy, baseline batch": lr(loss_fn, baseline="batch", **common),
-        "lr noisy, baseline none": lr(loss_fn, baseline="none", **common),
+        "lr noisy batch": lr(loss_fn, baseline="batch", **common),
+        "lr noisy none": lr(loss_fn, baseline="none", **common),
         **{
             f"lr clean {noise}": lr(loss_fn, pairing="clean", noise=noise, **common)
             for noise in ("laplace", "student_t", "sobol", "orthogonal")
@@ -51,7 +60,7 @@ def variants(loss_fn, samples):
             for encode in ("noise", "loss", "product", "signal")
         },
         **{
-            f"one layer, {noise}": lr(
+            f"one layer {noise}": lr(
                 loss_fn, pairing="clean", noise=noise, nodes=[LAST], **common
             )
             for noise in ("gaussian", "sobol", "orthogonal")
@@ -88,7 +97,10 @@ def main(argv):
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, sigma {SIGMA.value}")
     print(f"{'estimator':<26}{'K':>5}{'cosine':>16}{'slope':>18}")
     for samples in map(int, SAMPLES.value):
-        for name, tx in variants(loss_fn, samples).items():
+        for name, make in variants(loss_fn, samples).items():
+            if ONLY.value and name not in ONLY.value:
+                continue
+            tx = make()
             only_last = name.startswith("one layer")
             found = [statistics(tx, loss_fn, p, batch, only_last) for p in networks]
             cosine, slope = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
