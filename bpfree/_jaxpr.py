@@ -141,9 +141,12 @@ def zeros(aval) -> jax.Array:
     return lax.pcast(made, axes, to="varying") if axes else made
 
 
-def fold_in_shards(key: jax.Array, like: jax.Array) -> jax.Array:
-    """A key of its own for each device of a `shard_map` over which `like` differs."""
-    for axis in _varying(jax.typeof(like)):
+def fold_in_shards(key: jax.Array, like: Any) -> jax.Array:
+    """A key of its own for each device of a `shard_map` over which `like` differs.
+
+    `like` is an array, or the aval of one.
+    """
+    for axis in _varying(getattr(like, "aval", like)):
         key = jax.random.fold_in(key, lax.axis_index(axis))
     return key
 
@@ -232,7 +235,7 @@ def prefix(
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
                 outvals = clean[here] if here in clean else bind_eqn(eqn, invals)
-            if not unknown(outvals):
+            if not unknown(outvals) and not eqn.effects:
                 known[here] = outvals
             _bind(env, eqn.outvars, outvals)
         return [_read(env, v) for v in jaxpr.outvars]

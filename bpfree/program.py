@@ -40,6 +40,16 @@ class Program(NamedTuple):
     def nodes(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.name in self.active)
 
+    @property
+    def losses(self) -> Any:
+        """The aval of the losses."""
+        avals = [v.aval for v in self.jaxpr.outvars]
+        return split_aux(jax.tree.unflatten(self.out_tree, avals))[0]
+
+    @property
+    def has_aux(self) -> bool:
+        return not jax.tree_util.treedef_is_leaf(self.out_tree)
+
     def holding(self, values: NodeTree) -> "Program":
         """The program of the noisy passes, with what `cut` gave in the clean one."""
         holds = [s.name for s in self.sites if s.kind == "hold"]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from bpfree import program as _program
+from bpfree import resolution
 
 # Arguments that `optax.inject_hyperparams` must leave alone, of those that every
 # perturbation estimator has; `static_args` names all of a given one.
@@ -33,6 +34,7 @@ STATIC = (
 
 _IMPL = "threefry2x32"
 NO_FAULT, BAD_LOSS, BAD_SIGMA, BAD_GRADIENT = -1, -2, -3, -4
+SMALL_SIGMA = -16  # minus the position of the node for which sigma is too small
 
 
 class Fault(NamedTuple):
@@ -265,10 +267,22 @@ def fault_message(
     elif code == BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
     else:
-        key = jax.random.key(0) if _program.takes_key(loss_fn) else None
-        name_of = _program.site_names(loss_fn, params, batch, key)
-        what = f"node {name_of[code]!r} is not finite"
+        what = _node_fault(code, loss_fn, params, batch)
     return (
         f"step {step}: {what}. Lower the learning rate, clip the update "
         "(optax.clip_by_global_norm), or check the batch and sigma."
+    )
+
+
+def _node_fault(code: int, loss_fn, params, batch) -> str:
+    key = jax.random.key(0) if _program.takes_key(loss_fn) else None
+    name_of = _program.site_names(loss_fn, params, batch, key)
+    if code > SMALL_SIGMA:
+        return f"node {name_of[code]!r} is not finite"
+    name = name_of[SMALL_SIGMA - code]
+    safe = resolution.smallest_at(name, loss_fn, params, batch, key)
+    return (
+        f"the noise is lost to rounding at node {name!r}: sigma is too small for the "
+        f"precision of its values; at these parameters the smallest safe sigma is "
+        f"{safe:.2g}"
     )

@@ -24,11 +24,15 @@ SIGMA = flags.DEFINE_float("sigma", 0.01, "scale of the noise")
 ONLY = flags.DEFINE_list("only", [""], "only estimators whose names contain one of these")
 SEEDS = flags.DEFINE_integer("seeds", 3, "networks, differently initialised")
 
+LAST = "Dense_2"  # its node has ten entries; "one layer" perturbs and compares it alone
+
 
 def variants(loss_fn, samples):
     common = {"num_samples": samples, "sigma": SIGMA.value}
     lr, np = bpfree.likelihood_ratio, bpfree.node_perturbation
     wp, fg = bpfree.weight_perturbation, bpfree.forward_gradient
+    alr = bpfree.approximated_likelihood_ratio
+    inp, anp = bpfree.iterative_node_perturbation, bpfree.activity_node_perturbation
     return {
         "np": np(loss_fn, **common),
         "np gaussian": np(loss_fn, noise="gaussian", **common),
@@ -40,7 +44,12 @@ def variants(loss_fn, samples):
         ),
         "lr noisy": lr(loss_fn, **common),
         "lr noisy shared": lr(loss_fn, noise="shared_gaussian", **common),
+        "lr noisy, baseline batch": lr(loss_fn, baseline="batch", **common),
         "lr noisy, baseline none": lr(loss_fn, baseline="none", **common),
+        "np layer-wise": np(loss_fn, layerwise=True, **common),
+        "inp": inp(loss_fn, **common),
+        "anp": anp(loss_fn, **common),
+        "anp per layer": anp(loss_fn, norm="per_layer", **common),
         "wp": wp(loss_fn, **common),
         "wp antithetic": wp(loss_fn, antithetic=True, **common),
         "wp gaussian": wp(loss_fn, noise="gaussian", **common),
@@ -49,17 +58,33 @@ def variants(loss_fn, samples):
         "wp centred ranks": wp(loss_fn, shaping="centred_ranks", **common),
         "fg nodes": fg(loss_fn, num_samples=samples),
         "fg weights": fg(loss_fn, tangents="weights", num_samples=samples),
+        **{
+            f"lr clean {noise}": lr(loss_fn, pairing="clean", noise=noise, **common)
+            for noise in ("laplace", "student_t", "sobol", "orthogonal")
+        },
+        **{
+            f"alr {encode}": alr(loss_fn, encode=encode, **common)
+            for encode in ("noise", "loss", "product", "signal")
+        },
+        **{
+            f"one layer, {noise}": lr(
+                loss_fn, pairing="clean", noise=noise, nodes=[LAST], **common
+            )
+            for noise in ("gaussian", "sobol", "orthogonal")
+        },
     }
 
 
-def statistics(tx, loss_fn, params, batch):
+def statistics(tx, loss_fn, params, batch, only_last):
     """(cosines, slopes) of independent estimates, each (repeats,)."""
-    truth = ravel_pytree(jax.grad(lambda p: loss_fn(p, batch).mean())(params))[0]
+    truth = jax.grad(lambda p: loss_fn(p, batch).mean())(params)
+    chosen = (lambda tree: tree[LAST]) if only_last else (lambda tree: tree)
+    truth = ravel_pytree(chosen(truth))[0]
 
     def one(key):
         state = tx.init(params)._replace(key=key)
         gradient, _ = tx.update(None, state, params, batch=batch)
-        estimate = ravel_pytree(gradient)[0]
+        estimate = ravel_pytree(chosen(gradient))[0]
         product = estimate @ truth
         norms = jnp.linalg.norm(estimate) * jnp.linalg.norm(truth)
         return product / norms, product / (truth @ truth)
@@ -82,7 +107,8 @@ def main(argv):
         for name, tx in variants(loss_fn, samples).items():
             if not any(part in name for part in ONLY.value):
                 continue
-            found = [statistics(tx, loss_fn, params, batch) for params in networks]
+            only_last = name.startswith("one layer")
+            found = [statistics(tx, loss_fn, p, batch, only_last) for p in networks]
             cosine, slope = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
             error = slope.std() / jnp.sqrt(slope.size)
             print(

@@ -19,6 +19,14 @@ PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()
 LINEAR = problems.linear_params()
 
 
+NOISES = ("gaussian", "laplace", "student_t", "sobol", "orthogonal")
+DENSITIES = {
+    "gaussian": jax.scipy.stats.norm.pdf,
+    "laplace": lambda z: jax.scipy.stats.laplace.pdf(z, scale=0.5**0.5),
+    "student_t": lambda z: jax.scipy.stats.t.pdf(z, 5.0, scale=0.6**0.5),
+}
+
+
 def passes(estimates, truth, resolves, **options):
     """The gate accepts, and would have seen an error of five times `resolves`."""
     gate = gates.mean_gate(estimates, truth, **options)
@@ -146,7 +154,7 @@ def smoothed():
 
 @pytest.mark.parametrize("noise", ["gaussian", "shared_gaussian"])
 @pytest.mark.parametrize("antithetic", [False, True])
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("baseline", [*BASELINES, "batch"])
 def test_noisy_pairing_is_the_smoothed_gradient(baseline, antithetic, noise, smoothed):
     tx = bpfree.likelihood_ratio(
         problems.mlp_loss,
@@ -186,9 +194,12 @@ def test_noisy_pairing_of_node_perturbation_is_the_likelihood_ratio():
     gates.assert_close(a, b, rtol=0.0)
 
 
-def test_closed_form_of_a_linear_layer():
+@pytest.mark.parametrize("noise", NOISES)
+def test_closed_form_of_a_linear_layer(noise):
     """Quadratic loss of one node: grad J_sigma is the clean gradient at any sigma."""
-    tx = bpfree.likelihood_ratio(problems.linear_loss, num_samples=32, sigma=2.0)
+    tx = bpfree.likelihood_ratio(
+        problems.linear_loss, num_samples=32, sigma=2.0, noise=noise
+    )
     estimates = problems.estimates(tx, LINEAR, BATCH, repeats=2048)
     passes(estimates, problems.gradient(problems.linear_loss, LINEAR, BATCH), 0.02)
 
@@ -199,12 +210,13 @@ def step_loss(params, batch):
     return jnp.where(u > 0, 3.0, 1.0).astype(u.dtype)
 
 
-def test_closed_form_of_a_threshold_unit():
-    """grad = loss jump * normal density(w.x / sigma) / sigma * x; autodiff gives 0."""
+@pytest.mark.parametrize("noise, density", DENSITIES.items(), ids=DENSITIES)
+def test_closed_form_of_a_threshold_unit(noise, density):
+    """grad = loss jump * density(w.x / sigma) / sigma * x; autodiff gives 0."""
     params = {"w": jnp.asarray([0.3, -0.2, 0.5])}
     gap = BATCH["x"] @ params["w"] / SIGMA
-    truth = {"w": (2.0 * jax.scipy.stats.norm.pdf(gap) / SIGMA) @ BATCH["x"] / gap.size}
-    tx = bpfree.likelihood_ratio(step_loss, num_samples=64, sigma=SIGMA)
+    truth = {"w": (2.0 * density(gap) / SIGMA) @ BATCH["x"] / gap.size}
+    tx = bpfree.likelihood_ratio(step_loss, num_samples=64, sigma=SIGMA, noise=noise)
     passes(problems.estimates(tx, params, BATCH, repeats=2048), truth, resolves=0.02)
     assert not problems.gradient(step_loss, params, BATCH)["w"].any()
 

@@ -146,6 +146,7 @@ OPTIONS = {
         bpfree.likelihood_ratio,
         {"noise": "shared_gaussian", "antithetic": True, "pairing": "clean"},
     ),
+    "orthogonal": (bpfree.likelihood_ratio, {"noise": "orthogonal"}),
 }
 
 
@@ -188,7 +189,7 @@ def test_the_chunk_size_does_not_change_the_estimate(make, options):
         ({"sigma": float("nan")}, "sigma=nan must be a positive"),
         ({"baseline": "mean"}, "baseline='mean' is unknown.*leave_one_out"),
         ({"pairing": "both"}, "pairing='both' is unknown"),
-        ({"noise": "laplace"}, "noise='laplace' is unknown"),
+        ({"noise": "cauchy"}, "noise='cauchy' is unknown"),
     ],
 )
 @pytest.mark.parametrize("make", [bpfree.node_perturbation, bpfree.likelihood_ratio])

@@ -1,6 +1,6 @@
 """Objectives out of Flax models that nobody edited, Linen or NNX.
 
-An adapter is a module with a function `bind(model, where, rngs, mutable, options)`: it
+An adapter is a module with `bind(model, where, noise, rngs, mutable, options)`: it
 returns `apply(params, state, x, key) -> (outputs, new state)`, whose layers are nodes.
 
 State that is no parameter (running statistics) travels through the loss function: in
@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from bpfree.adapters import linen
 from bpfree.adapters.linen import tag_linen
+from bpfree.adapters.noise import Noise
 
 __all__ = ["supervised", "tag_linen", "tag_nnx"]
 
@@ -29,6 +30,7 @@ def supervised(
     x: str = "x",
     label: str = "label",
     where: Callable[[Any], bool] | None = None,
+    noise: Noise = "logit",
     rngs: Sequence[str] = (),
     mutable: Sequence[Any] = (),
     state: str = "state",
@@ -43,6 +45,8 @@ def supervised(
         `optax.softmax_cross_entropy_with_integer_labels`.
       x, label: keys of the batch, a mapping.
       where: predicate on modules to mark; see `tag_linen` and `tag_nnx`.
+      noise: "logit" (nodes are the layers' outputs), "weight" (their parameters, shared
+        by the batch), "auto", or a function from the module to one of these; see there.
       rngs: names of the random streams the model needs ("dropout"). The objective then
         takes a third argument, the PRNG key. NNX names the streams of a model made with
         `nnx.Rngs(0)` "default".
@@ -67,7 +71,7 @@ def supervised(
         the model uses but `rngs` does not name.
     """
     bind = _adapter(model).bind
-    apply = bind(model, where, tuple(rngs), tuple(mutable), call_kwargs)
+    apply = bind(model, where, noise, tuple(rngs), tuple(mutable), call_kwargs)
     keys = (x, label, state) if mutable else (x, label)
 
     def objective_with_key(params, batch, key):
@@ -82,7 +86,9 @@ def supervised(
     return objective_with_key if rngs else objective
 
 
-def tag_nnx(model: Any, where: Callable[[Any], bool] | None = None) -> Any:
+def tag_nnx(
+    model: Any, where: Callable[[Any], bool] | None = None, noise: Noise = "logit"
+) -> Any:
     """A copy of an NNX model with the outputs of its layers marked as nodes.
 
     Marks the output of every Linear, LinearGeneral, Einsum, Conv, ConvTranspose and Embed
@@ -95,8 +101,9 @@ def tag_nnx(model: Any, where: Callable[[Any], bool] | None = None) -> Any:
       model: an NNX module; it stays as it is.
       where: predicate on the module; False leaves it unmarked, so that it becomes part of
         the next node's block. A module that has several paths is named by one of them.
+      noise: as in `tag_linen`.
     """
-    return _nnx().tagged(model, where)
+    return _nnx().tagged(model, where, noise)
 
 
 def _adapter(model: Any) -> ModuleType:

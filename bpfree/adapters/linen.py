@@ -5,6 +5,7 @@ operations and not variables, so they need no collection and survive `nn.scan`, 
 `nn.vmap` and `nn.remat`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 from flax import linen as nn
 
 from bpfree.adapters.batch_norm import held_statistics
+from bpfree.adapters.noise import Noise, choose
 from bpfree.nodes import kernel_input, node
 
 # Modules whose output is a weight product: (class, name of the kernel parameter).
@@ -29,7 +31,9 @@ _METHODS = ("__call__", "attend")
 Where = Callable[[nn.Module], bool]
 
 
-def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..., Any]:
+def tag_linen(
+    fn: Callable[..., Any], where: Where | None = None, noise: Noise = "logit"
+) -> Callable[..., Any]:
     """`fn` with the outputs of all Linen layers run inside it marked as nodes.
 
     Marks the output of every Dense, DenseGeneral, Einsum, Conv, ConvLocal, ConvTranspose
@@ -41,9 +45,16 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
       fn: any function that applies Linen modules, such as `model.apply`.
       where: predicate on the module; False leaves it unmarked, so that it becomes part of
         the next node's block.
+      noise: "logit" marks the output; "weight" marks the layer's parameters instead, so
+        that they are perturbed, once for the whole batch (at every call of a layer that
+        is called more than once); "auto" chooses weights for a convolution with fewer
+        kernel entries than output entries per example (C_in k^2 < H' W'), and so for any
+        layer; or a function from the module to one of these.
     """
 
-    def interceptor(next_fun, args, kwargs, context):
+    def interceptor(inside, next_fun, args, kwargs, context):
+        if inside:
+            return next_fun(*args, **kwargs)
         if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
             return _batch_norm(context.module, next_fun, *args, **kwargs)
         kernel = _kernel_name(context)
@@ -54,13 +65,20 @@ def tag_linen(fn: Callable[..., Any], where: Where | None = None) -> Callable[..
             first, x = next(iter(kwargs.items()))
             kwargs = {k: v for k, v in kwargs.items() if k != first}
             args = (x,)
+        if noise != "logit" and not context.module.is_initializing():
+            inside.append(context.module)
+            output = _with_noisy_weights(noise, context, kernel, path, args, kwargs)
+            inside.pop()
+            if output is not None:
+                return output
         x, *rest = args
         if jax.numpy.issubdtype(jax.numpy.result_type(x), jax.numpy.inexact):
             x = kernel_input(x, f"{path}/{kernel}")
         return node(next_fun(x, *rest, **kwargs), path or type(context.module).__name__)
 
     def tagged(*args, **kwargs):
-        with nn.intercept_methods(interceptor):
+        inside: list[nn.Module] = []  # of layers whose parameters are nodes already
+        with nn.intercept_methods(functools.partial(interceptor, inside)):
             return fn(*args, **kwargs)
 
     return tagged
@@ -71,6 +89,25 @@ def _kernel_name(context: nn.module.InterceptorContext) -> str | None:
         return None
     names = (kernel for cls, kernel in PRODUCTS if isinstance(context.module, cls))
     return next(names, None)
+
+
+def _with_noisy_weights(noise: Noise, context, kernel: str, path: str, args, kwargs):
+    """The layer with a node on each of its parameters, or None to mark its output."""
+    module, method = context.module, context.method_name
+    alone = module.clone(parent=None, name=None)
+    variables = module.variables
+    params = variables["params"]
+
+    def call(params):
+        return alone.apply(
+            {**variables, "params": params}, *args, method=method, **kwargs
+        )
+
+    output = jax.eval_shape(call, params)
+    if choose(noise, module, params[kernel].shape, output.shape) == "logit":
+        return None
+    name = path or type(module).__name__
+    return call({k: node(v, f"{name}/{k}", batch_axis=None) for k, v in params.items()})
 
 
 def _batch_norm(norm: nn.BatchNorm, next_fun, x, use_running_average=None, *, mask=None):
@@ -89,12 +126,13 @@ def _batch_norm(norm: nn.BatchNorm, next_fun, x, use_running_average=None, *, ma
 def bind(
     model: nn.Module,
     where: Where | None,
+    noise: Noise,
     rngs: tuple[str, ...],
     mutable: tuple[str, ...],
     options: dict[str, Any],
 ) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
     """`(params, state, x, key) -> (outputs, new state)`; see `bpfree.adapters`."""
-    apply = tag_linen(model.apply, where)
+    apply = tag_linen(model.apply, where, noise)
 
     def bound(params, state, x, key):
         if isinstance(params, Mapping) and set(params) == {"params"}:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bpfree.adapters.batch_norm import held_statistics
+from bpfree.adapters.noise import Noise, choose
 from bpfree.nodes import kernel_input, node
 
 # Modules whose output is a weight product: (class, name of the kernel parameter).
@@ -36,6 +37,7 @@ Method = Callable[..., Any]
 def bind(
     model: nnx.Module,
     where: Where | None,
+    noise: Noise,
     rngs: tuple[str, ...],
     mutable: tuple[Any, ...],
     options: dict[str, Any],
@@ -53,7 +55,7 @@ def bind(
             _check_state("state", state, changing, f"nnx.Any{mutable}")
         if state:
             nnx.update(copy, state)
-        _mark_products(copy, where)
+        _mark_products(copy, where, noise)
         _hold_norms(copy, bool(mutable))
         _guard_streams(copy, rngs)
         if rngs:
@@ -65,10 +67,10 @@ def bind(
     return bound
 
 
-def tagged(model: nnx.Module, where: Where | None) -> nnx.Module:
+def tagged(model: nnx.Module, where: Where | None, noise: Noise) -> nnx.Module:
     """See `bpfree.tag_nnx`."""
     copy = nnx.clone(model)
-    _mark_products(copy, where)
+    _mark_products(copy, where, noise)
     _hold_norms(copy, True)
     return copy
 
@@ -85,7 +87,7 @@ def _check_state(what: str, given: Any, paths: set[Any], types: str) -> None:
 # ----------------------------------------------------------------------- weight products
 
 
-def _mark_products(model: nnx.Module, where: Where | None) -> None:
+def _mark_products(model: nnx.Module, where: Where | None, noise: Noise) -> None:
     """Retype the layers of `model`, in place."""
     for path, module in list(nnx.iter_modules(model)):
         kernels = (kernel for cls, kernel in PRODUCTS if isinstance(module, cls))
@@ -93,18 +95,41 @@ def _mark_products(model: nnx.Module, where: Where | None) -> None:
         if kernel is None or (where is not None and not where(module)):
             continue
         name = "/".join(map(str, path))
-        paths = (name or type(module).__name__, "/".join(map(str, (*path, kernel))))
-        _retype(module, _product, paths)
+        note = (name or type(module).__name__, "/".join(map(str, (*path, kernel))), noise)
+        _retype(module, _product, note)
 
 
 def _product(method: Method) -> Method:
     def marked(self, x, *args, **kwargs):
-        name, kernel = self._bpfree
+        name, kernel, noise = self._bpfree
+        call = functools.partial(method, self, x, *args, **kwargs)
+        if noise != "logit":
+            shape = getattr(self, kernel.rpartition("/")[2]).shape
+            output = _without_effect(self, call)
+            if choose(noise, self, shape, output.shape) == "weight":
+                return _with_noisy_weights(self, call, name)
         if jnp.issubdtype(jnp.result_type(x), jnp.inexact):
             x = kernel_input(x, kernel)
         return node(method(self, x, *args, **kwargs), name)
 
     return marked
+
+
+def _without_effect(module: nnx.Module, call: Callable[[], Any]) -> Any:
+    """The shape of what a layer returns."""
+    return nnx.eval_shape(lambda module: call(), module)
+
+
+def _with_noisy_weights(module: nnx.Module, call: Callable[[], Any], name: str) -> Any:
+    """The layer with a node on each of its parameters, in place of its output."""
+    params = [(k, v) for k, v in vars(module).items() if isinstance(v, nnx.Param)]
+    clean = [(param, param.get_value()) for _, param in params]
+    for key, param in params:
+        param.set_value(node(param.get_value(), f"{name}/{key}", batch_axis=None))
+    output = call()
+    for param, value in clean:
+        param.set_value(value)
+    return output
 
 
 def _retype(module: nnx.Module, wrap: Callable[[Method], Method], note: Any) -> None:

@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation, two_pass
 from bpfree.estimators.node_perturbation import NOISE
+from bpfree.estimators.settings import Sigma, check_choice, make_settings
 from bpfree.program import LossFn, NodeFilter
 from bpfree.transform import EstimatorTransformation, transformation
 
@@ -17,7 +18,7 @@ def activity_node_perturbation(
     loss_fn: LossFn,
     *,
     num_samples: int = 32,
-    sigma: perturbation.Sigma | None = 0.01,
+    sigma: Sigma | None = 0.01,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -76,17 +77,17 @@ def activity_node_perturbation(
     multi-layer neural networks", arXiv:2310.00965; two noisy passes: Koenders et al.,
     arXiv:2412.12783.
     """
-    perturbation.check_choice("noise", noise, tuple(NOISE))
-    perturbation.check_choice("reference", reference, REFERENCES)
-    perturbation.check_choice("norm", norm, normalized.NORMS)
-    perturbation.check_choice("scaling", scaling, tuple(normalized.SCALINGS))
+    check_choice("noise", noise, tuple(NOISE))
+    check_choice("reference", reference, REFERENCES)
+    check_choice("norm", norm, normalized.NORMS)
+    check_choice("scaling", scaling, tuple(normalized.SCALINGS))
     scale = normalized.Scale(norm, normalized.SCALINGS[scaling])
     noisy = reference == "noisy"
     if noisy:
         two_pass.check(loss_fn, sigma, antithetic, derivative)
     elif sigma is None:
         raise ValueError("sigma=None injects no noise, which needs reference='noisy'")
-    settings = perturbation.make_settings(
+    settings = make_settings(
         loss_fn,
         plan=NOISE[noise](),
         num_samples=num_samples,
@@ -106,5 +107,5 @@ def activity_node_perturbation(
     if noisy:
         estimator = two_pass.make_estimator(settings, scale)
     else:
-        estimator = perturbation.make_estimator(settings, signals)
+        estimator = perturbation.make_estimator(settings, signals=signals)
     return transformation(estimator, loss_fn, seed, example_batch)

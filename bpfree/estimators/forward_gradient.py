@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from bpfree import _jaxpr, locality, lowrank, sampling
 from bpfree import program as _program
 from bpfree.estimators import perturbation, weight_noise
+from bpfree.estimators.settings import Credit, check_choice, make_settings
 from bpfree.transform import (
     BAD_LOSS,
     NO_FAULT,
@@ -37,7 +38,7 @@ def forward_gradient(
     nodes: _program.NodeFilter = None,
     rank: int | None = None,
     noise: str = "rademacher",
-    credit: perturbation.Credit = None,
+    credit: Credit = None,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -84,8 +85,8 @@ def forward_gradient(
     backpropagation", arXiv:2202.08587; Ren, Kornblith, Liao and Hinton, "Scaling forward
     gradient with local losses", ICLR 2023, arXiv:2210.03310.
     """
-    perturbation.check_choice("tangents", tangents, ("nodes", "weights"))
-    perturbation.check_choice("noise", noise, tuple(weight_noise.PLANS))
+    check_choice("tangents", tangents, ("nodes", "weights"))
+    check_choice("noise", noise, tuple(weight_noise.PLANS))
     weight_noise.check_rank(rank)
     if tangents == "nodes" and rank is not None:
         raise ValueError("rank= is for tangents='weights'")
@@ -96,7 +97,7 @@ def forward_gradient(
         layout = weight_noise.make_layout(plan, rank, num_samples, chunk_size, sharding)
         estimator = _of_weights(loss_fn, plan, rank, layout)
     else:
-        settings = perturbation.make_settings(
+        settings = make_settings(
             loss_fn,
             plan=weight_noise.PLANS[noise],
             num_samples=num_samples,

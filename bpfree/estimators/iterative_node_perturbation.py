@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation
 from bpfree.estimators.node_perturbation import NOISE
+from bpfree.estimators.settings import Sigma, check_choice, make_settings
 from bpfree.program import LossFn, NodeFilter
 from bpfree.transform import EstimatorTransformation, transformation
 
@@ -16,7 +17,7 @@ def iterative_node_perturbation(
     loss_fn: LossFn,
     *,
     num_samples: int | Mapping[str, int] = 32,
-    sigma: perturbation.Sigma = 0.01,
+    sigma: Sigma = 0.01,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -59,8 +60,8 @@ def iterative_node_perturbation(
     Reference: Dalm, van Gerven and Ahmad, "Effective learning with node perturbation in
     multi-layer neural networks", arXiv:2310.00965.
     """
-    perturbation.check_choice("noise", noise, tuple(NOISE))
-    settings = perturbation.make_settings(
+    check_choice("noise", noise, tuple(NOISE))
+    settings = make_settings(
         loss_fn,
         plan=NOISE[noise](),
         num_samples=num_samples,
@@ -78,5 +79,5 @@ def iterative_node_perturbation(
     def signals(run):
         return normalized.signals(run, normalized.own_noise, normalized.Scale())
 
-    estimator = perturbation.make_estimator(settings, signals)
+    estimator = perturbation.make_estimator(settings, signals=signals)
     return transformation(estimator, loss_fn, seed, example_batch)

@@ -19,7 +19,11 @@ from jax.sharding import NamedSharding
 from bpfree import _jaxpr, locality, predictors, sampling
 from bpfree import program as _program
 from bpfree.estimators import perturbation
+from bpfree.estimators import sigma as _sigma
+from bpfree.estimators.settings import check_choice
+from bpfree.estimators.sigma import Number, check_number
 from bpfree.program import NodeTree
+from bpfree.resolution import rms
 from bpfree.transform import (
     Estimate,
     Estimator,
@@ -56,7 +60,7 @@ def learned_feedback(
     *,
     example_batch: Any,
     num_samples: int = 1,
-    sigma: perturbation.Sigma = 0.02,
+    sigma: Number = 0.02,
     shrinkage: float = 0.0,
     predictor: predictors.Predictor | None = None,
     teacher: str = "responses",
@@ -109,8 +113,8 @@ def learned_feedback(
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
     learning without weight transport", NeurIPS 2019.
     """
-    perturbation.check_choice("teacher", teacher, TEACHERS)
-    perturbation.check_sigma(sigma)
+    check_choice("teacher", teacher, TEACHERS)
+    check_number(sigma)
     predictor = predictor or predictors.chained()
     if teacher == "responses" and predictor.respond is None:
         raise ValueError(
@@ -150,7 +154,7 @@ def learned_feedback(
             clean.program.holding(clean.values),
             predicted,
             _jaxpr.fold_in_shards(noise_key, losses),
-            jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32),
+            _sigma.at(sigma, state.count),
             plan,
             layout,
         )
@@ -161,7 +165,9 @@ def learned_feedback(
             residual, slope = _residual_and_misfit(step, predictor, older)
         signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
         moved, fit_state = fit.update(slope, state.inner.fit, older)
-        fault = perturbation.find_fault(clean.program, clean.values, losses, step.sigma)
+        sizes = {name: rms(y) for name, y in clean.values.items()}
+        scales = {site.name: step.sigma for site in clean.program.nodes}
+        fault = perturbation.find_fault(clean.program, sizes, losses.mean(), scales)
         return Estimate(
             pull(signal),
             losses.mean().astype(jnp.float32),

@@ -1,23 +1,38 @@
 """The likelihood-ratio (LR) method."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import NamedSharding
 
-from bpfree import sampling
+from bpfree import plans, sampling
 from bpfree.estimators import perturbation
+from bpfree.estimators.settings import Credit, Sigma, check_choice
 from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation, transformation
+from bpfree.transform import EstimatorTransformation
+
+_SHARE = 8
+
+# Independent samples -> plan.
+NOISE: dict[str, Callable[[int], sampling.Plan]] = {
+    "gaussian": lambda draws: sampling.gaussian(),
+    "shared_gaussian": lambda draws: sampling.gaussian(math.gcd(draws, _SHARE)),
+    "laplace": lambda draws: plans.laplace(),
+    "student_t": lambda draws: plans.student_t(),
+    "sobol": lambda draws: plans.sobol(plans.group_of("sobol", draws)),
+    "orthogonal": lambda draws: plans.orthogonal(plans.group_of("orthogonal", draws)),
+}
 
 
 def likelihood_ratio(
     loss_fn: LossFn,
     *,
     num_samples: int | Mapping[str, int] = 32,
-    sigma: perturbation.Sigma = 0.05,
+    sigma: Sigma = 0.05,
+    sigma_optimizer: optax.GradientTransformation | None = None,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -25,7 +40,7 @@ def likelihood_ratio(
     pairing: str = "noisy",
     nodes: NodeFilter = None,
     noise: str = "gaussian",
-    credit: perturbation.Credit = None,
+    credit: Credit = None,
     layerwise: bool = False,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
@@ -42,9 +57,10 @@ def likelihood_ratio(
         \frac{s(\varepsilon_l)}{\sigma}\Big], \qquad
         J_\sigma = E[L], \quad s = -\nabla\log f
 
-    with s(eps) = eps for unit Gaussian noise and any baseline c that does not depend on
-    eps. The estimate is the mean over K samples and the batch. No derivative of the loss
-    or of anything behind a node is needed: thresholds and the 0-1 loss train.
+    for noise eps of density f, mean 0 and variance 1, and any baseline c that does not
+    depend on eps. The estimate is the mean over K samples and the batch. No derivative of
+    the loss or of anything behind a node is needed: thresholds and the 0-1 loss train,
+    with sigma about the distance of a node's values from the threshold.
 
     Contract: with pairing="noisy" (the default; Jacobians at each sample's own noisy
     inputs) unbiased for the gradient of the *smoothed* loss J_sigma, at any sigma. With
@@ -53,34 +69,56 @@ def likelihood_ratio(
     the block in front of node l gets the gradient of the loss smoothed at node l alone,
     and the block behind the last node that of the mean of these losses.
 
+    One forward pass: pairing="noisy" with baseline="none" or "batch" needs no clean pass
+    and makes none, so that num_samples=1 is a single pass; `bpfree.value` is the mean
+    noisy loss then. (Losses with aux or held statistics still take a clean pass.) At
+    small sigma an estimate without a baseline is all variance.
+
     Args:
-      noise: "gaussian" draws every normal afresh. "shared_gaussian" draws the magnitudes
-        once for 8 samples (or as many of them as divide the draws) and fresh signs for
-        each, 32 to a word: every sample stays exactly normal, so expectation and
-        contract are unchanged; random numbers cost about an eighth.
-      loss_fn, num_samples, sigma, seed, chunk_size, antithetic, baseline, nodes,
-        layerwise, credit, sharding, example_batch: as in `bpfree.node_perturbation`.
+      sigma: standard deviation of the noise in units of the node's value: a number, a
+        schedule of the step, or a mapping from the name of every node to one of these.
+      sigma_optimizer: learn log sigma, one for each channel (last axis) of each node,
+        with this optimiser (`optax.adam(1e-3)`), from `sigma` on: descends
+        dJ / d log sigma = E[(L - c) sum (s(eps) eps - 1)]. Needs example_batch.
+      baseline: "clean" (L_0 of the example), "leave_one_out" (mean loss of the other
+        draws), "batch" (mean noisy loss of the other examples in the same sample) or
+        "none". All are unbiased; see `bpfree.node_perturbation`.
+      noise: its density, of variance 1. "gaussian": s = eps. "laplace": s = sqrt(2)
+        sign(eps). "student_t" (5 degrees of freedom): s = 6 eps / (3 + eps^2). Three
+        more are Gaussian too, every sample by itself, so that the contract is unchanged,
+        and coupled in groups of G (the largest power of two, at most 64, that divides the
+        independent samples). "shared_gaussian" (G <= 8): magnitudes drawn once, fresh
+        signs; random numbers cost about an eighth. "sobol": points of Sobol's sequence,
+        scrambled for each example and node. "orthogonal": orthogonal directions per
+        example and node (sets of d where a node has d < G entries; a QR decomposition
+        per example). Both gain only where G is not small against the number of all
+        perturbed entries of an example.
+      loss_fn, num_samples, seed, chunk_size, antithetic, nodes, layerwise, credit,
+        sharding, example_batch: as in `bpfree.node_perturbation`. Coupled groups are
+        evaluated side by side, whatever chunk_size says.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.
 
     Raises:
-      ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,).
+      ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,);
+        a sigma that the precision in use cannot resolve; more than 21201 entries of a
+        node per example with noise="sobol".
 
     Reference: Peng, Xiao, Heidergott, Hong and Lam, "A new likelihood ratio method for
     training artificial neural networks", INFORMS Journal on Computing (2021); Jiang et
     al., "One forward is enough for neural network training via likelihood ratio method",
     ICLR 2024, arXiv:2305.08960.
     """
-    perturbation.check_choice("noise", noise, ("gaussian", "shared_gaussian"))
+    check_choice("noise", noise, tuple(NOISE))
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
-    draws = [count // 2 if antithetic else count for count in counts]
-    share = math.gcd(*draws, _SHARE) if noise == "shared_gaussian" else 1
-    settings = perturbation.make_settings(
+    draws = math.gcd(*(count // 2 if antithetic else count for count in counts))
+    return perturbation.build(
         loss_fn,
-        plan=sampling.gaussian(share),
+        plan=NOISE[noise](draws),
         num_samples=num_samples,
         sigma=sigma,
+        sigma_optimizer=sigma_optimizer,
         chunk_size=chunk_size,
         antithetic=antithetic,
         baseline=baseline,
@@ -89,9 +127,6 @@ def likelihood_ratio(
         sharding=sharding,
         credit=credit,
         layerwise=layerwise,
+        seed=seed,
+        example_batch=example_batch,
     )
-    estimator = perturbation.make_estimator(settings)
-    return transformation(estimator, loss_fn, seed, example_batch)
-
-
-_SHARE = 8

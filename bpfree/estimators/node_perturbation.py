@@ -8,8 +8,9 @@ from jax.sharding import NamedSharding
 
 from bpfree import sampling
 from bpfree.estimators import perturbation
+from bpfree.estimators.settings import Credit, Sigma, check_choice
 from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation, transformation
+from bpfree.transform import EstimatorTransformation
 
 NOISE = {"rademacher": sampling.rademacher, "gaussian": sampling.gaussian}
 
@@ -18,7 +19,7 @@ def node_perturbation(
     loss_fn: LossFn,
     *,
     num_samples: int | Mapping[str, int] = 32,
-    sigma: perturbation.Sigma = 0.01,
+    sigma: Sigma = 0.01,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -26,7 +27,7 @@ def node_perturbation(
     pairing: str = "clean",
     nodes: NodeFilter = None,
     noise: str = "rademacher",
-    credit: perturbation.Credit = None,
+    credit: Credit = None,
     layerwise: bool = False,
     derivative: str = "finite_difference",
     sharding: NamedSharding | None = None,
@@ -52,14 +53,16 @@ def node_perturbation(
       num_samples: K, noisy forward passes of the batch; layer-wise, of each node, and
         {node: K} gives every node its own.
       sigma: standard deviation of the noise in units of the node's value: a number, or a
-        schedule of the step. Too small loses the loss difference to rounding.
+        schedule of the step. Below half the spacing of a node's values (bfloat16: 0.004
+        of their size) rounding loses the noise: an error, or a fault in the state.
       seed: int or typed PRNG key.
       chunk_size: samples evaluated side by side (on each device); sets memory and speed,
         not the result. Default 8. With 1, one sample runs after the other and without
         `vmap`: what ordered callbacks (a simulator with hidden state) need.
       antithetic: use pairs eps, -eps of the same example; num_samples must be even. The
         signal is then (L_+ - L_-) / (2 sigma) eps.
-      baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws) or "none".
+      baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws), "batch"
+        (mean noisy loss of the other examples in the same sample) or "none".
       pairing: "clean": signals meet the clean layer inputs once. "noisy": each sample
         meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
       nodes: predicate or collection of names; the rest are no nodes for this estimator.
@@ -88,8 +91,8 @@ def node_perturbation(
     linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the
     stability and scalability of node perturbation learning", NeurIPS 2022.
     """
-    perturbation.check_choice("noise", noise, tuple(NOISE))
-    settings = perturbation.make_settings(
+    check_choice("noise", noise, tuple(NOISE))
+    return perturbation.build(
         loss_fn,
         plan=NOISE[noise](),
         num_samples=num_samples,
@@ -103,6 +106,6 @@ def node_perturbation(
         credit=credit,
         layerwise=layerwise,
         derivative=derivative,
+        seed=seed,
+        example_batch=example_batch,
     )
-    estimator = perturbation.make_estimator(settings)
-    return transformation(estimator, loss_fn, seed, example_batch)

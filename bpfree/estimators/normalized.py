@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from bpfree import program as _program
 from bpfree import sampling
-from bpfree.estimators import perturbation
+from bpfree.estimators import runs
 from bpfree.estimators.derivative import linearized
-from bpfree.estimators.perturbation import Run, at_least_float32
+from bpfree.estimators.runs import Run
+from bpfree.resolution import at_least_float32
 
 NORMS = ("global", "per_layer")
 SCALINGS = {"n": 1.0, "sqrt_n": 0.5}
@@ -51,8 +52,7 @@ def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
     change = sampling.each(run.part.layout, _change(run))
 
     def chunk(draws):
-        noise = perturbation.draw(run, draws)
-        deltas = jax.tree.map(lambda z: run.sigma * z, noise)
+        deltas = runs.deltas(run, runs.draw(run, draws))
         losses, changes = change(deltas)
         moved = measure(changes, deltas)
         weights = weigh(losses, moved, run.part.nodes, scale)
@@ -61,7 +61,7 @@ def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
             for s in run.part.nodes
         }, ()
 
-    return perturbation.mean_over_samples(run, chunk)
+    return runs.mean_over_samples(run, chunk)
 
 
 def _change(run: Run):

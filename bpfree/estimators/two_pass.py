@@ -19,8 +19,11 @@ from jax import lax
 from bpfree import _jaxpr, locality, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
-from bpfree.estimators import layerwise, normalized, perturbation
-from bpfree.estimators.perturbation import Run, Settings, at_least_float32
+from bpfree.estimators import layerwise, normalized, perturbation, runs
+from bpfree.estimators import sigma as _sigma
+from bpfree.estimators.runs import Run
+from bpfree.estimators.settings import Settings
+from bpfree.resolution import at_least_float32, rms
 from bpfree.transform import NO_FAULT, Estimate, Estimator
 
 
@@ -61,13 +64,11 @@ def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
         key = reduce(_jaxpr.fold_in_shards, jax.tree.leaves(batch), key)
         noise_key, loss_key = jax.random.split(key)
         args = _program.arguments(settings.loss_fn, params, batch, loss_key)
-        program = _program.trace(
-            settings.loss_fn, params, batch, loss_key, settings.nodes
-        )
+        program = perturbation.traced(settings, params, batch, loss_key)
         locality.check(program, args, wanted)
         sigma = None
         if settings.sigma is not None:
-            sigma = perturbation.sigma_at(settings, state.count)
+            sigma = _sigma.scales(settings.sigma, state.count, program.nodes)
         (part,) = layerwise.parts(settings.schedule, program)
         run = Run(settings, program, args, noise_key, sigma, None, {}, part)
         gradient, firsts = _gradient(run, loss_key, scale)
@@ -131,8 +132,8 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
     for name in deltas:
         own = deltas[name] - other_deltas[name]
         difference[name] += own.astype(difference[name].dtype)
-    sigma = 1.0 if run.sigma is None else run.sigma
-    fault = perturbation.find_fault(run.program, values, losses, sigma)
+    sizes = {name: rms(y) for name, y in values.items()}
+    fault = perturbation.find_fault(run.program, sizes, losses.mean(), run.sigma or {})
     pair = _Pair(losses - others[0], difference)
     report = _First(losses.mean(), aux, fault)
     return (losses, seen), still((pair, report))
@@ -146,4 +147,4 @@ def _deltas(run: Run, draws) -> _program.NodeTree:
     """What is injected, samples in front; nothing if the system's own noise must do."""
     if run.sigma is None:
         return {}
-    return jax.tree.map(lambda z: run.sigma * z, perturbation.draw(run, draws))
+    return runs.deltas(run, runs.draw(run, draws))

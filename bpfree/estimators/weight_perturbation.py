@@ -17,7 +17,9 @@ from jax.sharding import NamedSharding
 
 from bpfree import _jaxpr, lowrank, sampling
 from bpfree import program as _program
-from bpfree.estimators import perturbation, weight_noise
+from bpfree.estimators import weight_noise
+from bpfree.estimators.settings import BASELINES, check_choice
+from bpfree.estimators.sigma import Number, check_number
 from bpfree.transform import (
     BAD_LOSS,
     BAD_SIGMA,
@@ -33,7 +35,7 @@ def weight_perturbation(
     loss_fn: _program.LossFn,
     *,
     num_samples: int = 32,
-    sigma: perturbation.Sigma = 0.01,
+    sigma: Number = 0.01,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -97,10 +99,10 @@ def weight_perturbation(
     NeurIPS 2023; rank r: Sarkar et al., "Evolution strategies at the hyperscale",
     arXiv:2511.16652.
     """
-    perturbation.check_choice("noise", noise, tuple(weight_noise.PLANS))
-    perturbation.check_choice("baseline", baseline, perturbation.BASELINES)
-    perturbation.check_choice("shaping", shaping, tuple(SHAPING))
-    perturbation.check_sigma(sigma)
+    check_choice("noise", noise, tuple(weight_noise.PLANS))
+    check_choice("baseline", baseline, BASELINES)
+    check_choice("shaping", shaping, tuple(SHAPING))
+    check_number(sigma)
     weight_noise.check_rank(rank)
     plan = weight_noise.PLANS[noise]
     pairs = sampling.antithetic(plan) if antithetic else plan

@@ -1,0 +1,154 @@
+"""One update of a perturbation estimator: its noise, its losses, and their weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpfree import _jaxpr, sampling
+from bpfree import credit as _rules
+from bpfree import program as _program
+from bpfree.estimators import layerwise as _layerwise
+from bpfree.estimators import sigma as _sigma
+from bpfree.estimators.derivative import linearized
+from bpfree.estimators.settings import Encode, Settings
+
+
+class Run(NamedTuple):
+    """One update, and what the noisy passes of one part of it need of the clean one.
+
+    Attributes:
+      program: of the noisy passes; every node cuts it, also those that are not perturbed.
+      sigma: {node: () or (channels,)}; None if no noise is injected.
+      clean: losses of the clean pass, (B,) or (); None if there is none.
+      values: of its nodes.
+      part: the nodes perturbed together, and their draws.
+      share: of this part in the mean over all parts.
+      known: values of the clean pass's equations, if they serve several parts.
+    """
+
+    settings: Settings
+    program: _program.Program
+    args: tuple
+    key: jax.Array
+    sigma: Any
+    clean: Any
+    values: _program.NodeTree
+    part: _layerwise.Part = _layerwise.NOTHING
+    share: float = 1.0
+    known: _jaxpr.Known | None = None
+
+    @property
+    def num_samples(self) -> int:
+        return self.part.layout.num_draws * self.settings.plan.group
+
+
+def split(run: Run) -> list[Run]:
+    """One run for each part: all nodes, or each of them."""
+    parts = _layerwise.parts(run.settings.schedule, run.program)
+    cached = len(parts) > 1 and run.settings.pairing == "clean"
+    known = _program.clean_values(run.program, run.args) if cached else None
+    share = 1 / len(parts)
+    return [run._replace(part=part, share=share, known=known) for part in parts]
+
+
+def draw(run: Run, draws) -> _program.NodeTree:
+    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
+    return sampling.draw_chunk(run.settings.plan, run.key, draws, run.part.nodes)
+
+
+def deltas(run: Run, noise: _program.NodeTree) -> _program.NodeTree:
+    """What is added at the nodes: sigma times the noise."""
+    return {name: _sigma.times(run.sigma[name], z) for name, z in noise.items()}
+
+
+def losses(run: Run):
+    """`deltas -> losses`, or their first-order change; samples in front of both."""
+    one = _program.perturbed(run.program, run.args, run.part.names, run.known)
+    if run.settings.derivative == "jvp":
+        one = linearized(one, run.part.nodes)
+    return sampling.each(run.part.layout, one)
+
+
+def mean_over_samples(run: Run, chunk):
+    """Added up first and divided last, in float32: half precision loses neither."""
+    sums, _ = sampling.sum_over_draws(chunk, run.part.layout)
+    return jax.tree.map(lambda total: total / run.num_samples, sums)
+
+
+def signals(run: Run, weights, noise, rule) -> _program.NodeTree:
+    """{node of the part: rule(weights / B, score) / sigma}; see `sampling` for rules."""
+    score = run.settings.plan.score or (lambda noise: noise)
+    return {
+        name: _sigma.times(1 / run.sigma[name], rule(w, score(noise[name])))
+        for name, w in _beside(run, weights).items()
+    }
+
+
+def slopes(run: Run, weights, noise) -> _program.NodeTree:
+    """{node: dJ / d log sigma}, summed over the samples; {} unless sigma is learned."""
+    if run.settings.sigma_optimizer is None:
+        return {}
+    score, nodes = run.settings.plan.score, run.part.nodes
+    return _sigma.slopes(_beside(run, weights), noise, score, nodes)
+
+
+def _beside(run: Run, weights) -> _program.NodeTree:
+    weights = weights / run.program.losses.size
+    return _rules.weights(run.settings.credit, weights, run.part.nodes)
+
+
+def encoded(encode: Encode, tree):
+    return tree if encode is None else jax.tree.map(encode, tree)
+
+
+# --------------------------------------------------------------------------- baselines
+
+
+def weigh(run: Run):
+    """`(draws, losses of the chunk) -> centred losses`, (samples, B) or (samples,)."""
+    baseline, encode = run.settings.baseline, run.settings.encode_weights
+    if baseline == "leave_one_out":
+        table = _left_out(run)
+        shape = run.program.losses.shape
+        return lambda draws, losses: encoded(encode, table[draws].reshape(-1, *shape))
+
+    def centred(draws, losses):
+        found = losses()
+        if baseline == "clean" and run.settings.derivative == "finite_difference":
+            found = found - run.clean[None]
+        if baseline == "batch":
+            found = found - _others(found)
+        return encoded(encode, found.astype(jnp.float32))
+
+    return centred
+
+
+def _others(losses: jax.Array) -> jax.Array:
+    """For each example the mean loss of all others in the same sample; (K, B).
+
+    With its own loss in the mean, an example's term would shrink by 1 - 1/B.
+    """
+    total = losses.sum(1, keepdims=True)
+    return (total - losses) / (losses.shape[1] - 1)
+
+
+def _left_out(run: Run) -> jax.Array:
+    """L_k minus the mean loss of all other draws, for every sample: (draws, G, B).
+
+    The whole draw is left out, not the sample alone: its members share noise, and a
+    baseline that depends on a sample's noise would bias its term. Takes the losses of all
+    samples before the first is credited, so noise is drawn twice.
+    """
+    found = losses(run)
+    group = run.settings.plan.group
+
+    def chunk(draws):
+        table = found(deltas(run, draw(run, draws)))
+        table = table - run.clean[None]  # a shift, for rounding
+        return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
+
+    table = sampling.sum_over_draws(chunk, run.part.layout)[1]
+    of_draw = table.sum(1, keepdims=True)
+    others = (of_draw.sum(0, keepdims=True) - of_draw) / (table.shape[0] * group - group)
+    return table - others
