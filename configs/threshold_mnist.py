@@ -1,6 +1,22 @@
 """MNIST by a net of threshold units, 784-50-10, with no derivative anywhere.
 
-bpfree-train --config=configs/threshold_mnist.py --workdir=runs/threshold_mnist
+    bpfree-train --config=configs/threshold_mnist.py --workdir=runs/threshold_mnist
+
+The hidden units return the sign of their input; sigma is about as large as that input, so
+that noise turns them over. Variants: `threshold_mnist.py:fashion_mnist` and
+`threshold_mnist.py:smoke`, which needs no files: one step on tiny shapes of the digits.
+Where the data lie: see `mnist.py`.
+
+Test accuracy (10,000 images), seed 0, by the command above, and seconds of training, at
+low priority on two CPU cores shared with other jobs, JAX 0.10.2:
+
+    MNIST          .9565   394 s
+    Fashion-MNIST  .8678   144 s
+
+The threshold nets of Peng et al. (2021) are reported with 95.33 and 85.54. Sigma, samples
+and learning rate were compared on validation, seed 0, 30 epochs (MNIST, Fashion-MNIST).
+32 samples: sigma .5, rate 3e-3: .963 .863; .5, 1.5e-3: (not run) .872; .3, 3e-3: (not
+run) .865. 64 samples: .3, 2e-3: .962 .879; .5, 1.5e-3: .968 .873, which was kept.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = _STEPS_PER_EPOCH
     config.checkpoint_every = 30 * _STEPS_PER_EPOCH
     config.estimator = {
-        "num_samples": 32,
-        "sigma": 0.3,
+        "num_samples": 64,
+        "sigma": 0.5,
         "noise": "shared_gaussian",
         "pairing": "noisy",
     }
