@@ -1,13 +1,20 @@
 """bpfree: train JAX networks without backpropagation."""
 
+from bpfree import equilibrium
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
+from bpfree.equilibrium import layered, primitive
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
+from bpfree.estimators.equilibrium_propagation import equilibrium_propagation
+from bpfree.estimators.equilibrium_references import (
+    backprop_through_time,
+    recurrent_backprop,
+)
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
-from bpfree.transform import STATIC, aux, fault_message, value
+from bpfree.transform import STATIC, aux, fault_message, metrics, value
 
 __version__ = "0.1.0"
 
@@ -16,17 +23,24 @@ __all__ = [
     "STATIC",
     "aux",
     "backprop",
+    "backprop_through_time",
     "blocks",
     "combine",
+    "equilibrium",
+    "equilibrium_propagation",
     "fault_message",
     "hold",
     "inject",
     "kernel_input",
+    "layered",
     "likelihood_ratio",
+    "metrics",
     "node",
     "node_perturbation",
+    "primitive",
     "pullback",
     "record",
+    "recurrent_backprop",
     "supervised",
     "tag_linen",
     "tag_nnx",

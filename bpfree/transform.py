@@ -27,10 +27,14 @@ STATIC = (
     "noise",
     "sharding",
     "example_batch",
+    "energy",
+    "nudging",
+    "relaxation",
 )
 
 _IMPL = "threefry2x32"
 NO_FAULT, BAD_LOSS, BAD_SIGMA, BAD_GRADIENT = -1, -2, -3, -4
+BAD_RELAXATION = -20
 
 
 class Fault(NamedTuple):
@@ -237,6 +241,11 @@ def aux(state: Any, name: str | None = None) -> Any:
     return find_state(state, name).aux
 
 
+def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
+    """What the estimator says of its last step, {name: float32 ()}; {} for most."""
+    return getattr(find_state(state, name).inner, "metrics", {})
+
+
 def fault_message(
     state: Any, loss_fn: _program.LossFn, params, batch, name: str | None = None
 ) -> str | None:
@@ -251,6 +260,11 @@ def fault_message(
         what = "sigma is not a positive number"
     elif code == BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
+    elif code == BAD_RELAXATION:
+        what = (
+            "half of the examples still moved by a tenth in the last sweep of the free "
+            "phase; allow more sweeps, or damp them with Relaxation(factor=0.5)"
+        )
     else:
         key = jax.random.key(0) if _program.takes_key(loss_fn) else None
         name_of = _program.site_names(loss_fn, params, batch, key)

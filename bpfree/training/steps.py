@@ -35,10 +35,12 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one block: mean clean training loss, and validation accuracy; float32 ()."""
+    """Of one block: mean clean training loss, and validation accuracy, float32 (); and
+    what the estimator says of the last step (`bpfree.metrics`)."""
 
     loss: jax.Array
     accuracy: jax.Array
+    estimator: dict[str, jax.Array]
 
 
 class Keys(NamedTuple):
@@ -120,7 +122,8 @@ def make_block(task: Task, length: int) -> Block:
         rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
         state, losses = lax.scan(canonical_convs(step), state, rows)
         look = accuracy(task.model, state.params, state.model_state, validation)
-        return state, Metrics(losses.mean(), look)
+        said = bpfree.metrics(state.opt_state)
+        return state, Metrics(losses.mean(), look, said)
 
     return block
 
