@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+import bpfree
 from bpfree import equilibrium as eq
 from tests.statistics import relative_error
 
@@ -48,28 +49,25 @@ def gradient(tx, params, batch):
     return update(tx, params, batch)[0]
 
 
+def exact(energy, params, data):
+    """(gradient, state) by implicit differentiation."""
+    tx = bpfree.recurrent_backprop(energy, relaxation=EXACT, adjoint_tolerance=1e-15)
+    return update(tx, params, data)
+
+
 @functools.cache
 def reference():
     """The MLP 64-48-48-10, its parameters, its batch, and the exact gradient."""
-    import bpfree
-
     energy, data = mlp(), batch()
     params = energy.init(jax.random.key(2), data["x"])
-    settings = EXACT._replace(free=SWEEPS)
-    exact = bpfree.recurrent_backprop(
-        energy, relaxation=settings, adjoint_tolerance=1e-15
-    )
-    return energy, params, data, gradient(exact, params, data)
+    return energy, params, data, exact(energy, params, data)[0]
 
 
-def errors(rule, radii):
+def errors(energy, params, data, truth, rule, radii):
     """Relative error of `rule(radius)` for each radius, one program for all of them."""
-    import bpfree
-
-    energy, params, data, truth = reference()
 
     @jax.jit
-    def run(radii):
+    def run(params, data, radii):
         def one(radius):
             tx = bpfree.equilibrium_propagation(
                 energy, nudging=rule(radius), relaxation=EXACT
@@ -78,8 +76,48 @@ def errors(rule, radii):
 
         return jax.vmap(one)(radii)
 
-    found = run(jnp.asarray(radii))
+    found = run(params, data, jnp.asarray(radii))
+    return [relative_error(g, truth) for g in unstacked(found, len(radii))]
+
+
+def errors_of_rules(energy, params, data, truth, rules, radii):
+    """The same for several rules at once: errors[rule][radius], from one program.
+
+    The gradient is linear in the weights, so all points of all rules are relaxed once.
+    """
+    roots = tuple({root: None for rule in rules for root in rule.roots})
+    union = eq.Nudging(1.0, roots, (1.0,) * len(roots))
+
+    def weights(rule, which):
+        by_root = dict(zip(rule.roots, rule.coefficients, strict=True))
+        return [by_root.get(roots[i], 0.0) for i in which]
+
+    real = jnp.asarray([weights(rule, union.real) for rule in rules]).real
+    complex_ = jnp.asarray([weights(rule, union.complex) for rule in rules])
+
+    @jax.jit
+    def run(params, data, radii):
+        def at(radius):
+            rule, one = union._replace(radius=radius), jnp.ones((), jnp.float64)
+            phases = eq.solve(energy.bind(params, data), rule, EXACT, one).phases
+
+            def gradient(real, complex_):
+                scale = radius.astype(complex_.dtype)
+                pairs = zip(phases, (real / radius, complex_ / scale), strict=True)
+                weighted = [p._replace(weights=w) for p, w in pairs]
+                return jax.grad(lambda p: -energy.weighted(p, data, *weighted))(params)
+
+            return jax.vmap(gradient)(real, complex_)
+
+        return jax.vmap(at, out_axes=1)(radii)
+
+    size = data["label"].shape[0]
+    found = jax.tree.map(lambda g: g / size, run(params, data, jnp.asarray(radii)))
     return [
-        relative_error(jax.tree.map(lambda g, i=i: g[i], found), truth)
-        for i in range(len(radii))
+        [relative_error(g, truth) for g in unstacked(row, len(radii))]
+        for row in unstacked(found, len(rules))
     ]
+
+
+def unstacked(tree, count):
+    return [jax.tree.map(lambda g, i=i: g[i], tree) for i in range(count)]

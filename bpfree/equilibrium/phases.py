@@ -5,12 +5,14 @@ Complex ones begin where the polynomial in beta through the free state and the r
 says, and need only a few sweeps more.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpfree.equilibrium import anderson
 from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
 from bpfree.equilibrium.nudging import Nudging
@@ -56,14 +58,16 @@ def solve(
         weights = _cast([nudging.coefficients[i] for i in which], dtype)
         scale = radius.astype(dtype)
         kick = None if phase_key is None else _noise(phase_key, settings.noise)
-        relaxed = _relaxation.relax(
+        relaxed = _relax(settings)(
             net,
             roots * scale,
             start,
             limit=limit,
             factor=factor,
             settled=_relaxation.settles(
-                settings, lambda h: response(minus(h, free.states))
+                settings,
+                lambda h: response(minus(h, free.states)),
+                count_all=not jnp.issubdtype(dtype, jnp.complexfloating),
             ),
             response=response,
             kick=kick,
@@ -94,7 +98,7 @@ def solve(
 
 def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxed:
     """The free phase, from zeros; `net` of one phase."""
-    return _relaxation.relax(
+    return _relax(settings)(
         net,
         None,
         tuple(h[None] for h in net.zeros),
@@ -102,6 +106,12 @@ def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxe
         factor=factor,
         settled=_relaxation.settles(settings, lambda h: h),
     )
+
+
+def _relax(settings: Relaxation):
+    if settings.anderson:
+        return partial(anderson.guarded, memory=settings.anderson)
+    return _relaxation.relax
 
 
 def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
@@ -159,11 +169,8 @@ def _kept(found: Relaxed, predicted: States, free: States) -> States:
     which the circle is too large falls back to N = 2.
     """
     moved = norm(minus(predicted, free))
-    astray = ~(found.error <= _ASTRAY * moved).all(0, keepdims=True)
+    astray = ~(found.error <= _relaxation.ASTRAY * moved).all(0, keepdims=True)
     return tuple(
         jnp.where(astray.reshape(1, -1, *(1,) * (h.ndim - 2)), p, h)
         for h, p in zip(found.states, predicted, strict=True)
     )
-
-
-_ASTRAY = 0.5  # estimated error of a complex phase relative to its displacement

@@ -45,9 +45,7 @@ class Relaxation(NamedTuple):
         all sweeps are made.
       per_example: instead, each example stops by itself, so that its result does not
         depend on the rest of its batch.
-      anderson: sweeps that Anderson acceleration mixes; 0: none. It can find unstable
-        fixed points; `polish` plain sweeps follow, which leave them.
-      polish: see anderson.
+      anderson: how many sweeps Anderson acceleration mixes; 0: none (see `anderson`).
       noise: standard deviation of normal noise on the drives in the nudged phases,
         independent for every example, phase and sweep.
     """
@@ -60,7 +58,6 @@ class Relaxation(NamedTuple):
     tolerance: float | jax.Array | None = 0.005
     per_example: bool = False
     anderson: int = 0
-    polish: int = 5
     noise: float | jax.Array = 0.0
 
 
@@ -91,7 +88,7 @@ def check(settings: Relaxation) -> None:
     for name in ("free", "nudged"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}={getattr(settings, name)} sweeps: at least 1")
-    for name in ("predicted", "anderson", "polish"):
+    for name in ("predicted", "anderson"):
         if getattr(settings, name) < 0:
             raise ValueError(f"{name}={getattr(settings, name)} must not be negative")
     for name in ("factor", "tolerance"):
@@ -133,13 +130,13 @@ def sweep(net: Dynamics, points, states, products, factor, active=None, kick=Non
             step = net.activate(i, drive) - states[i]
             new[i] = states[i] + factor.astype(step.dtype) * step
             if active is not None:
-                new[i] = jnp.where(_rows(active, step), new[i], states[i])
+                new[i] = jnp.where(rows(active, step), new[i], states[i])
         states = tuple(new)
         products = net.renew(states, products, colour)
     return states, products
 
 
-def _rows(per_example: jax.Array, like: jax.Array) -> jax.Array:
+def rows(per_example: jax.Array, like: jax.Array) -> jax.Array:
     return per_example.reshape(*per_example.shape, *(1,) * (like.ndim - 2))
 
 
@@ -249,16 +246,28 @@ def _until(settled: Settled, measured: Sweep, c: _Carry, limit: int) -> _Carry:
     return lax.while_loop(go_on, body, (c, jnp.ones(c.error.shape, bool)))[0]
 
 
-def settles(settings: Relaxation, displacement: Callable[[States], States]):
-    """The `settled` of these settings: error against displacement, or None."""
+ASTRAY = 0.5  # estimated error relative to the displacement of a lost example
+
+
+def settles(
+    settings: Relaxation,
+    displacement: Callable[[States], States],
+    count_all: bool = True,
+) -> Settled | None:
+    """The `settled` of these settings: error against displacement, or None.
+
+    Without `count_all` the batch does not wait for examples that have gone astray.
+    """
     if settings.tolerance is None:
         return None
 
     def settled(states, error):
-        allowed = settings.tolerance * norm(displacement(states))
+        moved = norm(displacement(states))
         if settings.per_example:
-            return error <= allowed
-        return jnp.broadcast_to(rms(error) <= rms(allowed), error.shape)
+            return error <= settings.tolerance * moved
+        counted = (error <= ASTRAY * moved) | jnp.isinf(error) | count_all
+        left, scale = (rms(jnp.where(counted, n, 0.0)) for n in (error, moved))
+        return jnp.broadcast_to(left <= settings.tolerance * scale, error.shape)
 
     return settled
 
