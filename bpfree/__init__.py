@@ -13,6 +13,9 @@ from bpfree.estimators.equilibrium_references import (
 )
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
+from bpfree.estimators.online_equilibrium_propagation import (
+    online_equilibrium_propagation,
+)
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
 from bpfree.transform import STATIC, aux, fault_message, metrics, value
 
@@ -37,6 +40,7 @@ __all__ = [
     "metrics",
     "node",
     "node_perturbation",
+    "online_equilibrium_propagation",
     "primitive",
     "pullback",
     "record",

@@ -190,3 +190,28 @@ def test_a_linear_net_has_its_closed_form():
     assert relative_error(found, truth) < 1e-8
     coarse = ep_gradient(energy, params, data, eq.holomorphic(0.05, 2), many)
     assert 1e-5 < relative_error(coarse, truth) < 1e-1
+
+
+# -------------------------------------------------------------------- without phases
+
+
+def test_the_online_rule_converges_with_its_periods_and_takes_no_free_phase():
+    """The running mean's error is the first transient, divided by the periods."""
+    energy, params, data, truth = energies.reference()
+    found = {}
+    for periods in (2, 8):
+        tx = bpfree.online_equilibrium_propagation(
+            energy, radius=0.4, num_points=4, sweeps=12, periods=periods
+        )
+        gradient, state = energies.update(tx, params, data)
+        found[periods] = relative_error(gradient, truth)
+    assert found[2] < 0.05
+    assert found[2] / found[8] == pytest.approx(4, rel=0.3)
+    expected = energies.exact(energy, params, data)[1]
+    value = float(bpfree.value(state))
+    assert value == pytest.approx(float(bpfree.value(expected)), rel=1e-2)
+
+
+def test_the_online_rule_refuses_counts_that_cannot_be():
+    with pytest.raises(ValueError, match="periods=0"):
+        bpfree.online_equilibrium_propagation(energies.mlp(), periods=0)

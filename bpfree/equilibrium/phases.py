@@ -57,7 +57,7 @@ def solve(
         roots = _cast([nudging.roots[i] for i in which], dtype)
         weights = _cast([nudging.coefficients[i] for i in which], dtype)
         scale = radius.astype(dtype)
-        kick = None if phase_key is None else _noise(phase_key, settings.noise)
+        kick = None if phase_key is None else noise(phase_key, settings.noise)
         relaxed = _relax(settings)(
             net,
             roots * scale,
@@ -131,7 +131,7 @@ def _cast(numbers, dtype) -> jax.Array:
     return jnp.asarray(array, dtype)
 
 
-def _noise(key: jax.Array, scale) -> Kick:
+def noise(key: jax.Array, scale) -> Kick:
     """Normal noise for the drives, real, keyed by sweep and state."""
 
     def kick(sweep, i, drive):
