@@ -6,6 +6,9 @@ from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.equilibrium import layered, primitive
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
+from bpfree.estimators.continual_equilibrium_propagation import (
+    continual_equilibrium_propagation,
+)
 from bpfree.estimators.equilibrium_propagation import equilibrium_propagation
 from bpfree.estimators.equilibrium_references import (
     backprop_through_time,
@@ -29,6 +32,7 @@ __all__ = [
     "backprop_through_time",
     "blocks",
     "combine",
+    "continual_equilibrium_propagation",
     "equilibrium",
     "equilibrium_propagation",
     "fault_message",

@@ -195,18 +195,21 @@ def test_a_linear_net_has_its_closed_form():
 # -------------------------------------------------------------------- without phases
 
 
-def test_the_online_rule_converges_with_its_periods_and_takes_no_free_phase():
-    """The running mean's error is the first transient, divided by the periods."""
+def test_the_online_rule_converges_with_sweeps_and_periods_without_a_free_phase():
+    """The lag falls with the sweeps (by 0.53 each), the transient by averaging."""
     energy, params, data, truth = energies.reference()
-    found = {}
-    for periods in (2, 8):
+
+    def error(sweeps, periods):
         tx = bpfree.online_equilibrium_propagation(
-            energy, radius=0.4, num_points=4, sweeps=12, periods=periods
+            energy, radius=0.4, num_points=4, sweeps=sweeps, periods=periods
         )
         gradient, state = energies.update(tx, params, data)
-        found[periods] = relative_error(gradient, truth)
-    assert found[2] < 0.05
-    assert found[2] / found[8] == pytest.approx(4, rel=0.3)
+        return relative_error(gradient, truth), state
+
+    (short, _), (long, _), (many, state) = error(6, 2), error(12, 2), error(12, 8)
+    assert short < 0.2
+    assert 0.53**6 / 3 < long / short < 0.53**6 * 3
+    assert many < long / 1.5
     expected = energies.exact(energy, params, data)[1]
     value = float(bpfree.value(state))
     assert value == pytest.approx(float(bpfree.value(expected)), rel=1e-2)
@@ -215,3 +218,20 @@ def test_the_online_rule_converges_with_its_periods_and_takes_no_free_phase():
 def test_the_online_rule_refuses_counts_that_cannot_be():
     with pytest.raises(ValueError, match="periods=0"):
         bpfree.online_equilibrium_propagation(energies.mlp(), periods=0)
+
+
+def test_continual_updates_telescope_to_the_one_sided_rule_at_frozen_weights():
+    energy, params, data, _ = energies.reference()
+    one_sided = ep_gradient(energy, params, data, eq.one_sided(0.2))
+
+    @jax.jit
+    def run(rate):
+        tx = bpfree.continual_equilibrium_propagation(
+            energy, beta=0.2, learning_rate=rate, relaxation=energies.EXACT
+        )
+        return tx.update(None, tx.init(params), params, batch=data)[0]
+
+    frozen, slow, fast = (run(jnp.asarray(rate)) for rate in (0.0, 1e-4, 2e-4))
+    assert_close(frozen, one_sided, rtol=1e-9, atol=1e-10)
+    small, large = (relative_error(g, frozen) for g in (slow, fast))
+    assert large / small == pytest.approx(2, rel=0.05) and large < 0.05
