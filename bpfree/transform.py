@@ -27,9 +27,6 @@ STATIC = (
     "noise",
     "sharding",
     "example_batch",
-    "energy",
-    "nudging",
-    "relaxation",
 )
 
 _IMPL = "threefry2x32"

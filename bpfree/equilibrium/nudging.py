@@ -26,8 +26,8 @@ class Nudging(NamedTuple):
       coefficients: the weights times the radius.
       random_sign: whether each update draws the sign of the radius.
       coarser: coefficients of the rule with half the points, on the same points; () if
-        there is none. With errors e^(N/2) and e^N of the two, their disagreement is about
-        the root of the finer one's error: large where the radius is too large.
+        it has only one. With errors e^(N/2) and e^N of the two, their disagreement is
+        about the root of the finer one's error: large where the radius is too large.
     """
 
     radius: Radius
@@ -83,7 +83,7 @@ def holomorphic(radius: Radius, num_points: int) -> Nudging:
         roots.append(root)
         coefficients.append((1 if on_axis else 2) / (num_points * root))
     rule = _rule(abs_not_zero(radius), roots, coefficients)
-    if num_points % 2:
+    if num_points % 2 or num_points == 2:
         return rule
     coarser = [2 * c if n % 2 == 0 else 0 for n, c in enumerate(rule.coefficients)]
     return rule._replace(coarser=tuple(map(complex, coarser)))
