@@ -188,8 +188,6 @@ def test_a_linear_net_has_its_closed_form():
     # The response to beta is rational, not linear: the error is of order r^N.
     found = ep_gradient(energy, params, data, eq.holomorphic(0.02, 8), many)
     assert relative_error(found, truth) < 1e-8
-    coarse = ep_gradient(energy, params, data, eq.holomorphic(0.05, 2), many)
-    assert 1e-5 < relative_error(coarse, truth) < 1e-1
 
 
 # -------------------------------------------------------------------- without phases
@@ -206,10 +204,9 @@ def test_the_online_rule_converges_with_sweeps_and_periods_without_a_free_phase(
         gradient, state = energies.update(tx, params, data)
         return relative_error(gradient, truth), state
 
-    (short, _), (long, _), (many, state) = error(6, 2), error(12, 2), error(12, 8)
+    (short, _), (long, state) = error(6, 2), error(12, 8)
     assert short < 0.2
-    assert 0.53**6 / 3 < long / short < 0.53**6 * 3
-    assert many < long / 1.5
+    assert long / short < 0.53**6
     expected = energies.exact(energy, params, data)[1]
     value = float(bpfree.value(state))
     assert value == pytest.approx(float(bpfree.value(expected)), rel=1e-2)
@@ -235,3 +232,18 @@ def test_continual_updates_telescope_to_the_one_sided_rule_at_frozen_weights():
     assert_close(frozen, one_sided, rtol=1e-9, atol=1e-10)
     small, large = (relative_error(g, frozen) for g in (slow, fast))
     assert large / small == pytest.approx(2, rel=0.05) and large < 0.05
+
+
+def test_noise_of_the_online_rule_comes_from_the_key():
+    energy, params, data, _ = energies.reference()
+    tx = bpfree.online_equilibrium_propagation(
+        energy, num_points=2, sweeps=2, periods=1, noise_scale=0.1
+    )
+
+    @jax.jit
+    def run(key):
+        return tx.estimator.estimate(key, params, data, tx.init(params)).gradient
+
+    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert_close(first, again, rtol=0.0)
+    assert relative_error(first, other) > 1e-3
