@@ -4,13 +4,13 @@
 
 The network, initialisation, learning rate, batch and nudging are those of Laborieux &
 Zenke 2022 (arXiv:2209.00530, Table 1, no noise): N = 10 points on a circle of radius 0.4,
-SGD 0.05, batch 20. Relaxation is not theirs (250 plain sweeps): it adapts.
+SGD 0.05, batch 20. Relaxation is not theirs (200 and 50 plain sweeps): it adapts.
 
 Seed 0, the command above (with --config.log_every=550): test accuracy .9727 (10,000
 images), validation .9756 (.9556, .9688, .9770 after 1, 2 and 5 epochs); 452 s of training
-on two CPU cores shared with other jobs, JAX
-0.10.2. One seed, and below the original's 97.7 % at epoch 10 (on 60,000 images). After
-training 0.4 lies outside the disc of some examples, whose gradients are then wrong.
+on two CPU cores shared with other jobs, JAX 0.10.2. One seed, and below the original's
+97.7 % at epoch 10. After training 0.4 lies outside the disc of some examples, whose
+gradients are then wrong.
 
 The run reads the folder `mnist` of the directory that BPFREE_DATA_DIR names.
 
