@@ -1,24 +1,36 @@
 """bpfree: train JAX networks without backpropagation."""
 
-from bpfree import diagnostics, predictors
+from bpfree import diagnostics, equilibrium, predictors
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.credit import causal, within_hops
+from bpfree.equilibrium import layered, primitive
 from bpfree.estimators.activity_node_perturbation import activity_node_perturbation
 from bpfree.estimators.approximated_likelihood_ratio import (
     approximated_likelihood_ratio,
 )
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.combine import combine
+from bpfree.estimators.continual_equilibrium_propagation import (
+    continual_equilibrium_propagation,
+)
+from bpfree.estimators.equilibrium_propagation import equilibrium_propagation
+from bpfree.estimators.equilibrium_references import (
+    backprop_through_time,
+    recurrent_backprop,
+)
 from bpfree.estimators.forward_gradient import forward_gradient
 from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
 from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
+from bpfree.estimators.online_equilibrium_propagation import (
+    online_equilibrium_propagation,
+)
 from bpfree.estimators.presets import lr2021, ulr
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
-from bpfree.transform import STATIC, aux, fault_message, static_args, value
+from bpfree.transform import STATIC, aux, fault_message, metrics, static_args, value
 
 __version__ = "0.1.0"
 
@@ -29,24 +41,33 @@ __all__ = [
     "approximated_likelihood_ratio",
     "aux",
     "backprop",
+    "backprop_through_time",
     "blocks",
     "causal",
     "combine",
+    "continual_equilibrium_propagation",
     "diagnostics",
+    "equilibrium",
+    "equilibrium_propagation",
     "fault_message",
     "forward_gradient",
     "hold",
     "inject",
-    "kernel_input",
     "iterative_node_perturbation",
+    "kernel_input",
+    "layered",
     "learned_feedback",
     "likelihood_ratio",
     "lr2021",
+    "metrics",
     "node",
     "node_perturbation",
+    "online_equilibrium_propagation",
     "predictors",
+    "primitive",
     "pullback",
     "record",
+    "recurrent_backprop",
     "static_args",
     "supervised",
     "tag_linen",

@@ -34,6 +34,7 @@ STATIC = (
 
 _IMPL = "threefry2x32"
 NO_FAULT, BAD_LOSS, BAD_SIGMA, BAD_GRADIENT = -1, -2, -3, -4
+BAD_RELAXATION = -5
 SMALL_SIGMA = -16  # minus the position of the node for which sigma is too small
 
 
@@ -252,6 +253,11 @@ def aux(state: Any, name: str | None = None) -> Any:
     return find_state(state, name).aux
 
 
+def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
+    """What the estimator says of its last step, {name: float32 ()}; {} for most."""
+    return getattr(find_state(state, name).inner, "metrics", {})
+
+
 def fault_message(
     state: Any, loss_fn: _program.LossFn, params, batch, name: str | None = None
 ) -> str | None:
@@ -266,6 +272,11 @@ def fault_message(
         what = "sigma is not a positive number"
     elif code == BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
+    elif code == BAD_RELAXATION:
+        what = (
+            "half of the examples still moved by a tenth in the last sweep of the free "
+            "phase; allow more sweeps, or damp them with Relaxation(factor=0.5)"
+        )
     else:
         what = _node_fault(code, loss_fn, params, batch)
     return (

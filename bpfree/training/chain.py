@@ -9,8 +9,8 @@ A chain is a list of (name, kwargs) pairs, for instance
 Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
 pair inside kwargs is made first; `("chain", [pair, pair])` is a chain inside a chain.
-Constructors whose first parameter is `loss_fn` get the loss function; the estimators'
-`seed` is the run's unless kwargs says otherwise.
+Constructors whose first parameter is `loss_fn` or `energy` get the objective; the
+estimators' `seed` is the run's unless kwargs says otherwise.
 """
 
 import inspect
@@ -101,8 +101,8 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
     given = {}
     parameters = _parameters(constructor)
-    if parameters[:1] == ["loss_fn"]:
-        given["loss_fn"] = context.loss_fn
+    if parameters[:1] in (["loss_fn"], ["energy"]):
+        given[parameters[0]] = context.loss_fn
     if constructor in _estimators() and "seed" not in kwargs:
         given["seed"] = context.seed
     if constructor in _estimators() and "example_batch" in parameters:

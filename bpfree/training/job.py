@@ -68,8 +68,7 @@ def prepare(settings: config.Settings) -> Job:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
     batch = steps.with_state(batch, state_shapes)
-    loss = optax.softmax_cross_entropy_with_integer_labels
-    loss_fn = bpfree.supervised(model, loss, mutable=tuple(state_shapes), train=True)
+    loss_fn = _objective(model, tuple(state_shapes))
     built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator, batch)
     chain.check(built, shapes, batch)
     task = steps.Task(
@@ -87,6 +86,14 @@ def prepare(settings: config.Settings) -> Job:
         model_state,
         batch,
     )
+
+
+def _objective(model: Any, mutable: tuple[str, ...]) -> Any:
+    """What the model itself says is minimised, or else its cross-entropy."""
+    if hasattr(model, "objective"):
+        return model.objective()
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return bpfree.supervised(model, loss, mutable=mutable, train=True)
 
 
 def _data(section: dict[str, Any]) -> Dataset:

@@ -177,6 +177,7 @@ def _log_point(job, done, length, seen, seconds) -> metrics.Record:
         "seconds": seconds,
         "steps_per_second": length / seconds,
         "samples_per_second": length * job.num_samples / seconds,
+        **{name: float(value) for name, value in seen.estimator.items()},
     }
 
 

@@ -6,7 +6,7 @@ from bpfree.training.metrics import Record
 
 
 def learning_curve(records: list[Record], path: Path, title: str) -> None:
-    """Draw training loss and validation accuracy against the step.
+    """Draw training loss, validation accuracy, and what an estimator says of its error.
 
     Args:
       records: as `metrics.read` returns them; needs at least one "log".
@@ -17,14 +17,16 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
 
     logs = [r for r in records if r["kind"] == "log"]
     steps = [r["step"] for r in logs]
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    errors = [name for name in ("error", "disagreement") if name in logs[0]]
+    panels = 3 if errors else 2
+    figure = Figure(figsize=(7, 2.75 * panels), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper, lower, *third = figure.subplots(panels, 1, sharex=True)
     marker = "o" if len(logs) < 40 else ""
     upper.plot(steps, [r["loss"] for r in logs], color="C0", marker=marker, ms=3)
     upper.set(ylabel="training loss", yscale="log", title=title)
-    errors = [100 * r["accuracy"] for r in logs]
-    lower.plot(steps, errors, color="C1", marker=marker, ms=3, label="validation")
+    accuracies = [100 * r["accuracy"] for r in logs]
+    lower.plot(steps, accuracies, color="C1", marker=marker, ms=3, label="validation")
     lower.set(ylabel="accuracy (%)", xlabel="step")
     for record in records:
         if record["kind"] == "summary":
@@ -33,6 +35,11 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
                 test, color="C2", ls="--", label=f"test, at the end: {test:.2f}"
             )
     lower.legend(loc="lower right", frameon=False)
-    for axes in (upper, lower):
+    for axes in third:
+        for name in errors:
+            axes.plot(steps, [r[name] for r in logs], marker=marker, ms=3, label=name)
+        axes.set(ylabel="relative error", yscale="log", xlabel="step")
+        axes.legend(loc="lower right", frameon=False)
+    for axes in (upper, lower, *third):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -35,10 +35,12 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one block: mean clean training loss, and validation accuracy; float32 ()."""
+    """Of one block: mean clean training loss, and validation accuracy, float32 (); and
+    what the estimator says of the last step (`bpfree.metrics`)."""
 
     loss: jax.Array
     accuracy: jax.Array
+    estimator: dict[str, jax.Array]
 
 
 class Keys(NamedTuple):
@@ -132,7 +134,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 def look(task: Task, state: TrainState, losses: jax.Array, validation: Batch) -> Metrics:
     """What a log point tells of a block with these losses, (steps,)."""
     seen = accuracy(task.model, state.params, state.model_state, validation)
-    return Metrics(losses.mean(), seen)
+    return Metrics(losses.mean(), seen, bpfree.metrics(state.opt_state))
 
 
 def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:

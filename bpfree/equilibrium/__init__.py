@@ -1,0 +1,42 @@
+"""Energy models: primitive functions, relaxation to a fixed point, nudging rules."""
+
+from bpfree.equilibrium.activations import dsilu, hard_sigmoid, identity, shifted_sigmoid
+from bpfree.equilibrium.costs import cross_entropy, squared_error
+from bpfree.equilibrium.energy import Energy, primitive
+from bpfree.equilibrium.layered import layered
+from bpfree.equilibrium.nudging import (
+    Nudging,
+    centred,
+    holomorphic,
+    one_sided,
+    random_sign,
+)
+from bpfree.equilibrium.phases import Solution, predict, solve
+from bpfree.equilibrium.pooling import Pool, average_pool, max_pool, softmax_pool
+from bpfree.equilibrium.relaxation import Relaxation, Relaxed
+
+__all__ = [
+    "Energy",
+    "Nudging",
+    "Pool",
+    "Relaxation",
+    "Relaxed",
+    "Solution",
+    "average_pool",
+    "centred",
+    "cross_entropy",
+    "dsilu",
+    "hard_sigmoid",
+    "holomorphic",
+    "identity",
+    "layered",
+    "max_pool",
+    "one_sided",
+    "predict",
+    "primitive",
+    "random_sign",
+    "shifted_sigmoid",
+    "softmax_pool",
+    "solve",
+    "squared_error",
+]

@@ -1,0 +1,156 @@
+r"""Energies: a primitive function Phi, a cost C, and the dynamics towards equilibrium.
+
+With sigma the activation, states h_1 ... h_L and nudging beta the network relaxes to
+
+    h_l = sigma(d/dh_l [Phi(theta, h, x) - beta C(theta, h, label)]),
+
+a stationary point of F = sum G(h) - Phi + beta C with G' = sigma^-1. G is never needed:
+dF/dtheta = -d(Phi - beta C)/dtheta at fixed states.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+States = tuple[jax.Array, ...]
+
+
+class Dynamics(NamedTuple):
+    """An energy with its parameters and batch: what a sweep evaluates.
+
+    Products are what the drives have in common, W_l h_l, say; whoever changes states
+    renews them.
+
+    Attributes:
+      zeros: states (B, ...) to start from.
+      colours: positions of the states, in groups that may be updated at once.
+      products: `(states) -> products`.
+      renew: `(states, products, colour) -> products` after a change of one group.
+      drive: `(i, states, products, beta) -> dPhi/dh_l - beta dC/dh_l`; beta is () or
+        None for the free network.
+      activate: `(i, drive) -> state`.
+    """
+
+    zeros: States
+    colours: tuple[tuple[int, ...], ...]
+    products: Callable[[States], Any]
+    renew: Callable[[States, Any, tuple[int, ...]], Any]
+    drive: Callable[[int, States, Any, jax.Array | None], jax.Array]
+    activate: Callable[[int, jax.Array], jax.Array]
+
+
+class Phases(NamedTuple):
+    """Equilibria of K nudged networks: states (K, B, ...), points and weights (K,)."""
+
+    states: States
+    points: jax.Array
+    weights: jax.Array
+
+
+class Energy(NamedTuple):
+    """What equilibrium propagation needs to know of a network.
+
+    Attributes:
+      init: `(key, x) -> params`.
+      bind: `(params, batch) -> Dynamics`.
+      outputs: `(params, states, batch) -> (B, classes)`, what the cost reads.
+      cost: `(params, states, batch) -> (B,)`.
+      weighted: `(params, batch, phases...) -> ()`: Re sum_k w_k sum_b [Phi - beta_k C].
+      parts: `(params, batch) -> {name: (function, example)}`, to be holomorphic in their
+        argument where the nudging is complex.
+    """
+
+    init: Callable[[jax.Array, Any], Any]
+    bind: Callable[[Any, Any], Dynamics]
+    outputs: Callable[[Any, States, Any], jax.Array]
+    cost: Callable[[Any, States, Any], jax.Array]
+    weighted: Callable[..., jax.Array]
+    parts: Callable[[Any, Any], dict[str, tuple[Callable[..., Any], Any]]]
+
+
+def primitive(
+    phi: Callable[[Any, States, Any], jax.Array],
+    cost: Callable[[Any, States, Any], jax.Array],
+    *,
+    states: Callable[[Any, Any], States],
+    activation: Callable[[jax.Array], jax.Array],
+    outputs: Callable[[Any, States, Any], jax.Array] | None = None,
+    init: Callable[[jax.Array, Any], Any] | None = None,
+    colours: Sequence[Sequence[int]] | None = None,
+) -> Energy:
+    """An energy written as a scalar function; its dynamics come from autodiff.
+
+    Args:
+      phi: `(params, states, batch) -> (B,)`, the primitive function without its cost.
+      cost: `(params, states, batch) -> (B,)`.
+      states: `(params, batch) -> tuple of (B, ...)`, where relaxation starts.
+      activation: sigma of the update h <- sigma(dPhi/dh), elementwise.
+      outputs: `(params, states, batch) -> (B, classes)` for predictions; the last state
+        by default.
+      init: `(key, x) -> params`.
+      colours: groups of states to be updated at once, in order; one after the other by
+        default.
+
+    For complex nudging phi and cost must take complex states beside real parameters.
+    """
+
+    def total(params, batch, states, beta):
+        value = phi(params, states, batch)
+        if beta is None:
+            return value
+        return value - beta * cost(params, states, batch).astype(beta.dtype)
+
+    def bind(params, batch) -> Dynamics:
+        start = tuple(states(params, batch))
+        groups = colours or [[i] for i in range(len(start))]
+
+        def drive(i, h, products, beta):
+            def of_one(one):
+                return total(params, batch, (*h[:i], one, *h[i + 1 :]), beta)
+
+            value, vjp = jax.vjp(of_one, h[i])
+            return vjp(jnp.ones_like(value))[0]
+
+        return Dynamics(
+            start,
+            tuple(map(tuple, groups)),
+            lambda h: (),
+            lambda h, products, colour: (),
+            drive,
+            lambda i, z: activation(z),
+        )
+
+    def weighted(params, batch, *phases):
+        def one(h, point, weight):
+            value = total(params, batch, h, point)
+            return (weight * value.astype(weight.dtype)).real.sum()
+
+        sums = [jax.vmap(one)(*p).sum() for p in phases]
+        return jnp.stack(sums).sum()
+
+    def parts(params, batch):
+        h = tuple(states(params, batch))
+        return {
+            "phi": (lambda h: phi(params, h, batch), h),
+            "cost": (lambda h: cost(params, h, batch), h),
+            f"activation {_name(activation)!r}": (activation, h[-1]),
+        }
+
+    return Energy(
+        init or _no_init,
+        bind,
+        outputs or (lambda params, h, batch: h[-1]),
+        cost,
+        weighted,
+        parts,
+    )
+
+
+def _no_init(key, x):
+    raise ValueError("this energy has no init: pass init= to bpfree.primitive")
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)

@@ -1,0 +1,91 @@
+"""Pooling over square windows, by reshaping: (B, H, W, C) -> (B, H/s, W/s, C).
+
+Rows and columns that fill no whole window are left out.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Pool(NamedTuple):
+    """A pooling: `fn(z)`, and `pull(z, v) = (dfn/dz)^T v` at z."""
+
+    name: str
+    fn: Callable[[jax.Array], jax.Array]
+    pull: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def average_pool(window: int = 2) -> Pool:
+    """The mean of each window."""
+
+    def fn(z):
+        return _windows(z, window).mean((2, 4))
+
+    def pull(z, v):
+        return _spread(jnp.broadcast_to(v[:, :, None, :, None], _shape(z, window)), z) / (
+            window * window
+        )
+
+    return Pool("average_pool", fn, pull)
+
+
+def softmax_pool(window: int = 2, temperature: float = 1.0) -> Pool:
+    """The softmax-weighted mean, P = sum_j z_j exp(z_j/T) / sum_j exp(z_j/T).
+
+    Holomorphic: T -> 0 is the maximum, T -> inf the mean (Laborieux & Zenke 2022).
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be positive")
+
+    def weights(z):
+        w = _windows(z, window)
+        top = lax.stop_gradient(w.real.max((2, 4), keepdims=True))
+        e = jnp.exp((w - top.astype(w.dtype)) / temperature)
+        return w, e / e.sum((2, 4), keepdims=True)
+
+    def fn(z):
+        w, p = weights(z)
+        return (w * p).sum((2, 4))
+
+    def pull(z, v):
+        w, p = weights(z)
+        mean = (w * p).sum((2, 4), keepdims=True)
+        slope = p * (1 + (w - mean) / temperature)
+        return _spread(slope * v[:, :, None, :, None], z)
+
+    return Pool("softmax_pool", fn, pull)
+
+
+def max_pool(window: int = 2) -> Pool:
+    """The maximum of each window: not holomorphic, for real nudging only."""
+
+    def fn(z):
+        return _windows(z, window).max((2, 4))
+
+    def pull(z, v):
+        return jax.vjp(fn, z)[1](v)[0]
+
+    return Pool("max_pool", fn, pull)
+
+
+def _shape(z, s: int) -> tuple[int, ...]:
+    b, h, w, c = z.shape
+    return (b, h // s, s, w // s, s, c)
+
+
+def _windows(z: jax.Array, s: int) -> jax.Array:
+    """(B, H, W, C) -> (B, H/s, s, W/s, s, C)."""
+    shape = _shape(z, s)
+    return z[:, : shape[1] * s, : shape[3] * s].reshape(shape)
+
+
+def _spread(windows: jax.Array, like: jax.Array) -> jax.Array:
+    """The transpose of `_windows`: zeros where no window reaches."""
+    b, h, s, w, _, c = windows.shape
+    z = windows.reshape(b, h * s, w * s, c)
+    missing = [(0, n - m) for n, m in zip(like.shape, z.shape, strict=True)]
+    return jnp.pad(z, missing) if z.shape != like.shape else z

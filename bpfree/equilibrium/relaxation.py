@@ -1,0 +1,287 @@
+r"""Relaxation to a fixed point: one loop for every update rule.
+
+A sweep updates group after group of states, each with the newest neighbours,
+
+    h_l <- h_l + w (sigma(drive_l(h)) - h_l),
+
+so "jacobi" is one group of all states, "even_odd" (Gauss-Seidel) the colours of the
+energy, w < 1 damping and w > 1 over-relaxation (SOR). With mu the spectral radius of the
+Jacobi sweep, an even-odd sweep contracts by lambda, where
+
+    (lambda + w - 1)^2 = lambda w^2 mu^2,    best at w = 2 / (1 + sqrt(1 - mu^2))
+
+(Young 1954), so the observed lambda tells mu, and mu the next w.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree.equilibrium.energy import Dynamics, States
+
+ORDERINGS = ("even_odd", "jacobi")
+_SLOWEST = 0.9  # contraction beyond which an error estimate is not extrapolated
+_LARGEST_RADIUS = 0.98
+
+Kick = Callable[[jax.Array, int, jax.Array], jax.Array]
+
+
+class Relaxation(NamedTuple):
+    """How to relax.
+
+    Attributes:
+      free, nudged: sweeps of the free and of each nudged phase; at most, if there is a
+        tolerance.
+      predicted: sweeps of complex phases, which begin at the extrapolation of the real
+        ones; 0: they begin at the free state and take `nudged` sweeps.
+      ordering: "even_odd" or "jacobi".
+      factor: w; None: Young's, from a running estimate of mu (1 for "jacobi").
+      tolerance: a phase stops when its estimated error is less, relative to the
+        displacement by the nudging (in the free phase, to the states), as root mean
+        squares over the batch: what the error of the batch's gradient depends on. None:
+        all sweeps are made.
+      per_example: instead, each example stops by itself, so that its result does not
+        depend on the rest of its batch.
+      anderson: how many sweeps Anderson acceleration mixes; 0: none (see `anderson`).
+      noise: standard deviation of normal noise on the drives in the nudged phases,
+        independent for every example, phase and sweep.
+    """
+
+    free: int = 100
+    nudged: int = 40
+    predicted: int = 12
+    ordering: str = "even_odd"
+    factor: float | jax.Array | None = None
+    tolerance: float | jax.Array | None = 0.005
+    per_example: bool = False
+    anderson: int = 0
+    noise: float | jax.Array = 0.0
+
+
+class Relaxed(NamedTuple):
+    """Where K phases came to.
+
+    Attributes:
+      states: (K, B, ...).
+      residual: (K, B), norm of the change that the last sweep made.
+      error: (K, B), estimated distance to the fixed point, residual lambda/(1 - lambda).
+      contraction: lambda of the whole batch in the last sweep, ().
+      sweeps: how many were made, int32 ().
+    """
+
+    states: States
+    residual: jax.Array
+    error: jax.Array
+    contraction: jax.Array
+    sweeps: jax.Array
+
+
+def check(settings: Relaxation) -> None:
+    """ValueError with the choices for settings that cannot be."""
+    if settings.ordering not in ORDERINGS:
+        raise ValueError(
+            f"ordering={settings.ordering!r} is unknown; choose one of {ORDERINGS}"
+        )
+    for name in ("free", "nudged"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}={getattr(settings, name)} sweeps: at least 1")
+    for name in ("predicted", "anderson"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"{name}={getattr(settings, name)} must not be negative")
+    for name in ("factor", "tolerance"):
+        value = getattr(settings, name)
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"{name}={value} must be positive, or None")
+
+
+# ----------------------------------------------------------------------------- a sweep
+
+
+def stacked(dynamics: Dynamics, ordering: str) -> Dynamics:
+    """The dynamics of K phases side by side: K in front of states and points."""
+    colours = dynamics.colours
+    if ordering == "jacobi":
+        colours = (tuple(range(len(dynamics.zeros))),)
+
+    def drive(i, states, products, points):
+        return jax.vmap(lambda h, z, beta: dynamics.drive(i, h, z, beta))(
+            states, products, points
+        )
+
+    def renew(states, products, colour):
+        return jax.vmap(lambda h, z: dynamics.renew(h, z, colour))(states, products)
+
+    return dynamics._replace(
+        colours=colours, products=jax.vmap(dynamics.products), renew=renew, drive=drive
+    )
+
+
+def sweep(net: Dynamics, points, states, products, factor, active=None, kick=None):
+    """(states, products) after one sweep; `active` (K, B) holds all others back."""
+    for colour in net.colours:
+        new = list(states)
+        for i in colour:
+            drive = net.drive(i, states, products, points)
+            if kick is not None:
+                drive = drive + kick(i, drive)
+            step = net.activate(i, drive) - states[i]
+            new[i] = states[i] + factor.astype(step.dtype) * step
+            if active is not None:
+                new[i] = jnp.where(rows(active, step), new[i], states[i])
+        states = tuple(new)
+        products = net.renew(states, products, colour)
+    return states, products
+
+
+def rows(per_example: jax.Array, like: jax.Array) -> jax.Array:
+    return per_example.reshape(*per_example.shape, *(1,) * (like.ndim - 2))
+
+
+def norm(states: States) -> jax.Array:
+    """Euclidean norm over all states of an example: (K, B)."""
+    squares = [jnp.square(jnp.abs(h)).sum(tuple(range(2, h.ndim))) for h in states]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
+
+
+def minus(a: States, b: States) -> States:
+    return tuple(x - y.astype(x.dtype) for x, y in zip(a, b, strict=True))
+
+
+def apart(states: States) -> States:
+    """The differences of K real phases from their mean.
+
+    What the free phase left undone moves all phases alike, and cancels in the gradient.
+    """
+    if states[0].shape[0] == 1:
+        return states
+    return tuple(h - h.mean(0, keepdims=True) for h in states)
+
+
+def rms(per_example: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(per_example).mean())
+
+
+# ---------------------------------------------------------------------------- the loop
+
+
+class _Carry(NamedTuple):
+    sweep: jax.Array
+    states: States
+    products: object
+    residual: jax.Array
+    error: jax.Array
+    contraction: jax.Array
+
+
+Sweep = Callable[[_Carry, jax.Array | None], _Carry]
+Settled = Callable[[States, jax.Array], jax.Array]
+
+
+def relax(
+    net: Dynamics,
+    points: jax.Array | None,
+    start: States,
+    *,
+    limit: int,
+    factor: jax.Array,
+    settled: Settled | None = None,
+    response: Callable[[States], States] = lambda change: change,
+    kick: Kick | None = None,
+) -> Relaxed:
+    """Sweep until all examples have settled, or `limit` times.
+
+    Args:
+      net: of K phases (`stacked`).
+      points: beta (K,), or None for the free network (K = 1).
+      start: states (K, B, ...).
+      factor: w, ().
+      settled: `(states, error (K, B)) -> (K, B)`, which examples stop; None: none does.
+      response: the part of a change that counts as error.
+      kick: `(sweep, i, drive) -> noise` added to the drives.
+    """
+    one = jnp.ones((), start[0].real.dtype)
+    infinite = jnp.full(start[0].shape[:2], jnp.inf, one.dtype)
+
+    def plain(c: _Carry, active=None) -> _Carry:
+        noise = None if kick is None else lambda i, drive: kick(c.sweep, i, drive)
+        new, products = sweep(net, points, c.states, c.products, factor, active, noise)
+        return c._replace(sweep=c.sweep + 1, states=new, products=products)
+
+    def measured(c: _Carry, active=True) -> _Carry:
+        new = plain(c, None if active is True else active)
+        residual = norm(response(minus(new.states, c.states)))
+        rate = jnp.where(residual == 0, 0.0, residual / c.residual)
+        rate = jnp.clip(rate, 0, _SLOWEST)
+        error = jnp.where(jnp.isinf(c.residual), infinite, residual * rate / (1 - rate))
+        return new._replace(
+            residual=jnp.where(active, residual, c.residual),
+            error=jnp.where(active, error, c.error),
+            contraction=rms(jnp.where(active, residual, 0.0))
+            / rms(jnp.where(active, c.residual, 0.0)),
+        )
+
+    c = _Carry(jnp.int32(0), start, net.products(start), infinite, infinite, one)
+    if settled is None:
+        c = lax.fori_loop(0, max(limit - 2, 0), lambda _, c: plain(c), c)
+        for _ in range(min(limit, 2)):
+            c = measured(c)
+    else:
+        c = _until(settled, measured, c, limit)
+    return Relaxed(c.states, c.residual, c.error, c.contraction, c.sweep)
+
+
+def _until(settled: Settled, measured: Sweep, c: _Carry, limit: int) -> _Carry:
+    def go_on(carry):
+        c, active = carry
+        return (c.sweep < limit) & active.any()
+
+    def body(carry):
+        c, active = carry
+        c = measured(c, active)
+        return c, active & ~settled(c.states, c.error)
+
+    return lax.while_loop(go_on, body, (c, jnp.ones(c.error.shape, bool)))[0]
+
+
+ASTRAY = 0.5  # estimated error relative to the displacement of a lost example
+
+
+def settles(
+    settings: Relaxation,
+    displacement: Callable[[States], States],
+    count_all: bool = True,
+) -> Settled | None:
+    """The `settled` of these settings: error against displacement, or None.
+
+    Without `count_all` the batch does not wait for examples that have gone astray.
+    """
+    if settings.tolerance is None:
+        return None
+
+    def settled(states, error):
+        moved = norm(displacement(states))
+        if settings.per_example:
+            return error <= settings.tolerance * moved
+        counted = (error <= ASTRAY * moved) | jnp.isinf(error) | count_all
+        left, scale = (rms(jnp.where(counted, n, 0.0)) for n in (error, moved))
+        return jnp.broadcast_to(left <= settings.tolerance * scale, error.shape)
+
+    return settled
+
+
+# ------------------------------------------------------------------ over-relaxation
+
+
+def best_factor(radius: jax.Array) -> jax.Array:
+    """Young's over-relaxation factor for a Jacobi sweep of this spectral radius."""
+    return 2 / (1 + jnp.sqrt(1 - jnp.square(jnp.clip(radius, 0, _LARGEST_RADIUS))))
+
+
+def observed_radius(contraction: jax.Array, factor: jax.Array) -> jax.Array:
+    """The Jacobi spectral radius at which even-odd sweeps contract as observed."""
+    rate = jnp.clip(contraction, 1e-6, 1.0)
+    radius = (rate + factor - 1) / (factor * jnp.sqrt(rate))
+    return jnp.clip(radius, 0, _LARGEST_RADIUS)

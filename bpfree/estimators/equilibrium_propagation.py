@@ -1,0 +1,203 @@
+"""Equilibrium propagation: the gradient from how a nudged network's equilibrium moves."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpfree.equilibrium import holomorphy
+from bpfree.equilibrium import relaxation as _relaxation
+from bpfree.equilibrium.energy import Dynamics, Energy
+from bpfree.equilibrium.nudging import Nudging, centred
+from bpfree.equilibrium.phases import Solution, solve
+from bpfree.equilibrium.relaxation import Relaxation
+from bpfree.transform import (
+    BAD_LOSS,
+    BAD_RELAXATION,
+    NO_FAULT,
+    Estimate,
+    Estimator,
+    EstimatorTransformation,
+    transformation,
+)
+
+
+class EquilibriumState(NamedTuple):
+    """State of the estimator.
+
+    Attributes:
+      radius: running estimate of the spectral radius mu of a Jacobi sweep, float32 ().
+      metrics: of the last update, {name: float32 ()}: sweeps of each kind of phase;
+        `error`, the largest estimated relative error of one; `unsettled`, the share of
+        examples that still moved by a tenth in the last free sweep; `disagreement` of
+        the rule with the one of half as many points (about the root of its own relative
+        error: near 1, the radius is too large), -1 if there is none.
+    """
+
+    radius: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+METRICS = (
+    "free_sweeps",
+    "nudged_sweeps",
+    "complex_sweeps",
+    "error",
+    "unsettled",
+    "disagreement",
+)
+
+
+def equilibrium_propagation(
+    energy: Energy,
+    *,
+    nudging: Nudging | None = None,
+    relaxation: Relaxation | None = None,
+    seed: int | jax.Array = 0,
+) -> EstimatorTransformation:
+    r"""Equilibrium propagation, classic and holomorphic (hEP).
+
+    With F = -(Phi - beta C) and equilibria s*(beta) of the nudged network,
+
+    .. math:: \hat g = \mathrm{Re} \sum_n w_n \frac{1}{B} \sum_b
+        \frac{\partial F}{\partial\theta}(s^*(\beta_n), \beta_n)
+
+    for the points and weights of the nudging rule: a quadrature of d/dbeta at 0.
+
+    Contract: the gradient of the mean cost at the free equilibrium, up to O(beta) for
+    `one_sided`, O(beta^2) for `centred`, O(radius^N) for `holomorphic(radius, N)`, and up
+    to the tolerance of the relaxation. It needs |beta| inside the disc in which the
+    equilibrium is an analytic function of beta; that disc shrinks as training goes on.
+
+    Args:
+      energy: `bpfree.layered(...)` or `bpfree.primitive(...)`.
+      nudging: a rule of `bpfree.equilibrium`; default `centred(0.4)`.
+      relaxation: `bpfree.equilibrium.Relaxation(...)`; by default over-relaxation and
+        the number of sweeps adapt by themselves.
+      seed: int or typed PRNG key, for random signs and noise.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: settings that cannot be; when traced, complex nudging of a part that is
+        not holomorphic, named.
+
+    References: Scellier & Bengio 2017; Laborieux et al. 2021, arXiv:2006.03824 (centred);
+    Laborieux & Zenke 2022, arXiv:2209.00530 (holomorphic).
+    """
+    if not isinstance(energy, Energy):
+        raise TypeError(
+            f"equilibrium propagation needs an energy, bpfree.layered(...) or "
+            f"bpfree.primitive(...), not a {type(energy).__name__}"
+        )
+    rule = centred(0.4) if nudging is None else nudging
+    settings = Relaxation() if relaxation is None else relaxation
+    _relaxation.check(settings)
+
+    def init(params) -> EquilibriumState:
+        zero = jnp.zeros((), jnp.float32)
+        return EquilibriumState(zero, dict.fromkeys(METRICS, zero))
+
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        del wanted
+        if rule.complex:
+            for name, (part, example) in energy.parts(params, batch).items():
+                holomorphy.check(name, part, example)
+        dynamics = energy.bind(params, batch)
+        factor = _factor(settings, state.inner.radius, dynamics)
+        sign_key, noise_key = jax.random.split(key)
+        drawn = rule
+        if rule.random_sign:
+            sign = jax.random.rademacher(sign_key, (), dynamics.zeros[0].dtype)
+            drawn = rule._replace(radius=sign * rule.radius)
+        noisy = not isinstance(settings.noise, (int, float)) or settings.noise > 0
+        noise_key = noise_key if noisy else None
+        solution = solve(dynamics, drawn, settings, factor, noise_key)
+        size = dynamics.zeros[0].shape[0]
+
+        def surrogate(params):
+            return -energy.weighted(params, batch, *solution.phases) / size
+
+        gradient = jax.grad(surrogate)(params)
+        free = tuple(h[0] for h in solution.free.states)
+        value = energy.cost(params, free, batch).mean()
+        metrics = _metrics(solution, rule)
+        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS)
+        lost = (metrics["unsettled"] > 0.5) & (solution.free.sweeps >= 10)
+        fault = jnp.where(lost & (fault == NO_FAULT), BAD_RELAXATION, fault)
+        inner = EquilibriumState(_next_radius(state.inner, solution, factor), metrics)
+        value = value.astype(jnp.float32)
+        return Estimate(gradient, value, None, fault.astype(jnp.int32), inner)
+
+    objective: Any = energy
+    return transformation(Estimator(init, estimate), objective, seed)
+
+
+def _factor(settings: Relaxation, radius, dynamics: Dynamics) -> jax.Array:
+    """The over-relaxation factor of this update."""
+    dtype = dynamics.zeros[0].dtype
+    if settings.factor is not None:
+        return jnp.asarray(settings.factor, dtype)
+    if settings.ordering == "jacobi":
+        return jnp.ones((), dtype)
+    return _relaxation.best_factor(radius.astype(dtype))
+
+
+def _next_radius(state: EquilibriumState, solution: Solution, factor) -> jax.Array:
+    """Running mean of what the last sweeps say.
+
+    Over-relaxed beyond the best factor, a sweep contracts by w - 1 whatever mu is, so
+    each observation is shrunk a little: the mean can come down again.
+    """
+    seen = solution.real if solution.real is not None else solution.free
+    radius = 0.98 * _relaxation.observed_radius(seen.contraction, factor)
+    radius = radius.astype(jnp.float32)
+    mean = state.radius + _FORGET * (radius - state.radius)
+    return jnp.where(jnp.isfinite(mean), mean, state.radius)
+
+
+_FORGET = 0.3
+
+
+def _metrics(solution: Solution, rule: Nudging) -> dict[str, jax.Array]:
+    free = solution.free
+    nudged = [p for p in (solution.real, solution.complex) if p is not None]
+    size = _relaxation.norm(free.states)
+    moved = jnp.maximum(solution.displacement, jnp.finfo(size.dtype).tiny)
+    errors = [_relaxation.rms(p.error) / moved for p in nudged]
+    sweeps = [
+        0 if p is None else p.sweeps for p in (free, solution.real, solution.complex)
+    ]
+    values = (
+        *sweeps,
+        jnp.stack([_relaxation.rms(free.error) / _relaxation.rms(size), *errors]).max(),
+        (free.residual > 0.1 * size).mean(),
+        _disagreement(solution, rule),
+    )
+    return {
+        name: jnp.asarray(value).astype(jnp.float32)
+        for name, value in zip(METRICS, values, strict=True)
+    }
+
+
+def _disagreement(solution: Solution, rule: Nudging) -> jax.Array | float:
+    """|response by the coarser rule - response| / |response|, over the batch."""
+    if not rule.coarser:
+        return -1.0
+    fine, coarse = [], []
+    which = [part for part in (rule.real, rule.complex) if part]
+    for n, free in enumerate(solution.free.states):
+        total = [jnp.zeros_like(free[0]), jnp.zeros_like(free[0])]
+        for part, phases in zip(which, solution.phases, strict=True):
+            state = phases.states[n]
+            change = state - free.astype(state.dtype)
+            for i, rows in enumerate((rule.coefficients, rule.coarser)):
+                weights = jnp.asarray([rows[k] for k in part], jnp.complex64)
+                weights = weights if jnp.iscomplexobj(change) else weights.real
+                weights = weights.astype(change.dtype)
+                total[i] = total[i] + jnp.tensordot(weights, change, 1).real
+        fine.append(total[0][None])
+        coarse.append((total[1] - total[0])[None])
+    response = _relaxation.rms(_relaxation.norm(tuple(fine)))
+    return _relaxation.rms(_relaxation.norm(tuple(coarse))) / response

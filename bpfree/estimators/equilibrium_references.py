@@ -1,0 +1,127 @@
+"""Exact gradients of the same cost at the same equilibrium, as estimators.
+
+L(theta) = C(theta, h*), h* = F(theta, h*) with the Jacobi sweep F.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree.equilibrium import relaxation as _relaxation
+from bpfree.equilibrium.energy import Dynamics, Energy, States
+from bpfree.equilibrium.phases import relax_free
+from bpfree.equilibrium.relaxation import Relaxation
+from bpfree.estimators.backprop import backprop
+from bpfree.transform import (
+    BAD_LOSS,
+    NO_FAULT,
+    Estimate,
+    Estimator,
+    EstimatorTransformation,
+    transformation,
+)
+
+
+def equilibrium(dynamics: Dynamics, settings: Relaxation, factor=None) -> States:
+    """States (B, ...) of the free network."""
+    if factor is None:
+        factor = 1.0 if settings.factor is None else settings.factor
+    net = _relaxation.stacked(dynamics, settings.ordering)
+    dtype = dynamics.zeros[0].dtype
+    free = relax_free(net, settings, jnp.asarray(factor, dtype))
+    return tuple(h[0] for h in free.states)
+
+
+def backprop_through_time(
+    energy: Energy, *, relaxation: Relaxation, seed: int | jax.Array = 0
+) -> EstimatorTransformation:
+    """The gradient of the cost after `relaxation.free` sweeps, through all of them.
+
+    Contract: exact for the unrolled network; memory grows with the sweeps. Raises
+    ValueError for a relaxation with a tolerance, whose number of sweeps is not fixed.
+    """
+    _relaxation.check(relaxation)
+    if relaxation.tolerance is not None:
+        raise ValueError(
+            "backprop through time needs a fixed number of sweeps: Relaxation(free=..., "
+            "tolerance=None)"
+        )
+
+    def losses(params, batch):
+        states = equilibrium(energy.bind(params, batch), relaxation)
+        return energy.cost(params, states, batch)
+
+    return backprop(losses, seed=seed)
+
+
+def recurrent_backprop(
+    energy: Energy,
+    *,
+    relaxation: Relaxation | None = None,
+    adjoint_sweeps: int = 1000,
+    adjoint_tolerance: float = 1e-7,
+    seed: int | jax.Array = 0,
+) -> EstimatorTransformation:
+    r"""The gradient at the equilibrium by implicit differentiation (recurrent backprop).
+
+    .. math:: \lambda = \partial C/\partial h + J^T \lambda, \qquad
+        g = \partial C/\partial\theta + \lambda^T \partial F/\partial\theta
+
+    with J = dF/dh of the Jacobi sweep at h*; lambda by iteration, until its relative
+    change is below `adjoint_tolerance`.
+
+    Contract: exact up to the two tolerances, if the spectral radius of J is below 1
+    (Almeida 1987; Pineda 1987).
+    """
+    settings = Relaxation(free=1000, tolerance=1e-7) if relaxation is None else relaxation
+    _relaxation.check(settings)
+
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        del key, state, wanted
+        h = equilibrium(energy.bind(params, batch), settings)
+
+        def mean_cost(params, h):
+            return energy.cost(params, h, batch).mean()
+
+        signal = jax.grad(mean_cost, argnums=1)(params, h)
+        _, pull = jax.vjp(lambda h: _jacobi(energy.bind(params, batch), h), h)
+
+        def go_on(carry):
+            t, _, change = carry
+            return (t < adjoint_sweeps) & (change > adjoint_tolerance)
+
+        def body(carry):
+            t, old, _ = carry
+            new = tuple(s + p for s, p in zip(signal, pull(old)[0], strict=True))
+            moved, size = (_length(s) for s in (_relaxation.minus(new, old), new))
+            return t + 1, new, moved / size
+
+        first = (jnp.int32(0), signal, jnp.full((), jnp.inf, h[0].dtype))
+        _, adjoint, _ = lax.while_loop(go_on, body, first)
+
+        def surrogate(params):
+            moved = _jacobi(energy.bind(params, batch), h)
+            terms = [(a * m).sum() for a, m in zip(adjoint, moved, strict=True)]
+            return mean_cost(params, h) + sum(terms[1:], terms[0])
+
+        gradient = jax.grad(surrogate)(params)
+        value = mean_cost(params, h)
+        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
+        return Estimate(gradient, value.astype(jnp.float32), None, fault)
+
+    objective: Any = energy
+    return transformation(Estimator(lambda params: (), estimate), objective, seed)
+
+
+def _jacobi(dynamics: Dynamics, h: States) -> States:
+    products = dynamics.products(h)
+    return tuple(
+        dynamics.activate(i, dynamics.drive(i, h, products, None)) for i in range(len(h))
+    )
+
+
+def _length(states: States) -> jax.Array:
+    squares = [jnp.square(h).sum() for h in states]
+    return jnp.sqrt(sum(squares[1:], squares[0]))

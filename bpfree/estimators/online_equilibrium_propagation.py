@@ -1,0 +1,106 @@
+"""On-line holomorphic EP: a teaching signal that oscillates while the network runs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bpfree.equilibrium import holomorphy
+from bpfree.equilibrium import relaxation as _relaxation
+from bpfree.equilibrium.energy import Energy, Phases, States
+from bpfree.equilibrium.phases import noise
+from bpfree.transform import (
+    BAD_LOSS,
+    NO_FAULT,
+    Estimate,
+    Estimator,
+    EstimatorTransformation,
+    transformation,
+)
+
+
+def online_equilibrium_propagation(
+    energy: Energy,
+    *,
+    radius: float = 0.4,
+    num_points: int = 10,
+    sweeps: int = 30,
+    periods: int = 3,
+    ordering: str = "jacobi",
+    factor: float = 1.0,
+    noise_scale: float = 0.0,
+    seed: int | jax.Array = 0,
+) -> EstimatorTransformation:
+    r"""Holomorphic EP without phases: beta goes round the circle, the states follow.
+
+    .. math:: \hat g = \frac{1}{MNB} \sum_{m=1}^{MN} \mathrm{Re}\, \frac{1}{\beta_m}
+        \sum_b \frac{\partial F}{\partial\theta}(s_m, \beta_m)
+
+    with M periods of N points. From zeros, and never reset, the states make `sweeps`
+    updates at each beta_m = radius exp(2 pi i m / N); the running mean takes in the first
+    transient. There is no free phase, so `value` is the cost where the circle's mean
+    state is (the mean-value property).
+
+    Contract: the gradient up to O(radius^N), and up to the lag of the states behind beta,
+    which falls with `sweeps` and, as the transient is averaged out, with `periods`.
+
+    Args:
+      energy: with holomorphic parts.
+      radius, num_points: of the circle; num_points >= 2.
+      sweeps: at each point.
+      periods: M.
+      ordering, factor: of the sweeps, as in `bpfree.equilibrium.Relaxation`.
+      noise_scale: standard deviation of normal noise on the drives, independent for
+        every example and sweep.
+      seed: int or typed PRNG key, of the noise.
+
+    Raises:
+      ValueError: counts below their minimum; when traced, parts that are not holomorphic.
+
+    Reference: Laborieux & Zenke 2022, arXiv:2209.00530.
+    """
+    if num_points < 2 or sweeps < 1 or periods < 1:
+        raise ValueError(
+            f"num_points={num_points}, sweeps={sweeps}, periods={periods}: at least 2, 1 "
+            "and 1"
+        )
+    _relaxation.check(_relaxation.Relaxation(ordering=ordering, factor=factor))
+    circle = radius * np.exp(2j * np.pi * np.arange(num_points) / num_points)
+
+    def estimate(key, params, batch, state, wanted=None) -> Estimate:
+        del state, wanted
+        for name, (part, example) in energy.parts(params, batch).items():
+            holomorphy.check(name, part, example)
+        dynamics = energy.bind(params, batch)
+        dtype = np.result_type(dynamics.zeros[0].dtype, np.complex64)
+        net = _relaxation.stacked(dynamics, ordering)
+        size, count = dynamics.zeros[0].shape[0], periods * num_points
+        w = jnp.asarray(factor, dynamics.zeros[0].dtype)
+
+        def at_point(carry, point_and_key):
+            states, total, mean = carry
+            point, key = point_and_key
+            kick = noise(key, noise_scale) if noise_scale else None
+            found = _relaxation.relax(
+                net, point[None], states, limit=sweeps, factor=w, kick=kick
+            )
+            phases = Phases(found.states, point[None], 1 / (count * size * point[None]))
+            added = jax.grad(lambda p: -energy.weighted(p, batch, phases))(params)
+            mean = tuple(
+                m + h[0].real / count for m, h in zip(mean, found.states, strict=True)
+            )
+            return (found.states, jax.tree.map(jnp.add, total, added), mean), None
+
+        start: States = tuple(h[None].astype(dtype) for h in dynamics.zeros)
+        points = jnp.tile(jnp.asarray(circle, dtype), periods)
+        first = (start, jax.tree.map(jnp.zeros_like, params), dynamics.zeros)
+        keys = jax.random.split(key, count)
+        (_, gradient, mean), _ = lax.scan(at_point, first, (points, keys))
+        value = energy.cost(params, mean, batch).mean()
+        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
+        return Estimate(gradient, value.astype(jnp.float32), None, fault)
+
+    objective: Any = energy
+    return transformation(Estimator(lambda params: (), estimate), objective, seed)

@@ -1,0 +1,78 @@
+"""CIFAR-10 by equilibrium propagation: a convolutional Hopfield network, N = 2.
+
+    bpfree-train --config=configs/ep_cifar10.py --workdir=runs/ep_cifar10
+
+"VGG4" of Laborieux & Zenke 2022 (arXiv:2209.00530, Table 2) at a quarter of its width:
+convolutions 32-64-128-128 with softmax pooling, dSiLU, centred nudging |beta| = 1,
+momentum 0.9, decoupled decay, a learning rate for each layer, cosine annealing (here at
+every step). Not theirs: the adaptive relaxation (250 and 60 plain sweeps), standardised
+pixels in place of 1.5 standard deviations, and no flips and crops. No accuracy has been
+measured yet with this config.
+
+Reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names (a JPEG copy;
+`--config.data.name=cifar10` for the original files).
+
+Variants: `ep_cifar10.py:wide` (their width, 128-256-512-512, made for an accelerator; the
+original ends at 88.45 % after 90 epochs with flips and crops) and `ep_cifar10.py:smoke`,
+one step on tiny shapes of another set, the digits.
+"""
+
+from ml_collections import ConfigDict
+
+_RATES = {
+    "layer_1": 0.25,
+    "layer_2": 0.15,
+    "layer_3": 0.1,
+    "layer_4": 0.08,
+    "readout": 0.05,
+}
+_STEPS_PER_EPOCH = 45000 // 128
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The convolutional network by EP; arg: "wide" or "smoke"."""
+    if arg not in ("", "wide", "smoke"):
+        raise ValueError(
+            f"unknown argument {arg!r}; the choices are wide, smoke, or none at all"
+        )
+    channels = (128, 256, 512, 512) if arg == "wide" else (32, 64, 128, 128)
+    rates = dict(_RATES)
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {"name": "cifar10_jpeg", "preprocess": "standardise", "dir": ""}
+    config.model = {
+        "name": "hopfield",
+        "channels": channels,
+        "hidden": (),
+        "activation": "dsilu",
+        "pool": "softmax",
+    }
+    config.batch_size = 128
+    config.num_steps = 90 * _STEPS_PER_EPOCH
+    config.log_every = _STEPS_PER_EPOCH
+    config.checkpoint_every = _STEPS_PER_EPOCH
+    config.estimator = {"nudging": ("equilibrium.centred", {"beta": 1.0})}
+    if arg == "smoke":
+        config.data = {"name": "digits"}
+        config.model.update({"channels": (4, 4), "image": (8, 8, 1)})
+        config.batch_size = 8
+        config.num_steps = config.log_every = config.checkpoint_every = 1
+        rates = {name: rates[name] for name in ("layer_1", "layer_2", "readout")}
+    config.annealing = {"init_value": 1.0, "decay_steps": config.get_ref("num_steps")}
+    config.chain = (
+        ("equilibrium_propagation", "estimator"),
+        ("trace", {"decay": 0.9}),
+        ("add_decayed_weights", {"weight_decay": 2e-3}),
+        ("scale_by_schedule", {"step_size_fn": ("cosine_decay_schedule", "annealing")}),
+        (
+            "partition",
+            {
+                "transforms": {
+                    name: ("scale_by_learning_rate", {"learning_rate": rate})
+                    for name, rate in rates.items()
+                },
+                "param_labels": {name: name for name in rates},
+            },
+        ),
+    )
+    return config.lock()
