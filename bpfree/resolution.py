@@ -39,7 +39,7 @@ def smallest(dtype, size=1.0):
 
 def too_small(site: Site, sigma: jax.Array, size: jax.Array) -> jax.Array:
     """Whether noise of scale sigma is lost in values of rms `size`; bool ()."""
-    return sigma.min() < smallest(site.dtype, size)
+    return sigma.min().astype(size.dtype) < smallest(site.dtype, size)
 
 
 def smallest_at(name: str, loss_fn: _program.LossFn, params, batch, key) -> float:
@@ -49,8 +49,11 @@ def smallest_at(name: str, loss_fn: _program.LossFn, params, batch, key) -> floa
 
 
 def rms(value: jax.Array) -> jax.Array:
-    """Root mean square, float32 (); not finite where an entry is not."""
-    return jnp.sqrt(jnp.mean(at_least_float32(value) ** 2)).astype(jnp.float32)
+    """Root mean square, (); not finite just where an entry is not."""
+    value = at_least_float32(value)
+    largest = jnp.abs(value).max()  # taken out, so that no square overflows
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * jnp.sqrt(jnp.mean((value / unit) ** 2))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

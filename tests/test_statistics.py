@@ -10,7 +10,7 @@ import pytest
 
 import bpfree
 from bpfree import sampling
-from bpfree.estimators import perturbation
+from bpfree.estimators import runs
 from tests import problems
 from tests import statistics as gates
 
@@ -76,7 +76,7 @@ def test_the_gate_rejects_estimates_that_are_not_independent(right):
 
 def test_the_gate_rejects_the_mean_loss_for_every_example(monkeypatch):
     """[nodepert]: only 1/B of the signal is left."""
-    weigh = perturbation._weigh
+    weigh = runs.weigh
 
     def planted(run):
         def mean_loss(draws, losses):
@@ -85,7 +85,7 @@ def test_the_gate_rejects_the_mean_loss_for_every_example(monkeypatch):
 
         return mean_loss
 
-    monkeypatch.setattr(perturbation, "_weigh", planted)
+    monkeypatch.setattr(runs, "weigh", planted)
     assert abs(gates.mean_gate(node_perturbation(), TRUTH).z) > gates.LIMIT
 
 
@@ -114,7 +114,7 @@ def test_a_left_out_pair_is_left_out_whole():
 
 def test_the_gate_rejects_a_baseline_that_leaves_out_half_a_pair(monkeypatch):
     """The partner shares the noise: with K samples the slope is 1 + 1 / (K - 1)."""
-    left_out = perturbation._left_out
+    left_out = runs._left_out
 
     def planted(run):
         each = left_out(run)  # L minus the mean of the other pair
@@ -122,7 +122,7 @@ def test_the_gate_rejects_a_baseline_that_leaves_out_half_a_pair(monkeypatch):
         others = (losses.sum((0, 1), keepdims=True) - losses) / 3
         return losses - others
 
-    monkeypatch.setattr(perturbation, "_left_out", planted)
+    monkeypatch.setattr(runs, "_left_out", planted)
     credited = {k: g for k, g in TRUTH.items() if k != "scale"}
     estimates = pairs_without_their_draw()
     gate = gates.mean_gate({k: estimates[k] for k in credited}, credited)
