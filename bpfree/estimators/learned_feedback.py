@@ -9,6 +9,7 @@ the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends mean r^2
 the misfit of its model of how noise at one node moves the next.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,11 @@ from bpfree.transform import (
     transformation,
 )
 
-TEACHERS = ("responses", "losses")
+# What teaches the predictor -> the optimiser that fits it.
+TEACHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "responses": lambda: optax.adam(1e-2, b1=0.5, b2=0.99),  # it must follow the model
+    "losses": lambda: optax.adam(1e-3),
+}
 
 
 class FeedbackState(NamedTuple):
@@ -97,7 +102,8 @@ def learned_feedback(
         one number for each noisy pass and example. "responses": it descends the squared
         error of its guess of how noise at a node moves the next node, one number for each
         entry of a node; it needs the node values of noisy passes, and the chained form.
-      fit: optimiser of the predictor; None is `optax.adam(3e-3)`.
+      fit: optimiser of the predictor; None is `optax.adam(1e-2, b1=0.5, b2=0.99)` for
+        "responses" and `optax.adam(1e-3)` for "losses".
       antithetic: pairs z, -z; with "losses" the curvature then cancels.
       loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
 
@@ -113,7 +119,7 @@ def learned_feedback(
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
     learning without weight transport", NeurIPS 2019.
     """
-    check_choice("teacher", teacher, TEACHERS)
+    check_choice("teacher", teacher, tuple(TEACHERS))
     check_number(sigma)
     predictor = predictor or predictors.chained()
     if teacher == "responses" and predictor.respond is None:
@@ -123,7 +129,7 @@ def learned_feedback(
         )
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
-    fit = fit or optax.adam(3e-3)
+    fit = fit or TEACHERS[teacher]()
     plan = sampling.rademacher()
     plan = sampling.antithetic(plan) if antithetic else plan
     layout = sampling.make_layout(plan, num_samples, chunk_size, sharding)
