@@ -22,6 +22,7 @@ _SMALL = {"sigma": 0.01}
 _PAIRS = {"antithetic": True, **_SMALL}
 _LOSSES = {"teacher": "losses", "antithetic": True, "sigma": 0.02}
 
+# In a net of dense layers "direct channel" is "direct losses": each entry is a channel.
 ARMS = {
     "backprop": Arm(bpfree.backprop, None),
     "np": Arm(partial(bpfree.node_perturbation, **_SMALL)),
@@ -45,6 +46,9 @@ ARMS = {
     "feedback losses": Arm(partial(bpfree.learned_feedback, **_LOSSES), 2),
     "feedback direct losses": Arm(
         partial(bpfree.learned_feedback, predictor=direct(), **_LOSSES), 2
+    ),
+    "feedback direct channel": Arm(
+        partial(bpfree.learned_feedback, predictor=direct(per="channel"), **_LOSSES), 2
     ),
 }
 
