@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 2000
     config.log_every = 100
     config.checkpoint_every = 500
+    config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = {
         "num_samples": 16,
         "antithetic": True,

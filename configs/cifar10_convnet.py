@@ -70,6 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = _STEPS.get(arg, 1)
     config.log_every = max(1, config.num_steps // 20)
     config.checkpoint_every = max(1, config.num_steps // 4)
+    config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs
     config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
     config.chain = (

@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 8000
     config.log_every = 200
     config.checkpoint_every = 2000
+    config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs
     config.schedule = {"init_value": 5e-3, "decay_steps": config.get_ref("num_steps")}
     config.chain = (

@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 2000
     config.log_every = 100
     config.checkpoint_every = 500
+    config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs
     config.schedule = {"init_value": 5e-3, "decay_steps": config.get_ref("num_steps")}
     config.chain = (

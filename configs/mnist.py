@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 10 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH
     config.checkpoint_every = 5 * _STEPS_PER_EPOCH
+    config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs
     config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
     config.chain = (

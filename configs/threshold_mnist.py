@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 30 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH
     config.checkpoint_every = 30 * _STEPS_PER_EPOCH
+    config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = {
         "num_samples": 64,
         "sigma": 0.5,

@@ -173,3 +173,10 @@ def test_bad_diagnostics_are_told(section, message):
     settings = quick() | {"diagnostics": section}
     with pytest.raises(ConfigError, match=message):
         config.read(settings)
+
+
+def test_energies_have_no_diagnostics(tmp_path):
+    model = {"name": "hopfield", "hidden": [4]}
+    settings = quick() | {"model": model, "diagnostics": {"every": 4}}
+    with pytest.raises(ConfigError, match="has an energy"):
+        fit(settings, tmp_path)

@@ -68,6 +68,11 @@ def prepare(settings: config.Settings) -> Job:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
     batch = steps.with_state(batch, state_shapes)
+    if settings.diagnostics["every"] and hasattr(model, "objective"):
+        raise ConfigError(
+            "config.diagnostics compares with backprop through a loss function, and this "
+            "model has an energy: leave it out"
+        )
     loss_fn = _objective(model, tuple(state_shapes))
     built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator, batch)
     chain.check(built, shapes, batch)
