@@ -9,8 +9,8 @@ Test accuracy (355 images) of seeds 0 to 4, each by the command above; their mea
 standard deviation; and seconds from start to end, on two CPU cores shared with other jobs
 (load about 4), JAX 0.10.2:
 
-    likelihood ratio   .9859 .9887 .9859 .9887 .9887   .9876 +- .0015   about 28 s
-    np                 .9831 .9803 .9831 .9775 .9831   .9814 +- .0025   23 to 25 s
+    likelihood ratio   .9887 .9859 .9831 .9887 .9887   .9870 +- .0025   about 28 s
+    np                 .9859 .9831 .9859 .9831 .9775   .9831 +- .0034   23 to 25 s
     bp                 .9831 .9859 .9859 .9859 .9887   .9859 +- .0020   16 to 17 s
 
 One image is worth .0028. Step size, batch, augmentation and pairing were chosen for
