@@ -145,6 +145,11 @@ def weights(
     found = {s.name: named.get(s.name, other)(centred, s) for s in nodes}
     for s in nodes:
         wanted = (len(centred), *s.shape)
+        if callable(found[s.name]):
+            raise ValueError(
+                f"the credit rule of node {s.name!r} returned a function: call its "
+                "maker, as in credit=bpfree.causal()"
+            )
         shape = found[s.name].shape
         fits = len(shape) == len(wanted) and shape[0] == wanted[0]
         if not fits or any(n not in (1, m) for n, m in zip(shape, wanted, strict=True)):

@@ -20,14 +20,13 @@ import numpy as np
 
 from bpfree import _jaxpr, locality
 from bpfree import program as _program
-from bpfree.estimators.backprop import backprop
-from bpfree.transform import EstimatorState, EstimatorTransformation
+from bpfree.transform import EstimatorState, EstimatorTransformation, as_key
 
 OVERALL = "(all)"
 
 
 class Alignment(NamedTuple):
-    """Of one group of parameters; see the module docstring.
+    """Of one group of parameters; see the module docstring. nan where g is zero.
 
     Attributes:
       cosine, cosine_std: mean and standard deviation over single estimates.
@@ -67,7 +66,7 @@ class Report(NamedTuple):
     """What `measure` found.
 
     Attributes:
-      groups: {node, or parameter where the loss has no nodes: Alignment}, and all
+      groups: {node, or parameter where the marks make no blocks: Alignment}, and all
         parameters together under "(all)".
       cost: products of one update, in inferences of the batch (see `cost`).
       repeats: estimates behind the figures.
@@ -144,7 +143,7 @@ def make_meter(
     run = jax.jit(_inner_products(estimator, repeats))
 
     def meter(params, batch, *, seed, state, truth=None) -> Report:
-        key = jax.random.key(seed) if isinstance(seed, int) else seed
+        key = as_key(seed)
         inner = jax.device_get(run(key, state, params, batch, truth))
         found = {name: _alignment(inner, members) for name, members in groups.items()}
         return Report(found, spent, repeats)
@@ -162,14 +161,25 @@ class _Products(NamedTuple):
 
 
 def _inner_products(estimator, repeats):
-    reference = backprop(estimator.loss_fn).estimator
     random = _program.takes_key(estimator.loss_fn)
 
     def run(key, state, params, batch, truth) -> _Products:
-        def mean(estimator, keys, look=lambda gradient: ()):
+        def exact(key):
+            _, loss_key = jax.random.split(key)  # as estimators split it
+            args = _program.arguments(estimator.loss_fn, params, batch, loss_key)
+
+            def mean_loss(params):
+                out = estimator.loss_fn(params, *args[1:])
+                return _program.split_aux(out)[0].mean()
+
+            return jax.grad(mean_loss)(params)
+
+        def estimate(key):
+            return estimator.estimator.estimate(key, params, batch, state).gradient
+
+        def mean(make, keys, look=lambda gradient: ()):
             def add(total, key):
-                gradient = estimator.estimate(key, params, batch, state).gradient
-                gradient = _as_float32(gradient)
+                gradient = _as_float32(make(key))
                 return jax.tree.map(jnp.add, total, gradient), look(gradient)
 
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
@@ -178,10 +188,10 @@ def _inner_products(estimator, repeats):
 
         keys = jax.random.split(key, repeats)
         if truth is None:
-            truth, _ = mean(reference, keys if random else keys[:1])
+            truth, _ = mean(exact, keys if random else keys[:1])
         g = _as_float32(truth)
         average, (along, squares) = mean(
-            estimator.estimator, keys, lambda e: (_by_leaf(e, g), _by_leaf(e, e))
+            estimate, keys, lambda e: (_by_leaf(e, g), _by_leaf(e, e))
         )
         return _Products(along, squares, _by_leaf(average, average), _by_leaf(g, g))
 
@@ -213,7 +223,7 @@ def _alignment(by_leaf: _Products, members: list[int]) -> Alignment:
         slope=float(slopes.mean()),
         slope_error=float(slopes.std(ddof=1) / math.sqrt(repeats)),
         variance=float(variance),
-        bias=float(math.sqrt(max(0.0, off_axis - by_chance))),
+        bias=float(np.sqrt(np.maximum(off_axis - by_chance, 0.0))),
         norm=math.sqrt(norm),
     )
 
@@ -224,12 +234,12 @@ def _groups(loss_fn, params, batch) -> dict[str, list[int]]:
     paths = [locality.param_path(path) for path, _ in leaves]
     everything = {OVERALL: list(range(len(paths)))}
     key = jax.random.key(0) if _program.takes_key(loss_fn) else None
-    if not _program.site_names(loss_fn, params, batch, key):
+    try:
+        program = _program.trace(loss_fn, params, batch, key, loss_axes=2)
+        args = _program.arguments(loss_fn, params, batch, key)
+        found = locality.check(program, args, [False] * len(paths))
+    except ValueError:  # no nodes, or marks that only a filter (nodes=) makes blocks of
         return {path: [i] for i, path in enumerate(paths)} | everything
-    program = _program.trace(loss_fn, params, batch, key)
-    found = locality.check(
-        program, _program.arguments(loss_fn, params, batch, key), [False] * len(paths)
-    )
     named = {b.name: [paths.index(p) for p in b.params] for b in found if b.params}
     return named | everything
 
@@ -280,7 +290,7 @@ def _products_of(eqn) -> float:
         return 2.0 * out * math.prod(kernel) / features / zeros_between
     bodies = [_products_in(body) for body in _jaxpr.sub_jaxprs(eqn)]
     if name == "cond":
-        return max(bodies)
+        return math.nan if any(map(math.isnan, bodies)) else max(bodies)
     if name == "while":
         return math.nan if any(bodies) else 0.0
     return sum(bodies) * eqn.params.get("length", 1)

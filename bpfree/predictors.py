@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr
+from bpfree import _jaxpr, locality
 from bpfree import program as _program
 from bpfree._jaxpr import Run, Site
 from bpfree.program import NodeTree
@@ -44,6 +44,23 @@ class Predictor(NamedTuple):
     predict: Callable[[Any, Clean], NodeTree]
     respond: Callable[[Any, Clean, NodeTree], NodeTree] | None
     dead: Callable[[Clean], list[str]]
+
+
+def feeds_back(clean: Clean) -> bool:
+    """Whether any node's block reads the last node: in a loop, at a later step.
+
+    The loss's own derivative is then not the whole gradient at the last node.
+    """
+
+    def ends(args, values):
+        return _ends_of_blocks(clean._replace(args=args), args[0], values)
+
+    made = jax.make_jaxpr(ends)(clean.args, clean.values)
+    jaxpr, _ = _jaxpr.open_jaxpr(made)
+    rest = len(jaxpr.invars) - len(clean.values)
+    last = clean.program.nodes[-1].name
+    marks = [0] * rest + [locality.BEHIND * (n == last) for n in sorted(clean.values)]
+    return any(mark & locality.BEHIND for mark in locality.reach(jaxpr, marks)[0])
 
 
 def hidden(program: _program.Program) -> tuple[Site, ...]:
@@ -99,7 +116,7 @@ def chained() -> Predictor:
 
 def _small_like(key, leaf):
     if leaf.ndim < 2:
-        return leaf
+        return jnp.array(leaf, copy=True)  # a donated state must not take the model's
     lecun = jax.nn.initializers.lecun_normal()
     return (_SMALL * lecun(key, leaf.shape)).astype(leaf.dtype)
 
@@ -119,7 +136,7 @@ def direct(gate: str = "derivative", per: str = "position") -> Predictor:
         "learned", sigmoid(a y + b) with a and b for each channel; it needs no
         derivative, so thresholds train.
       per: "position", a row of B_l for each entry of the node; "channel", one for each
-        entry of its last axis.
+        entry of its last axis but the batch's.
 
     Raises ValueError for an unknown choice.
     """
@@ -134,9 +151,9 @@ def direct(gate: str = "derivative", per: str = "position") -> Predictor:
         weights = {}
         for site in hidden(clean.program):
             mine = jax.random.fold_in(key, _program.name_hash(site.name))
-            columns = _width(site) if per == "position" else site.shape[-1]
+            columns = _width(site) if per == "position" else _channels(site)
             matrix = _SMALL * jax.random.normal(mine, (rows, columns), site.dtype)
-            one = jnp.ones(site.shape[-1], site.dtype)
+            one = jnp.ones(_channels(site), site.dtype)
             weights[site.name] = {"matrix": matrix, "slope": one, "shift": 0 * one}
         return weights
 
@@ -169,12 +186,17 @@ def _derivative_gate(weights, clean: Clean) -> NodeTree:
 
 
 def _learned_gate(weights, clean: Clean) -> NodeTree:
-    def gate(name, slope, shift):
-        value = clean.values[name]
-        channels = (*[1] * (value.ndim - 1), -1)
+    def gate(site, slope, shift):
+        value = clean.values[site.name]
+        channels = [1] * value.ndim
+        if axes := [i for i in range(value.ndim) if i != site.batch_axis]:
+            channels[axes[-1]] = -1
         return jax.nn.sigmoid(slope.reshape(channels) * value + shift.reshape(channels))
 
-    return {name: gate(name, w["slope"], w["shift"]) for name, w in weights.items()}
+    return {
+        s.name: gate(s, weights[s.name]["slope"], weights[s.name]["shift"])
+        for s in hidden(clean.program)
+    }
 
 
 _GATES = {"derivative": _derivative_gate, "learned": _learned_gate}
@@ -182,6 +204,12 @@ _GATES = {"derivative": _derivative_gate, "learned": _learned_gate}
 
 def _example_first(values: jax.Array, site: Site) -> jax.Array:
     return jnp.moveaxis(values, site.batch_axis or 0, 0)
+
+
+def _channels(site: Site) -> int:
+    """Size of the last axis that is not the batch's."""
+    rest = [n for i, n in enumerate(site.shape) if i != (site.batch_axis or 0)]
+    return rest[-1] if rest else 1
 
 
 def _width(site: Site) -> int:

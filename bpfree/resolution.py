@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from bpfree import program as _program
 from bpfree._jaxpr import Site
-from bpfree.nodes import record
 
 _PRECISIONS = {"bfloat16": 2.0**-7, "tensorfloat32": 2.0**-10, "high": 2.0**-10}
 _DEFAULT_PRECISION = {"tpu": "bfloat16", "gpu": "tensorfloat32"}
@@ -44,7 +43,9 @@ def too_small(site: Site, sigma: jax.Array, size: jax.Array) -> jax.Array:
 
 def smallest_at(name: str, loss_fn: _program.LossFn, params, batch, key) -> float:
     """The smallest safe sigma at a node with these parameters and this batch."""
-    _, values, _ = record(loss_fn, [name])(params, batch, key)
+    program = _program.trace(loss_fn, params, batch, key, [name], loss_axes=2)
+    args = _program.arguments(loss_fn, params, batch, key)
+    values = _program.cut(program, args)[1]
     return float(smallest(values[name].dtype, rms(values[name])))
 
 

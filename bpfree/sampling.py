@@ -270,8 +270,8 @@ def make_layout(
     Raises ValueError when num_samples is not a positive multiple of the plan's group, or
     its draws do not divide over the devices.
     """
-    num_samples = _count("num_samples", num_samples)
-    chunk_size = None if chunk_size is None else _count("chunk_size", chunk_size)
+    num_samples = whole("num_samples", num_samples)
+    chunk_size = None if chunk_size is None else whole("chunk_size", chunk_size)
     if num_samples < 1 or num_samples % plan.group:
         pairs = " (antithetic samples come in pairs)" if plan.group == 2 else ""
         raise ValueError(
@@ -304,7 +304,7 @@ def make_layout(
     return layout._replace(chunk=max(1, min(local, wanted)))
 
 
-def _count(name: str, value) -> int:
+def whole(name: str, value) -> int:
     try:
         return operator.index(value)
     except TypeError:

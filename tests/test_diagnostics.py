@@ -189,3 +189,24 @@ def test_unknown_loops_have_no_cost():
         return jax.lax.while_loop(lambda a: a.sum() > 0, lambda a: a @ a, a)
 
     assert math.isnan(diagnostics.products(loop, jnp.ones((2, 2))))
+
+
+def test_a_loop_in_either_branch_is_unknown():
+    def loop(a):
+        return jax.lax.while_loop(lambda a: a.sum() > 0, lambda a: a @ a, a)
+
+    for branches in ([jnp.negative, loop], [loop, jnp.negative]):
+        made = lambda i, a, b=branches: jax.lax.switch(i, b, a)  # noqa: E731
+        assert math.isnan(diagnostics.products(made, 0, jnp.ones((2, 2))))
+
+
+def test_losses_by_step_and_marks_for_a_filter_are_measured():
+    def by_step(params, batch):
+        h = bpfree.node(batch["x"] @ params["w1"], "h")
+        act = bpfree.node(jnp.tanh(h), "act")  # a block without parameters
+        return bpfree.node(act @ params["w2"], "y") ** 2
+
+    params = {k: PARAMS[k] for k in ("w1", "w2")}
+    tx = bpfree.node_perturbation(by_step, nodes=["h", "y"], credit=bpfree.causal(axis=1))
+    report = diagnostics.measure(tx, params, BATCH, repeats=4, seed=np.int64(1))
+    assert set(report.groups) == {"w1", "w2", "(all)"} and report.overall.cosine > 0.1

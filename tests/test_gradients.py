@@ -8,6 +8,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import bpfree
@@ -245,3 +246,29 @@ def test_closed_form_of_a_net_of_thresholds():
     estimates = problems.estimates(tx, params, BATCH, repeats=1024)
     truth = problems.gradient(smoothed_net_of_thresholds, params, BATCH)
     passes(estimates, truth, resolves=0.02)
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"sigma": None}, "got None"),
+        ({"credit": "causal"}, "credit='causal'"),
+        ({"num_samples": 32.0}, "num_samples=32.0"),
+        ({"sigma_optimizer": 1e-3}, "sigma_optimizer=0.001"),
+        ({"sigma_optimizer": optax.sgd(1e-3), "sigma": lambda step: 0.1}, "at step 0"),
+    ],
+)
+def test_what_a_newcomer_may_write_is_told(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        bpfree.likelihood_ratio(problems.mlp_loss, **kwargs)
+
+
+def test_rules_that_do_not_fit_are_told():
+    params, batch = problems.mlp_params(), problems.mlp_batch()
+    for kwargs, message in (
+        ({"credit": bpfree.causal}, r"bpfree.causal\(\)"),
+        ({"credit": bpfree.credit.per_example, "baseline": "batch"}, "independent"),
+    ):
+        tx = bpfree.node_perturbation(problems.mlp_loss, **kwargs)
+        with pytest.raises(ValueError, match=message):
+            tx.update(None, tx.init(params), params, batch=batch)

@@ -51,11 +51,20 @@ class Skip(nn.Module):
         return nn.Dense(2, param_dtype=jnp.float64)(z + h)
 
 
+class Reading(nn.Module):
+    """A recurrent net, with a readout behind the loop."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = linen_models.Recurrent()(x)
+        return nn.Dense(2, param_dtype=jnp.float64)(h.mean(1))
+
+
 SHAPES = {
     "mlp": (linen_models.MLP(), (5, 3)),
     "skip": (Skip(), (5, 3)),
     "conv": (linen_models.CNN(), (2, 5, 5, 2)),
-    "recurrent": (linen_models.Recurrent(), (2, 4, 3)),
+    "recurrent": (Reading(), (2, 4, 3)),
 }
 
 
@@ -283,3 +292,74 @@ def test_bad_arguments_are_told(kwargs, message):
 def test_unknown_gate_is_told():
     with pytest.raises(ValueError, match="gate='none'"):
         predictors.direct(gate="none")
+
+
+def recurrent_loss(params, batch):
+    """The last node is read by its own block, at the next step."""
+
+    def step(h, x):
+        h = jnp.tanh(bpfree.node(x @ params["w1"] + h @ params["w2"], "rec"))
+        return h, None
+
+    first = bpfree.node(batch["x"] @ params["w1"], "first")
+    h, _ = jax.lax.scan(step, jnp.zeros_like(first), jnp.stack([first, batch["x"]]))
+    return jnp.sum(h**2, axis=1)
+
+
+def test_a_last_node_that_feeds_back_is_refused():
+    """The loss's own derivative is not its whole gradient."""
+    with pytest.raises(ValueError, match="'rec', is read by the blocks of other"):
+        feedback(recurrent_loss).init(PARAMS)
+
+
+def turned(loss_fn):
+    """The same loss with the batch on the last axis of its hidden node."""
+
+    def loss(params, batch):
+        h = bpfree.node((batch["x"] @ params["w1"]).T, "h", batch_axis=1)
+        return loss_fn(params, batch, jnp.tanh(h).T)
+
+    return loss
+
+
+@pytest.mark.parametrize("per", ["channel", "position"])
+def test_the_batch_may_stand_last(per):
+    def tail(params, batch, h):
+        y = bpfree.node(h @ params["w2"], "y")
+        return jnp.sum((y - batch["t"]) ** 2, axis=1)
+
+    def straight(params, batch):
+        return tail(params, batch, jnp.tanh(bpfree.node(batch["x"] @ params["w1"], "h")))
+
+    params, found = {k: PARAMS[k] for k in ("w1", "w2")}, []
+    for loss_fn in (turned(tail), straight):
+        tx = feedback(loss_fn, predictor=direct(per=per), teacher="losses")
+        state = tx.init(params)
+        assert state.inner.weights["h"]["slope"].shape == (3,)
+        found.append(tx.update(None, state, params, batch=BATCH)[0])
+    assert_close(*found, rtol=1e-6, atol=1e-9)
+
+
+def test_the_state_does_not_hold_the_models_arrays():
+    weights = feedback().init(PARAMS).inner.weights
+    for mine, theirs in zip(
+        jax.tree.leaves(weights), jax.tree.leaves(PARAMS), strict=True
+    ):
+        assert mine.unsafe_buffer_pointer() != theirs.unsafe_buffer_pointer()
+
+
+def test_nodes_may_come_from_a_generator():
+    assert feedback(nodes=(n for n in ("h", "y"))).init(PARAMS) is not None
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"predictor": predictors.chained}, "predictors.chained"),
+        ({"fit": 1e-3}, "fit=0.001"),
+        ({"sigma": None}, "got None"),
+    ],
+)
+def test_newcomers_are_told(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        feedback(**kwargs)

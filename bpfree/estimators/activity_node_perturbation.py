@@ -99,6 +99,7 @@ def activity_node_perturbation(
         nodes=nodes,
         sharding=sharding,
         derivative=derivative,
+        own_noise=noisy,
     )
 
     def signals(run):

@@ -21,10 +21,10 @@ from bpfree import _jaxpr, locality, predictors, sampling
 from bpfree import program as _program
 from bpfree.estimators import perturbation
 from bpfree.estimators import sigma as _sigma
-from bpfree.estimators.settings import check_choice
+from bpfree.estimators.settings import check_choice, frozen
 from bpfree.estimators.sigma import Number, check_number
 from bpfree.program import NodeTree
-from bpfree.resolution import rms
+from bpfree.resolution import at_least_float32, rms
 from bpfree.transform import (
     Estimate,
     Estimator,
@@ -112,8 +112,8 @@ def learned_feedback(
 
     Raises:
       ValueError: unknown choice, bad count, sigma or shrinkage, one loss for the whole
-        batch, a node shared by the batch, a single node, or nodes behind which the
-        predictor finds no derivative.
+        batch, a node shared by the batch, a single node, a last node inside a loop, or
+        nodes behind which the predictor finds no derivative.
 
     Reference: the signal is a control variate on node perturbation. Fitting feedback
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
@@ -122,6 +122,11 @@ def learned_feedback(
     check_choice("teacher", teacher, tuple(TEACHERS))
     check_number(sigma)
     predictor = predictor or predictors.chained()
+    if not isinstance(predictor, predictors.Predictor):
+        raise ValueError(
+            f"predictor={predictor!r} must be what bpfree.predictors.chained() or "
+            "bpfree.predictors.direct(...) returns"
+        )
     if teacher == "responses" and predictor.respond is None:
         raise ValueError(
             "teacher='responses' needs a predictor with a model of the blocks, such as "
@@ -130,6 +135,9 @@ def learned_feedback(
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
     fit = fit or TEACHERS[teacher]()
+    if not hasattr(fit, "update"):
+        raise ValueError(f"fit={fit!r} must be an optimiser, such as optax.adam(1e-3)")
+    nodes = frozen(nodes)
     plan = sampling.rademacher()
     plan = sampling.antithetic(plan) if antithetic else plan
     layout = sampling.make_layout(plan, num_samples, chunk_size, sharding)
@@ -143,7 +151,7 @@ def learned_feedback(
         args = _program.arguments(loss_fn, params, example_batch, key)
         program = _program.trace(loss_fn, params, example_batch, key, nodes)
         clean = predictors.Clean(program, args, values)
-        _check(clean, predictor)
+        _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
 
@@ -172,7 +180,7 @@ def learned_feedback(
         signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
         moved, fit_state = fit.update(slope, state.inner.fit, older)
         sizes = {name: rms(y) for name, y in clean.values.items()}
-        scales = {site.name: step.sigma for site in clean.program.nodes}
+        scales = {s.name: step.sigma for s in predictors.hidden(clean.program)}
         fault = perturbation.find_fault(clean.program, sizes, losses.mean(), scales)
         return Estimate(
             pull(signal),
@@ -192,8 +200,9 @@ def _clean_pass(loss_fn, nodes, key, params, batch):
     return predictors.Clean(program, args, values), out, pull
 
 
-def _check(clean: predictors.Clean, predictor: predictors.Predictor) -> None:
+def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> None:
     program = clean.program
+    _sigma.check_resolution(sigma, program)
     if program.batch_size is None:
         raise ValueError("learned_feedback needs one loss per example, (B,); got one")
     if not predictors.hidden(program):
@@ -208,6 +217,13 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor) -> None:
                 "learned_feedback predicts a gradient for each example. Leave it out "
                 "(nodes=), or use node_perturbation."
             )
+    if predictors.feeds_back(clean):
+        raise ValueError(
+            f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
+            "nodes (in a loop, at a later step), so the loss's own derivative is not its "
+            "whole gradient. Put a readout with a node of its own behind the loop, or "
+            "use node_perturbation."
+        )
     if dead := predictor.dead(clean):
         raise ValueError(
             f"behind the nodes {dead} the predictor finds no derivative to carry "
@@ -222,10 +238,11 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor) -> None:
 def _residual(step: _Step) -> NodeTree:
     """q of the module docstring, from the losses of the noisy passes alone."""
     losses = _program.perturbed(step.noisy, step.clean.args)
+    evaluate = sampling.each(step.layout, losses)
 
     def chunk(draws):
         noise = _draw(step, draws)
-        noisy = jax.vmap(losses)(jax.tree.map(lambda z: step.sigma * z, noise))
+        noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
         return _credit(step, noise, noisy), ()
 
     return _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
@@ -251,16 +268,18 @@ def _residual_and_misfit(step: _Step, predictor, weights):
 
     def chunk(draws):
         noise = _draw(step, draws)
-        noisy, moves, change = jax.vmap(observe)(noise)
+        noisy, moves, change = sampling.each(step.layout, observe)(noise)
 
         def misfit(weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
             return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
 
-        return (_credit(step, noise, noisy), jax.grad(misfit)(weights)), ()
+        slope = jax.tree.map(at_least_float32, jax.grad(misfit)(weights))
+        return (_credit(step, noise, noisy), slope), ()
 
     residual, slope = _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
-    return residual, jax.tree.map(lambda s: s / step.losses.size, slope)
+    size = step.losses.size
+    return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
 
 
 def _draw(step: _Step, draws) -> NodeTree:

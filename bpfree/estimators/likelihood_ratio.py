@@ -112,7 +112,8 @@ def likelihood_ratio(
     """
     check_choice("noise", noise, tuple(NOISE))
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
-    draws = math.gcd(*(count // 2 if antithetic else count for count in counts))
+    whole = [sampling.whole("num_samples", count) for count in counts]
+    draws = math.gcd(*(count // 2 if antithetic else count for count in whole))
     return perturbation.build(
         loss_fn,
         plan=NOISE[noise](draws),

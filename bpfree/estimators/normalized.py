@@ -78,6 +78,7 @@ def weigh(losses: jax.Array, moved, nodes, scale: Scale) -> _program.NodeTree:
 
     Without a batch axis (a node shared by the batch, one loss for it) every value counts.
     """
+    losses = at_least_float32(losses)
     examples = losses.shape[1:]
 
     def square(site):

@@ -96,7 +96,8 @@ def make_estimator(
             if clean_pairing:
                 gradient = pull(_runs.encoded(settings.encode_signals, gradient))
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
-        fault = find_fault(program, sizes, value, sigma)
+        injected = sigma if settings.derivative == "finite_difference" else {}
+        fault = find_fault(program, sizes, value, injected)
         inner = _sigma.updated(state.inner, found.slopes, settings.sigma_optimizer)
         return Estimate(gradient, value.astype(jnp.float32), aux, fault, inner)
 

@@ -59,13 +59,20 @@ def make_settings(
     sigma_optimizer: optax.GradientTransformation | None = None,
     encode_weights: Encode = None,
     encode_signals: Encode = None,
+    own_noise: bool = False,
 ) -> Settings:
-    """Check the arguments of a constructor; raises ValueError with the choices."""
+    """Check the arguments of a constructor; raises ValueError with the choices.
+
+    With `own_noise` the system makes noise itself, and sigma may be None.
+    """
     check_choice("baseline", baseline, BASELINES)
     check_choice("pairing", pairing, PAIRINGS)
     check_choice("derivative", derivative, DERIVATIVES)
-    if sigma is not None:
+    if derivative == "finite_difference" and not (own_noise and sigma is None):
         _sigma.check(sigma)
+    _check_credit(credit)
+    if sigma_optimizer is not None:
+        _check_learned(sigma, sigma_optimizer)
     if antithetic:
         plan = sampling.antithetic(plan)
     if pairing == "noisy" and plan.score is None:
@@ -89,8 +96,6 @@ def make_settings(
             "baseline='leave_one_out' needs at least two draws, here "
             f"num_samples >= {2 * plan.group}"
         )
-    if not (nodes is None or callable(nodes) or isinstance(nodes, str)):
-        nodes = frozenset(nodes)  # a generator would serve the first trace only
     return Settings(
         loss_fn,
         plan,
@@ -98,13 +103,43 @@ def make_settings(
         sigma,
         baseline,
         pairing,
-        nodes,
+        frozen(nodes),
         derivative,
         credit,
         sigma_optimizer,
         encode_weights,
         encode_signals,
     )
+
+
+def frozen(nodes: _program.NodeFilter) -> _program.NodeFilter:
+    """The filter, for many traces: a generator would serve the first only."""
+    if nodes is None or callable(nodes) or isinstance(nodes, str):
+        return nodes
+    return frozenset(nodes)
+
+
+def _check_credit(credit: Credit) -> None:
+    for rule in credit.values() if isinstance(credit, Mapping) else (credit,):
+        if rule is not None and not callable(rule):
+            raise ValueError(
+                f"credit={rule!r} must be a rule, such as bpfree.causal(), or a mapping "
+                "from names of nodes to rules"
+            )
+
+
+def _check_learned(sigma: Sigma | None, optimizer) -> None:
+    if not hasattr(optimizer, "update"):
+        raise ValueError(
+            f"sigma_optimizer={optimizer!r} must be an optimiser, such as "
+            "optax.adam(1e-3)"
+        )
+    scales = sigma.values() if isinstance(sigma, Mapping) else (sigma,)
+    if any(callable(scale) for scale in scales):
+        raise ValueError(
+            "a learned sigma starts from a number: a schedule would be read at step 0 "
+            "only"
+        )
 
 
 def check_choice(what: str, value: Any, choices: tuple) -> None:
@@ -119,6 +154,11 @@ def check_program(settings: Settings, program: _program.Program) -> None:
         _sigma.check_resolution(settings.sigma, program)
     if settings.baseline != "batch":
         return
+    if settings.credit is not None:
+        raise ValueError(
+            "baseline='batch' takes the other losses as independent of a node's noise, "
+            "which they are not where credit= says which of them answer for it"
+        )
     shared = [s.name for s in program.nodes if s.batch_axis is None]
     if shared or (program.batch_size or 1) < 2:
         raise ValueError(

@@ -115,24 +115,24 @@ def at(sigma: Number, step) -> jax.Array:
     return value
 
 
-def check(sigma: Sigma) -> None:
+def check(sigma: Sigma | None) -> None:
     """Concrete values are checked here; traced ones set a fault in the state."""
     for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
         check_number(value)
 
 
-def check_number(sigma: Number) -> None:
+def check_number(sigma: Number | None) -> None:
     """The same for one number or schedule, where there is one sigma for all."""
     number = concrete(sigma)
     if number is not None and not (math.isfinite(number) and number > 0):
         raise ValueError(f"sigma={number} must be a positive number")
 
 
-def concrete(sigma: Number) -> float | None:
+def concrete(sigma: Number | None) -> float | None:
     """The number it is, or None where only a running step can say."""
     if callable(sigma):
         return None
-    if isinstance(sigma, (str, Mapping)) or jnp.ndim(sigma):
+    if sigma is None or isinstance(sigma, (str, Mapping)) or jnp.ndim(sigma):
         raise ValueError(
             "sigma must be one number or a schedule (or, for estimators with noise at "
             f"the nodes, a mapping from their names to these); got {sigma!r}"

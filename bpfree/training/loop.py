@@ -154,7 +154,9 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             if look_every and _due(done, length, look_every):
                 aligned = align(state)
                 metrics.write(run.workdir, "diagnostics", aligned)
-                run.show({k: v for k, v in aligned.items() if k != "cosine_of"})
+                run.show(
+                    {k: v for k, v in aligned.items() if isinstance(v, (int, float))}
+                )
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
             if _due(done, length, settings.checkpoint_every) or done >= last or came:

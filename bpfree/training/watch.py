@@ -37,7 +37,7 @@ def aligner(job: Job) -> Aligner:
         batch = with_state(inputs, state.model_state)
         report = meter()(state.params, batch, seed=step, state=state.opt_state[0])
         found = report.overall
-        return {
+        seen = {
             "step": step,
             "cosine": found.cosine,
             "slope": found.slope,
@@ -45,6 +45,7 @@ def aligner(job: Job) -> Aligner:
             "cost": report.cost,
             "cosine_of": {k: a.cosine for k, a in report.groups.items()},
         }
+        return jax.tree.map(lambda x: None if x != x else x, seen)  # JSON has no nan
 
     return look
 
