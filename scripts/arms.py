@@ -57,7 +57,7 @@ def at_cost(
     arm: Arm, budget: float, loss_fn: Callable, params: Any, batch: Any, **kwargs: Any
 ) -> tuple[Any, int]:
     """(estimator, its num_samples): as many samples as the budget allows, one group at
-    least. The cost is linear in the number of samples; two counts give the line."""
+    least. The cost is linear in full chunks of samples; two counts give the line."""
 
     def make(samples=None):
         counts = {} if samples is None else {"num_samples": samples}
@@ -65,7 +65,7 @@ def at_cost(
 
     if arm.group is None:
         return make(), 1
-    few, many = 2 * arm.group, 4 * arm.group
+    few, many = 16, 32
     cost = {n: bpfree.diagnostics.cost(make(n), params, batch) for n in (few, many)}
     slope = (cost[many] - cost[few]) / (many - few)
     allowed = few + (budget - cost[few]) / slope
