@@ -32,6 +32,11 @@ class Site(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
 
+    @property
+    def example_axes(self) -> tuple[int, ...]:
+        """The axes of `shape` that belong to one example: all but the batch's."""
+        return tuple(i for i in range(len(self.shape)) if i != self.batch_axis)
+
 
 # --------------------------------------------------------------------- the primitive
 

@@ -160,7 +160,8 @@ def direct(gate: str = "derivative", per: str = "position") -> Predictor:
     def predict(weights, clean):
         last = clean.program.nodes[-1]
         error = _output_gradient(clean, clean.values)[last.name]
-        rows = _example_first(error, last).reshape(error.shape[last.batch_axis or 0], -1)
+        rows = jnp.moveaxis(error, last.batch_axis, 0)
+        rows = rows.reshape(len(rows), -1)
         gates = _GATES[gate](weights, clean)
         found = {last.name: error}
         for site in hidden(clean.program):
@@ -186,45 +187,43 @@ def _derivative_gate(weights, clean: Clean) -> NodeTree:
 
 
 def _learned_gate(weights, clean: Clean) -> NodeTree:
-    def gate(site, slope, shift):
-        value = clean.values[site.name]
-        channels = [1] * value.ndim
-        if axes := [i for i in range(value.ndim) if i != site.batch_axis]:
-            channels[axes[-1]] = -1
-        return jax.nn.sigmoid(slope.reshape(channels) * value + shift.reshape(channels))
+    def gate(site):
+        of_channel = [1] * len(site.shape)
+        for axis in site.example_axes[-1:]:
+            of_channel[axis] = -1
+        slope, shift = (
+            weights[site.name][k].reshape(of_channel) for k in ("slope", "shift")
+        )
+        return jax.nn.sigmoid(slope * clean.values[site.name] + shift)
 
-    return {
-        s.name: gate(s, weights[s.name]["slope"], weights[s.name]["shift"])
-        for s in hidden(clean.program)
-    }
+    return {site.name: gate(site) for site in hidden(clean.program)}
 
 
 _GATES = {"derivative": _derivative_gate, "learned": _learned_gate}
 
 
-def _example_first(values: jax.Array, site: Site) -> jax.Array:
-    return jnp.moveaxis(values, site.batch_axis or 0, 0)
+def _example_shape(site: Site) -> tuple[int, ...]:
+    return tuple(site.shape[axis] for axis in site.example_axes)
 
 
 def _channels(site: Site) -> int:
     """Size of the last axis that is not the batch's."""
-    rest = [n for i, n in enumerate(site.shape) if i != (site.batch_axis or 0)]
-    return rest[-1] if rest else 1
+    return (1, *_example_shape(site))[-1]
 
 
 def _width(site: Site) -> int:
     """Entries of a node that belong to one example."""
-    return math.prod(site.shape) // site.shape[site.batch_axis or 0]
+    return math.prod(_example_shape(site))
 
 
 def _shaped_as(product: jax.Array, site: Site) -> jax.Array:
     """(B, width) or (B, channels) in the shape of the node."""
-    axis = site.batch_axis or 0
-    rest = tuple(n for i, n in enumerate(site.shape) if i != axis)
+    rest = _example_shape(site)
     if product.shape[1] != math.prod(rest):
         product = product.reshape(-1, *[1] * (len(rest) - 1), rest[-1])
         product = jnp.broadcast_to(product, (product.shape[0], *rest))
-    return jnp.moveaxis(product.reshape(-1, *rest), 0, axis)
+    assert site.batch_axis is not None  # of every node that learned_feedback takes
+    return jnp.moveaxis(product.reshape(-1, *rest), 0, site.batch_axis)
 
 
 # ------------------------------------------- the loss with values standing at the nodes

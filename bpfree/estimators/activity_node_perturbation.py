@@ -94,8 +94,6 @@ def activity_node_perturbation(
         sigma=sigma,
         chunk_size=chunk_size,
         antithetic=antithetic,
-        baseline="clean",
-        pairing="clean",
         nodes=nodes,
         sharding=sharding,
         derivative=derivative,

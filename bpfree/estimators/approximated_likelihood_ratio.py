@@ -102,7 +102,6 @@ def approximated_likelihood_ratio(
         chunk_size=chunk_size,
         antithetic=antithetic,
         baseline=baseline,
-        pairing="clean",
         nodes=nodes,
         sharding=sharding,
         seed=seed,

@@ -104,8 +104,6 @@ def forward_gradient(
             sigma=None,
             chunk_size=chunk_size,
             antithetic=False,
-            baseline="clean",
-            pairing="clean",
             nodes=nodes,
             sharding=sharding,
             derivative="jvp",

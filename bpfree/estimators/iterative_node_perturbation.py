@@ -8,9 +8,9 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation
 from bpfree.estimators.node_perturbation import NOISE
-from bpfree.estimators.settings import Sigma, check_choice, make_settings
+from bpfree.estimators.settings import Sigma, check_choice
 from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation, transformation
+from bpfree.transform import EstimatorTransformation
 
 
 def iterative_node_perturbation(
@@ -61,23 +61,20 @@ def iterative_node_perturbation(
     multi-layer neural networks", arXiv:2310.00965.
     """
     check_choice("noise", noise, tuple(NOISE))
-    settings = make_settings(
+    return perturbation.build(
         loss_fn,
         plan=NOISE[noise](),
         num_samples=num_samples,
         sigma=sigma,
         chunk_size=chunk_size,
         antithetic=antithetic,
-        baseline="clean",
-        pairing="clean",
         nodes=nodes,
         sharding=sharding,
         layerwise=True,
         derivative=derivative,
+        seed=seed,
+        example_batch=example_batch,
+        signals=lambda run: normalized.signals(
+            run, normalized.own_noise, normalized.Scale()
+        ),
     )
-
-    def signals(run):
-        return normalized.signals(run, normalized.own_noise, normalized.Scale())
-
-    estimator = perturbation.make_estimator(settings, signals=signals)
-    return transformation(estimator, loss_fn, seed, example_batch)

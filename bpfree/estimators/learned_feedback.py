@@ -292,7 +292,7 @@ def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     sites = predictors.hidden(step.clean.program)
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
     for site in sites:
-        axes = tuple(i + 1 for i in range(len(site.shape)) if i != site.batch_axis)
+        axes = tuple(i + 1 for i in site.example_axes)
         guess = step.predicted[site.name].astype(jnp.float32)
         rest = rest - (noise[site.name] * guess[None]).sum(axes)
     return {s.name: sampling.credit(rest, noise[s.name], s.batch_axis) for s in sites}

@@ -58,10 +58,12 @@ Signals = Callable[[Run], _program.NodeTree]
 """Run -> {node: estimate of d(mean loss) / dy}, of the nodes of its part."""
 
 
-def build(loss_fn, *, seed, example_batch, **arguments: Any) -> EstimatorTransformation:
+def build(
+    loss_fn, *, seed, example_batch, signals: Signals | None = None, **arguments: Any
+) -> EstimatorTransformation:
     """The transformation that a constructor returns; `arguments` of `make_settings`."""
     settings = make_settings(loss_fn, **arguments)
-    estimator = make_estimator(settings, example_batch=example_batch)
+    estimator = make_estimator(settings, signals, example_batch)
     return transformation(estimator, loss_fn, seed, example_batch)
 
 

@@ -8,11 +8,8 @@ from ml_collections import ConfigDict
 
 from bpfree.training.names import ConfigError, unknown
 
-HARMLESS = (
-    "log_every",
-    "checkpoint_every",
-    "diagnostics",
-)  # may differ when a run is resumed
+# May differ when a run is resumed.
+HARMLESS = ("log_every", "checkpoint_every", "diagnostics")
 
 
 class Settings(NamedTuple):
