@@ -84,8 +84,9 @@ def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
     Args:
       adjacency: (N, N), nonzero at [m, n] if m reads n in one hop (so A @ H is one).
       hops: h >= 0; 0 is the loss at the node itself.
-      axis: of the N graph nodes in values (B, N, ...), for losses (B, N). For losses
-        (N,) of one graph it is the batch axis of the value, and `axis` is not read.
+      axis: of the N graph nodes in values (B, N, ...), for losses (B, N); or in values
+        shared by the batch, for losses (N,) of one graph. Values with a batch axis have
+        the graph nodes there if losses are (N,), and `axis` is not read.
 
     Returns a rule. Raises ValueError for an adjacency that is not square and for negative
     hops; and when traced, if the losses or the axis have not N entries.
@@ -104,14 +105,20 @@ def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
     def nearby(losses):
         return losses @ jnp.asarray(reads, losses.dtype)
 
+    def graph_axis(node):
+        if node.batch_axis is not None:
+            return node.batch_axis
+        _check_length(axis, size, node)
+        return axis
+
     def rule(centred, node):
         if centred.ndim == 1 or centred.shape[-1] != size:
             raise ValueError(
                 f"bpfree.within_hops needs losses (N,) or (B, N) on the N = {size} nodes "
                 f"of the graph; the loss function returns {centred.shape[1:]}"
             )
-        if centred.ndim == 2 and node.batch_axis is not None:
-            return _beside(node, nearby(centred), node.batch_axis)
+        if centred.ndim == 2:
+            return _beside(node, nearby(centred), graph_axis(node))
         return _along(nearby, axis, centred, node)
 
     return rule
@@ -164,14 +171,17 @@ def _along(spread, axis: int, centred: jax.Array, node: Site) -> jax.Array:
     """Losses (samples, B, T) spread along T, beside axes (batch, `axis`) of the node."""
     if node.batch_axis is None or axis == node.batch_axis:
         return per_example(centred, node)
-    length = centred.shape[-1]
+    _check_length(axis, centred.shape[-1], node)
+    return _beside(node, spread(centred), node.batch_axis, axis)
+
+
+def _check_length(axis: int, length: int, node: Site) -> None:
     if not 0 <= axis < len(node.shape) or node.shape[axis] != length:
         raise ValueError(
             f"node {node.name!r} has shape {node.shape}, whose axis {axis} is not the "
-            f"{length} of the losses {centred.shape[1:]}. Pass the right axis=, or a "
-            "mapping from node names to rules as credit=."
+            f"{length} of the losses. Pass the right axis=, or a mapping from node names "
+            "to rules as credit=."
         )
-    return _beside(node, spread(centred), node.batch_axis, axis)
 
 
 def _beside(node: Site, weights: jax.Array, *axes: int) -> jax.Array:

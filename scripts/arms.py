@@ -33,11 +33,7 @@ ARMS = {
     "anp": Arm(partial(bpfree.activity_node_perturbation, **_SMALL)),
     "lr noisy": Arm(partial(bpfree.likelihood_ratio, **_SMALL)),
     "lr noisy sigma 0.3": Arm(partial(bpfree.likelihood_ratio, sigma=0.3)),
-    **(
-        {"approximated lr": Arm(partial(bpfree.approximated_likelihood_ratio, **_SMALL))}
-        if hasattr(bpfree, "approximated_likelihood_ratio")
-        else {}
-    ),
+    "approximated lr": Arm(partial(bpfree.approximated_likelihood_ratio, **_SMALL)),
     "wp": Arm(partial(bpfree.weight_perturbation, sigma=1e-3)),
     "wp rank 1": Arm(partial(bpfree.weight_perturbation, rank=1, sigma=1e-3)),
     "forward gradient nodes": Arm(bpfree.forward_gradient),

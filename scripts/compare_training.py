@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import runs
 from absl import app, flags
 
 import bpfree
@@ -51,27 +52,15 @@ def make_model(num_classes):
 
 def compile_runs(make, model, data):
     """`(seeds, learning rates) -> [validation, test accuracies]`, vmapped."""
-    train, validation, test = jax.device_put((data.train, data.validation, data.test))
-    example = jax.tree.map(lambda a: a[: BATCH.value], train)
+    data = runs.on_device(data)
 
     def run(seed, rate):
-        keys = steps.make_keys(seed)
-        params, model_state = steps.init_variables(model, keys.init, example)
-        schedule = optax.cosine_decay_schedule(1.0, STEPS.value)
-        tx = optax.chain(
-            make(keys.estimator), optax.scale_by_adam(),
-            optax.scale_by_schedule(schedule), optax.scale(-rate),
-        )  # fmt: skip
-        task = steps.Task(model, tx, data.augment, keys, BATCH.value)
-        state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
-        size = train["label"].shape[0]
-        rows = steps.batch_order(keys.order, 0, STEPS.value, size, BATCH.value)
-        state, _ = steps.scan_steps(
-            task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
+        state = runs.train(
+            make, model, data, seed, rate, batch_size=BATCH.value, num_steps=STEPS.value
         )
         return [
             steps.accuracy(model, state.params, state.model_state, part)
-            for part in (validation, test)
+            for part in (data.validation, data.test)
         ]
 
     return jax.jit(jax.vmap(run))
@@ -90,12 +79,12 @@ def compare(name, loss_fn, model, data):
         return arm.make(loss_fn, example_batch=example, seed=seed, **counts)
 
     cost = bpfree.diagnostics.cost(make(0), params, example)
-    runs = compile_runs(make, model, data)
+    compiled = compile_runs(make, model, data)
     rates = np.asarray(list(map(float, RATES.value)), np.float32)
     start = time.perf_counter()
-    chosen, _ = runs(np.full(len(rates), SEARCH_SEED), rates)
+    chosen, _ = compiled(np.full(len(rates), SEARCH_SEED), rates)
     best = rates[int(np.nan_to_num(np.asarray(chosen)).argmax())]
-    _, test = runs(np.arange(SEEDS.value), np.full(SEEDS.value, best))
+    _, test = compiled(np.arange(SEEDS.value), np.full(SEEDS.value, best))
     seconds = time.perf_counter() - start
     grid = " ".join(f"{v:.4f}" for v in chosen)
     spread = float(np.std(test, ddof=1)) if SEEDS.value > 1 else 0.0

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from bpfree.data import catalogue, first, images, raw
+from bpfree.data import catalogue, first, images, places, raw
 from bpfree.training import ConfigError, config, fit, job
 
 try:
@@ -53,7 +53,7 @@ def know(monkeypatch, name, files):
 def bare_machine(monkeypatch, tmp_path):
     """No data of the machine's own, and no TFDS."""
     monkeypatch.delenv("BPFREE_DATA_DIR", raising=False)
-    monkeypatch.setattr(images, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(places, "DEBIAN", tmp_path / "debian")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
 
 
@@ -105,7 +105,7 @@ def test_debian_package_is_found_without_any_setting(monkeypatch, tmp_path):
 
 
 def test_validation_is_the_end_of_training(mnist, monkeypatch):
-    monkeypatch.setattr(images, "HELD_OUT", 1)
+    monkeypatch.setattr(places, "HELD_OUT", 1)
     data = images.load("mnist", dir=str(mnist.parent))
     np.testing.assert_array_equal(data.validation["label"], LABELS[19:20])
     assert data.source["split"].startswith("validation: the last 1 ")
@@ -376,14 +376,14 @@ def test_the_catalogue_agrees_with_tfds(name, tfds, tmp_path):
 
 # -------------------------------------------------------------------------- real files
 
-DIRECTORY, DEBIAN = os.environ.get("BPFREE_DATA_DIR", ""), images.DEBIAN
+DIRECTORY, DEBIAN = os.environ.get("BPFREE_DATA_DIR", ""), places.DEBIAN
 REAL = {"mnist": 55000, "fashion_mnist": 55000, "tiny_imagenet_20": 4680}
 
 
 @pytest.mark.skipif("BPFREE_DATA_DIR" not in os.environ, reason="BPFREE_DATA_DIR not set")
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name, monkeypatch):
-    monkeypatch.setattr(images, "DEBIAN", DEBIAN)
+    monkeypatch.setattr(places, "DEBIAN", DEBIAN)
     try:
         data = images.load(name, dir=DIRECTORY)
     except raw.DataError as error:

@@ -1,7 +1,7 @@
 """The sets we know by name: their files and checksums, and what TFDS calls them."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bpfree.data import raw
 
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
     num_classes: int
     sha256: Mapping[str, str] = {}
-    parse: Callable[[Mapping[str, bytes]], raw.Raw] = raw.parse_idx
+    parse: Callable[[Mapping[str, bytes]], Any] = raw.parse_idx
     splits: tuple[str, str] | None = ("train", "test")
     note: str = ""
     debian: str | None = None
@@ -123,5 +123,53 @@ TEXTS = {
         note="AG News with 4,999 training items in place of the official 120,000; the "
         "test part is the official one",
         folder="ag_news",
+    ),
+    "trec": Entry(
+        6,
+        {
+            "trec_train.csv": "0c93aa8cf23f5a945f2a56d34d23ead6"
+            "aa06221b5641637b9edfc557d849cc9d",
+            "trec_test.csv": "163c5ab23c5c318d6fcad0dc7cb72e78"
+            "fade69e696dff7e2c74e88cb564fc432",
+        },
+        raw.parse_csv,
+        splits=None,
+        note="TREC questions as rows of label,text, tokenised at their source",
+        folder="text_small",
+    ),
+}
+
+EVENTS = {
+    "nmnist_small": Entry(
+        10,
+        {
+            "nmnist_small.npz": "09b4f65be803aa6efdf1196d089c030d"
+            "204f2a1c9957971dadbde5f049eaa0ed"
+        },
+        raw.parse_events,
+        splits=None,
+        note="1,100 recordings of N-MNIST's 70,000, times in whole milliseconds",
+    ),
+}
+
+GRAPHS = {
+    "cora": Entry(
+        7,
+        {"cora.npz": "09d8b29f8aab489ff76230ba9934b05bd69002eed4d7dcfa507b1f06e02d6f87"},
+        raw.parse_graph,
+        splits=None,
+        note="the public Planetoid split",
+        folder="planetoid",
+    ),
+    "citeseer": Entry(
+        6,
+        {
+            "citeseer.npz": "a9bc15d47f877a9ae5c7ed4704820926"
+            "6c820263c24930953064e9920cb03fc4"
+        },
+        raw.parse_graph,
+        splits=None,
+        note="the public Planetoid split",
+        folder="planetoid",
     ),
 }

@@ -1,4 +1,4 @@
-"""Raw files of image sets: checked by SHA-256 first, then read."""
+"""Raw files of sets: checked by SHA-256 first, then read."""
 
 import csv
 import gzip
@@ -159,6 +159,34 @@ def parse_jpegs(files: Mapping[str, bytes]) -> Raw:
             ]
             parts.append(Part(_decode(jpegs), arrays[f"{part}_labels"].astype(np.int32)))
     return Raw(*parts)
+
+
+def parse_events(files: Mapping[str, bytes]) -> Raw:
+    """One npz of event recordings laid end to end; "images" are arrays (n, 4).
+
+    Entries: `{part}_t_ms`, `_p`, `_y`, `_x` of the events, `_len` and `_labels` of the
+    recordings. A row of a recording is (milliseconds, polarity, y, x).
+    """
+    (content,) = files.values()
+    parts = []
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        for part in ("train", "test"):
+            columns = [
+                arrays[f"{part}_{k}"].astype(np.int32) for k in ("t_ms", "p", "y", "x")
+            ]
+            ends = np.cumsum(arrays[f"{part}_len"].astype(np.int64))
+            recordings = np.split(np.stack(columns, 1), ends[:-1])
+            events = np.empty(len(recordings), object)
+            events[:] = recordings
+            parts.append(Part(events, arrays[f"{part}_labels"].astype(np.int32)))
+    return Raw(*parts)
+
+
+def parse_graph(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    """The arrays of one npz: a graph with binary features as CSR, labels and a split."""
+    (content,) = files.values()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _decode(jpegs: list[bytes]) -> np.ndarray:

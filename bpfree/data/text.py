@@ -1,8 +1,8 @@
 """Text sets by name, as word numbers or as bags of words.
 
 `ag_news_subset` is AG News as TFDS prepares it (120,000 training items); `ag_news_5k` is
-the same test part with 4,999 training items, from raw files. Places, checksums and
-validation are those of `bpfree.data.images`.
+the same test part with 4,999 training items, and `trec` questions of six kinds, from raw
+files. Places, checksums and validation are those of `bpfree.data.images`.
 
 Words are what the pattern [a-z0-9]+ finds in the text in lower case. A word's number is
 
@@ -13,7 +13,6 @@ number. Number 0 is "no word".
 """
 
 import hashlib
-import os
 import re
 import zlib
 from collections.abc import Iterable
@@ -21,9 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bpfree.data import Batch, Dataset, raw, sizes, tfds
+from bpfree.data import Batch, Dataset, places, tfds
 from bpfree.data.catalogue import TEXTS, Entry
-from bpfree.data.images import HELD_OUT, folders, missing
 from bpfree.data.raw import DataError, Part
 
 Form = Literal["ids", "bag"]
@@ -59,7 +57,7 @@ def load(
             f"vocabulary={vocabulary} must be at least 2, and length={length} at least 1"
         )
     entry = TEXTS[name]
-    found, record = _read(name, entry, dir or os.environ.get("BPFREE_DATA_DIR", ""))
+    found, record = _read(name, entry, places.directory(dir))
 
     def batch(part: Part) -> Batch:
         words = [numbers(text, vocabulary) for text in part.images]
@@ -67,19 +65,7 @@ def load(
         return {"x": x, "label": part.labels}
 
     train, test = map(batch, found)
-    held_out = min(HELD_OUT, len(train["label"]) // 10)
-    split = f"validation: the last {held_out} examples of the training part"
-    source = {"name": name, **record, "split": split}
-    if entry.note:
-        source["note"] = entry.note
-    data = Dataset(
-        train={k: v[:-held_out] for k, v in train.items()},
-        validation={k: v[-held_out:] for k, v in train.items()},
-        test=test,
-        num_classes=entry.num_classes,
-        source=source,
-    )
-    return data._replace(source={**source, **sizes(data)})
+    return places.dataset(name, entry, record, *places.halves(train), test)
 
 
 def numbers(text: str, vocabulary: int) -> list[int]:
@@ -106,20 +92,15 @@ def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
 
 def _read(name: str, entry: Entry, directory: str) -> tuple[Any, dict[str, Any]]:
     """(training Part, test Part) of strings, and what the record says of them."""
-    for folder in folders(name, entry, directory):
-        if any(raw.find(folder, file) for file in entry.sha256):
-            files = raw.contents(folder, entry.sha256)
-            return entry.parse(files), {
-                "from": str(folder),
-                "sha256": dict(entry.sha256),
-            }
+    if found := places.read(name, entry, directory):
+        return found
     problem = "TFDS does not have it"
     if entry.splits is not None:
         try:
             return _from_tfds(name, entry.splits)
         except tfds.Missing as error:
             problem = str(error)
-    raise DataError(missing(name, entry, directory, problem))
+    raise DataError(places.missing(name, entry, directory, problem))
 
 
 def _from_tfds(name: str, splits: tuple[str, str]) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,9 @@ from bpfree.data import (
     Examples,
     catalogue,
     digits,
+    events,
     first,
+    graphs,
     images,
     one_by_one,
     sizes,
@@ -23,6 +25,11 @@ from bpfree.training import chain, config, feed, steps
 from bpfree.training.names import ConfigError, call, member, unknown
 
 LOADERS = ("device", "grain")
+_NAMED = (
+    (catalogue.TEXTS, text.load),
+    (catalogue.EVENTS, events.load),
+    (catalogue.GRAPHS, graphs.load),
+)
 
 
 class Job(NamedTuple):
@@ -111,11 +118,13 @@ def _data(section: dict[str, Any]) -> Dataset:
         data = call(digits.load, rest, "config.data")
     elif name in catalogue.SETS:
         data = call(images.load, rest, "config.data", {"name": name, "lazy": lazy})
-    elif name in catalogue.TEXTS:
-        data = call(text.load, rest, "config.data", {"name": name})
     else:
-        choices = ["digits", *catalogue.SETS, *catalogue.TEXTS]
-        raise unknown("config.data.name", name, choices)
+        found = [load for names, load in _NAMED if name in names]
+        if not found:
+            more = [n for names, _ in _NAMED for n in names]
+            choices = ["digits", *catalogue.SETS, *more]
+            raise unknown("config.data.name", name, choices)
+        data = call(found[0], rest, "config.data", {"name": name})
     if lazy and not isinstance(data.train, Examples):
         data = data._replace(train=one_by_one(data.train))
     return data

@@ -1,0 +1,91 @@
+"""Where the named sets lie, what to do if they lie nowhere, and what the record says."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bpfree.data import Batch, Dataset, Examples, raw, sizes
+from bpfree.data.catalogue import Entry
+
+DEBIAN = Path("/usr/share/datasets")
+HELD_OUT = 5000
+
+
+def directory(given: str) -> str:
+    """The directory of the folders of raw files, or "" if nothing says which it is."""
+    return given or os.environ.get("BPFREE_DATA_DIR", "")
+
+
+def read(name: str, entry: Entry, directory: str) -> tuple[Any, dict[str, Any]] | None:
+    """What `entry.parse` makes of the raw files, and the record of them; None: no files.
+
+    Raises DataError naming a file that is missing, cut off or another one.
+    """
+    for folder in folders(name, entry, directory):
+        if any(raw.find(folder, file) for file in entry.sha256):
+            files = raw.contents(folder, entry.sha256)
+            record = {"from": str(folder), "sha256": dict(entry.sha256)}
+            return entry.parse(files), record
+    return None
+
+
+def folders(name: str, entry: Entry, directory: str) -> list[Path]:
+    """Where the raw files of a set may be."""
+    name = entry.folder or name
+    names = dict.fromkeys([name, name.replace("_", "-")])
+    folders = [Path(directory) / n for n in names] if directory else []
+    return folders + ([DEBIAN / name.replace("_", "-")] if entry.debian else [])
+
+
+def missing(name: str, entry: Entry, directory: str, problem: str) -> str:
+    """What to do about a set that is in no known place; `problem` is TFDS's."""
+    ways = []
+    if entry.sha256:
+        place = directory or "the directory that BPFREE_DATA_DIR names (it is not set)"
+        ways.append(
+            f"put {', '.join(entry.sha256)} into the folder {entry.folder or name} of "
+            f"{place}; BPFREE_DATA_DIR or config.data.dir may name another"
+        )
+    if entry.debian:
+        ways.append(f"on Debian: apt-get install {entry.debian}")
+    if entry.splits is not None:
+        ways.append(
+            f"have TFDS prepare it ({problem}). Reading the copy needs pip install -e "
+            "'.[tfds]'. Preparing it needs the internet and, once, TensorFlow:\n"
+            "      pip install -e '.[tfds,tfds-prepare]'\n"
+            '      python -c "import tensorflow_datasets as tfds; tfds.builder('
+            f"'{name}', file_format='array_record').download_and_prepare()\""
+        )
+    listed = "".join(f"\n  * {way}" for way in ways)
+    return f"the data set {name!r} is not on this machine. Do one of these:{listed}"
+
+
+def held_out(size: int) -> int:
+    """How many examples at the end of a training part are for validation."""
+    return min(HELD_OUT, size // 10)
+
+
+def halves(train: Batch) -> tuple[Batch, Batch]:
+    """The training part without its end, and that end, for validation."""
+    count = held_out(len(train["label"]))
+    kept = {k: v[:-count] for k, v in train.items()}
+    return kept, {k: v[-count:] for k, v in train.items()}
+
+
+def dataset(
+    name: str,
+    entry: Entry,
+    record: dict[str, Any],
+    train: Batch | Examples,
+    validation: Batch,
+    test: Batch,
+    **fields: Any,
+) -> Dataset:
+    """The parts as a `Dataset`, with the record of where they are from."""
+    count = len(validation["label"])
+    split = f"validation: the last {count} examples of the training part"
+    source = {"name": name, **record, "split": split}
+    if entry.note:
+        source["note"] = entry.note
+    data = Dataset(train, validation, test, entry.num_classes, source, **fields)
+    return data._replace(source={**source, **sizes(data)})

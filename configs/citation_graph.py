@@ -1,0 +1,67 @@
+"""Cora and Citeseer by a graph convolutional network without backpropagation.
+
+    bpfree-train --config=configs/citation_graph.py --workdir=runs/cora
+
+Two graph convolutions of 16 units on the whole graph, at every step on all labelled
+nodes. Node perturbation, one layer at a time; a hidden unit of a graph node answers for
+the losses of its neighbours only.
+
+Data: `citation_graph.py:cora` (the default) and `citation_graph.py:citeseer`. With each
+of them the arms: `citation_graph.py:cora_total` (every unit answers for all losses),
+`citation_graph.py:cora_bp` (backprop, the twin), `citation_graph.py:cora_frozen`
+(backprop on the last layer alone, the control); and `citation_graph.py:smoke`, one step
+of an MLP on tiny shapes of another set, the digits, since there is no other graph. Seeds:
+`--config.seed=1`.
+
+The run reads the folder `planetoid` of the directory that BPFREE_DATA_DIR names.
+"""
+
+from ml_collections import ConfigDict
+
+_LABELLED = {"cora": 140, "citeseer": 120}
+_ARMS = ("", "total", "bp", "frozen")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """A graph by node perturbation; arg: a set, with an arm behind it, or "smoke"."""
+    graph, _, arm = ("cora" if arg in ("", "smoke") else arg).partition("_")
+    if graph not in _LABELLED or arm not in _ARMS:
+        raise ValueError(
+            f"unknown argument {arg!r}; the choices are cora, citeseer, each alone or "
+            "with _total, _bp or _frozen behind it, and smoke"
+        )
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {"name": graph, "dir": ""}
+    config.model = {"name": "gcn", "graph": graph, "hidden": (16,), "dir": ""}
+    config.batch_size = _LABELLED[graph]
+    config.num_steps = 200
+    config.log_every = 10
+    config.checkpoint_every = 100
+    config.diagnostics = {"every": 0, "repeats": 8}
+    adam = ("adamw", {"learning_rate": 1e-2, "weight_decay": 0.05})
+    if arm in ("", "total"):
+        name = "node_perturbation"
+        config.estimator = {"num_samples": 64, "sigma": 1e-3, "layerwise": True}
+    else:
+        name = "backprop"
+        config.estimator = {}
+    if arm == "":
+        config.estimator.credit = ("models.gcn.local_credit", {"graph": graph})
+    if arm == "frozen":
+        adam = (
+            "partition",
+            {
+                "transforms": {"trained": adam, "frozen": ("set_to_zero", {})},
+                "param_labels": {"Dense_0": "frozen", "Dense_1": "trained"},
+            },
+        )
+    config.chain = ((name, "estimator"), adam)
+    if arg == "smoke":
+        config.data = {"name": "digits"}
+        config.model = {"name": "mlp", "hidden": (4,)}
+        config.batch_size = 8
+        del config.estimator.credit
+        config.estimator.num_samples = 2
+        config.num_steps = config.log_every = config.checkpoint_every = 1
+    return config.lock()

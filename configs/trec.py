@@ -1,0 +1,67 @@
+"""TREC: what kind of thing a question asks for, by a recurrent net without BPTT.
+
+    bpfree-train --config=configs/trec.py --workdir=runs/trec
+
+A question's first 16 words, as hashed numbers, go through an embedding of 64, a layer of
+64 cells and a dense layer. Node perturbation credits the noise at every step by the loss
+at the end; nothing runs backwards through time.
+
+Cells: `trec.py:gru` (the default), `trec.py:rnn`, `trec.py:lstm`. With each of them the
+arms: `trec.py:gru_feedback` (learned feedback), `trec.py:gru_bp` (backprop through time,
+the twin), `trec.py:gru_frozen` (backprop on the last layer alone, the control); and
+`trec.py:smoke`, one step on tiny shapes of another set, the digits as sequences of rows.
+Seeds: `--config.seed=1`.
+
+The run reads the folder `text_small` of the directory that BPFREE_DATA_DIR names.
+"""
+
+from ml_collections import ConfigDict
+
+_CELLS = {"gru": "GRUCell_0", "rnn": "SimpleCell_0", "lstm": "OptimizedLSTMCell_0"}
+_ARMS = {
+    "": ("node_perturbation", {"num_samples": 32, "sigma": 0.01}),
+    "feedback": ("learned_feedback", {}),
+    "bp": ("backprop", {}),
+    "frozen": ("backprop", {}),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """A cell by node perturbation; arg: a cell, with an arm behind it, or "smoke"."""
+    cell, _, arm = ("gru" if arg in ("", "smoke") else arg).partition("_")
+    if cell not in _CELLS or arm not in _ARMS:
+        raise ValueError(
+            f"unknown argument {arg!r}; the choices are gru, rnn, lstm, each alone or "
+            "with _feedback, _bp or _frozen behind it, and smoke"
+        )
+    name, kwargs = _ARMS[arm]
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {"name": "trec", "length": 16, "vocabulary": 4096, "dir": ""}
+    config.model = {"name": "recurrent", "cell": cell, "hidden": 64}
+    config.model.update({"vocabulary": 4096, "features": 64})
+    config.batch_size = 64
+    config.num_steps = 2000
+    config.log_every = 100
+    config.checkpoint_every = 1000
+    config.diagnostics = {"every": 0, "repeats": 8}
+    config.estimator = kwargs
+    config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
+    adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
+    if arm == "frozen":
+        rest = {"Embed_0": "frozen", _CELLS[cell]: "frozen"}
+        adam = (
+            "partition",
+            {
+                "transforms": {"trained": adam, "frozen": ("set_to_zero", {})},
+                "param_labels": {"Dense_0": "trained", **rest},
+            },
+        )
+    config.chain = ((name, "estimator"), adam)
+    if arg == "smoke":
+        config.data = {"name": "digits"}
+        config.model = {"name": "recurrent", "sequence": (8, 8), "hidden": 4}
+        config.batch_size = 8
+        config.estimator.num_samples = 2
+        config.num_steps = config.log_every = config.checkpoint_every = 1
+    return config.lock()

@@ -1,0 +1,37 @@
+"""A training run as a pure function, for scripts to vmap over seeds and rates."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bpfree.training import steps
+
+
+def train(make, model, data, seed, rate, *, batch_size, num_steps) -> steps.TrainState:
+    """The end of a run by Adam with a cosine schedule from `rate`.
+
+    Args:
+      make: seed -> estimator, an optax transformation.
+      data: `Dataset`; its training part may be on the device.
+      seed, rate: of this run, traced or not.
+    """
+    keys = steps.make_keys(seed)
+    example = jax.tree.map(lambda a: a[:batch_size], data.train)
+    params, model_state = steps.init_variables(model, keys.init, example)
+    schedule = optax.cosine_decay_schedule(1.0, num_steps)
+    tx = optax.chain(
+        make(keys.estimator), optax.scale_by_adam(),
+        optax.scale_by_schedule(schedule), optax.scale(-rate),
+    )  # fmt: skip
+    task = steps.Task(model, tx, data.augment, keys, batch_size)
+    state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
+    size = data.train["label"].shape[0]
+    rows = steps.batch_order(keys.order, 0, num_steps, size, batch_size)
+    take = lambda rows: jax.tree.map(lambda a: a[rows], data.train)  # noqa: E731
+    return steps.scan_steps(task, state, rows, take)[0]
+
+
+def on_device(data):
+    """The data set with its three parts on the device."""
+    parts = jax.device_put((data.train, data.validation, data.test))
+    return data._replace(train=parts[0], validation=parts[1], test=parts[2])
