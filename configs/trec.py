@@ -17,7 +17,7 @@ The run reads the folder `text_small` of the directory that BPFREE_DATA_DIR name
 
 from ml_collections import ConfigDict
 
-_CELLS = {"gru": "GRUCell_0", "rnn": "SimpleCell_0", "lstm": "OptimizedLSTMCell_0"}
+_CELLS = {"gru": "GRUCell_0", "rnn": "SimpleCell_0", "lstm": "LSTMCell_0"}
 _ARMS = {
     "": ("node_perturbation", {"num_samples": 32, "sigma": 0.01}),
     "feedback": ("learned_feedback", {}),

@@ -81,6 +81,16 @@ WORDS = jnp.array([[3, 4, 0, 0], [1, 2, 5, 6]])
 def test_recurrent_cells(cell):
     model = recurrent.Model(3, cell=cell, hidden=3, vocabulary=7, features=2)
     pulled_close_to_truth(model, WORDS, 3, rtol=1e-4, atol=1e-6)
+    batch = {"x": WORDS, "label": jnp.arange(2)}
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    objective = bpfree.supervised(model, loss)
+    params = model.init(jax.random.key(0), WORDS)["params"]
+    blocks = bpfree.blocks(objective, params, batch)
+    assert sum(block.carried for block in blocks) == 0  # nothing runs back through time
+    kernels = 2 * {"rnn": 1, "gru": 3, "lstm": 4}[cell]
+    assert (
+        len(blocks) == 1 + kernels + 1 + 1
+    )  # the embedding, them, the readout, the loss
 
 
 def test_words_behind_the_end_do_not_count():
