@@ -19,7 +19,7 @@ from bpfree.data import (
     sizes,
     text,
 )
-from bpfree.training import chain, config, feed, steps
+from bpfree.training import chain, config, feed, mesh, steps
 from bpfree.training.names import ConfigError, call, member, unknown
 
 LOADERS = ("device", "grain")
@@ -42,13 +42,26 @@ class Job(NamedTuple):
         """The supply of training batches, from its beginning."""
         if isinstance(self.data.train, Examples):
             return feed.from_grain(self.task, self.data.train, validation)
-        return feed.on_device(self.task, jax.device_put(self.data.train), validation)
+        train = mesh.put(self.task.mesh, self.data.train)
+        return feed.on_device(self.task, train, validation)
 
 
 def prepare(settings: config.Settings) -> Job:
     """Data, model, chain and first parameters of a config; raises ConfigError."""
+    return assemble(settings, load(settings))
+
+
+def load(settings: config.Settings) -> Dataset:
+    """The data set of a config; raises ConfigError."""
+    member(bpfree.models, settings.model["name"], "config.model.name")
+    return _data(settings.data)
+
+
+def assemble(settings: config.Settings, data: Dataset) -> Job:
+    """What `prepare` does behind the data; the seed and numbers of links may be traced."""
+    devices = mesh.make(settings.mesh)
+    mesh.check_batch(devices, settings.batch_size)
     model_module = member(bpfree.models, settings.model["name"], "config.model.name")
-    data = _data(settings.data)
     size = sizes(data)["train"]
     if settings.batch_size > size:
         raise ConfigError(
@@ -74,10 +87,17 @@ def prepare(settings: config.Settings) -> Job:
             "model has an energy: leave it out"
         )
     loss_fn = _objective(model, tuple(state_shapes))
-    built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator, batch)
+    built = chain.build(
+        settings.chain,
+        settings.sections,
+        loss_fn,
+        keys.estimator,
+        batch,
+        mesh.samples(devices),
+    )
     chain.check(built, shapes, batch)
     task = steps.Task(
-        model, built.transformation, data.augment, keys, settings.batch_size
+        model, built.transformation, data.augment, keys, settings.batch_size, devices
     )
     params, model_state = jax.jit(init)(keys.init)
     return Job(

@@ -17,6 +17,7 @@ from bpfree.training import (
     config,
     feed,
     interrupt,
+    mesh,
     metrics,
     plot,
     resume,
@@ -89,8 +90,10 @@ def fit(
     workdir = Path(workdir)
     last = job.settings.num_steps if stop_after is None else stop_after
     with claimed(workdir), checkpoint.opened(workdir) as manager:
+        devices = job.task.mesh
         state = steps.init_state(job.task, job.params, job.model_state)
-        validation, test = jax.device_put((job.data.validation, job.data.test))
+        state = mesh.put(devices, state)
+        validation, test = mesh.put(devices, (job.data.validation, job.data.test))
         source = job.make_feed(validation)
         if manager.latest_step() is not None:
             resume.check(workdir, record, job.data.source)

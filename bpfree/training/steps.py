@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.sharding import Mesh
 
 import bpfree
 from bpfree._conv import canonical_convs
 from bpfree.data import Augment, Batch
+from bpfree.training import mesh
 
 
 class TrainState(NamedTuple):
@@ -60,6 +62,7 @@ class Task(NamedTuple):
     augment: Augment | None
     keys: Keys
     batch_size: int
+    mesh: Mesh | None = None  # one device
 
 
 def make_keys(seed: int) -> Keys:
@@ -117,6 +120,7 @@ def scan_steps(
 
 def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
     """Augment and update; the mean clean loss of the batch before it."""
+    batch = mesh.over_data(task.mesh, batch)
     if task.augment is not None:
         key = jax.random.fold_in(task.keys.augment, state.step)
         batch = task.augment(key, batch)
@@ -128,13 +132,14 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     params = optax.apply_updates(state.params, updates)
     model_state = bpfree.aux(opt_state) or {}  # None: the objective has no aux
     state = TrainState(state.step + 1, params, model_state, opt_state)
-    return state, bpfree.value(opt_state)
+    return mesh.replicated(task.mesh, (state, bpfree.value(opt_state)))
 
 
 def look(task: Task, state: TrainState, losses: jax.Array, validation: Batch) -> Metrics:
     """What a log point tells of a block with these losses, (steps,)."""
     seen = accuracy(task.model, state.params, state.model_state, validation)
-    return Metrics(losses.mean(), seen, bpfree.metrics(state.opt_state))
+    metrics = Metrics(losses.mean(), seen, bpfree.metrics(state.opt_state))
+    return mesh.replicated(task.mesh, metrics)
 
 
 def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
