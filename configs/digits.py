@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "digits", "shift": 0.5, "pixel_noise": 0.1}
     config.model = {"name": "mlp", "hidden": (128, 128), "activation": "relu"}
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 8000
     config.log_every = 200
@@ -58,3 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()
+
+
+def get_sweep() -> list[dict]:
+    """Sixteen seeds; `bpfree-sweep --config=configs/digits.py --workdir=runs/sweep`."""
+    return [{"seed": seed} for seed in range(16)]

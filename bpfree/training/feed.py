@@ -38,17 +38,10 @@ class Feed(NamedTuple):
 
 def on_device(task: Task, train: Batch, validation: Batch) -> Feed:
     """Batches are gathered on the device; their order is made there, too."""
-    size = train["label"].shape[0]
 
     def block(length, state):
         def run(state, train, validation):
-            rows = steps.batch_order(
-                task.keys.order, state.step, length, size, task.batch_size
-            )
-            state, losses = steps.scan_steps(
-                task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
-            )
-            return state, steps.look(task, state, losses, validation)
+            return steps.block(task, length, state, train, validation)
 
         compiled = steps.compiled(run, state, train, validation)
         return lambda state: compiled(state, train, validation)
@@ -87,7 +80,10 @@ def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
     def take(length):
         """The next batches, (length, B, ...)."""
         taken = [next(batches) for _ in range(length)]
-        parts = [jax.tree.map(lambda *a: np.stack(a), *part) for part in zip(*taken, strict=True)]
+        parts = [
+            jax.tree.map(lambda *a: np.stack(a), *part)
+            for part in zip(*taken, strict=True)
+        ]
         return mesh.assemble(task.mesh, task.batch_size, parts)
 
     def several(state, taken):

@@ -1,5 +1,6 @@
 """From checked settings to something that can be trained."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -57,8 +58,42 @@ def load(settings: config.Settings) -> Dataset:
     return _data(settings.data)
 
 
+class Draft(NamedTuple):
+    """A job before anything of it has run.
+
+    Attributes:
+      init: key -> (params, model_state).
+      batch: the first batch of the training set, with the shapes of the model's state.
+    """
+
+    task: steps.Task
+    chain: chain.Chain
+    loss_fn: Any
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    batch: Batch
+    shapes: Any
+
+
 def assemble(settings: config.Settings, data: Dataset) -> Job:
-    """What `prepare` does behind the data; the seed and numbers of links may be traced."""
+    """What `prepare` does behind the data."""
+    made = draft(settings, data)
+    chain.check(made.chain, made.shapes, made.batch)
+    params, model_state = jax.jit(made.init)(made.task.keys.init)
+    return Job(
+        settings,
+        data,
+        made.task,
+        made.loss_fn,
+        made.chain.num_samples,
+        made.chain.estimator,
+        params,
+        model_state,
+        made.batch,
+    )
+
+
+def draft(settings: config.Settings, data: Dataset) -> Draft:
+    """Model, objective and chain; the seed and the links' numbers may be traced."""
     devices = mesh.make(settings.mesh)
     mesh.check_batch(devices, settings.batch_size)
     model_module = member(bpfree.models, settings.model["name"], "config.model.name")
@@ -95,22 +130,10 @@ def assemble(settings: config.Settings, data: Dataset) -> Job:
         batch,
         mesh.samples(devices),
     )
-    chain.check(built, shapes, batch)
     task = steps.Task(
         model, built.transformation, data.augment, keys, settings.batch_size, devices
     )
-    params, model_state = jax.jit(init)(keys.init)
-    return Job(
-        settings,
-        data,
-        task,
-        loss_fn,
-        built.num_samples,
-        built.estimator,
-        params,
-        model_state,
-        batch,
-    )
+    return Draft(task, built, loss_fn, init, batch, shapes)
 
 
 def _objective(model: Any, mutable: tuple[str, ...]) -> Any:

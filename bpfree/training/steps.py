@@ -107,6 +107,18 @@ def batch_order(
     return lax.dynamic_slice_in_dim(rows, start % per_epoch, length)
 
 
+def block(
+    task: Task, length: int, state: TrainState, train: Batch, validation: Batch
+) -> tuple[TrainState, Metrics]:
+    """`length` updates on rows of `train`, and a look at `validation`; traceable."""
+    size = train["label"].shape[0]
+    rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
+    state, losses = scan_steps(
+        task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
+    )
+    return state, look(task, state, losses, validation)
+
+
 def scan_steps(
     task: Task, state: TrainState, inputs: Any, batch_of: Callable[[Any], Batch]
 ) -> tuple[TrainState, jax.Array]:

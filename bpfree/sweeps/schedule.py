@@ -1,0 +1,270 @@
+"""Runs the points of a sweep: groups in one program each, the others as processes.
+
+A group has all devices and cores to itself. Points that share no program run side by
+side, one on each device, or on a share of the CPU's cores. This process never touches a
+device; its workers end with it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from bpfree.sweeps import ledger, points, result, worker
+from bpfree.sweeps.points import Point
+from bpfree.training.workdir import claimed, replace
+
+Told = Callable[[ledger.Record], None]
+
+
+class Handle(Protocol):
+    """A worker that was started: a process, or a job of a cluster."""
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to save and stop."""
+
+
+class Slot(NamedTuple):
+    """What a worker may use: variables of its environment, and CPU cores."""
+
+    environment: Mapping[str, str]
+    cores: Sequence[int]
+
+
+Start = Callable[[Path, Sequence[str], Slot], Handle]
+"""(sweep's directory, names of points, slot) -> the worker."""
+
+
+def sweep(
+    found: Sequence[Point],
+    workdir: str | Path,
+    *,
+    workers: int | None = None,
+    together: bool = True,
+    retry: bool = False,
+    start: Start | None = None,
+    told: Told = lambda record: None,
+) -> dict[str, ledger.Record]:
+    """Run points that the ledger of `workdir` does not have; {name: record} of all.
+
+    Args:
+      found: of `points.make_points`.
+      workdir: made if need be; the same call goes on where a killed one stopped.
+      workers: processes side by side; default one a device, or a CPU core.
+      together: run points that share a program as one.
+      retry: run failed points again.
+      start: how a worker is started; default as a process of this machine.
+      told: called with every new record.
+
+    Raises WorkdirError: the directory is in use or cannot be written.
+    """
+    workdir = Path(workdir)
+    with claimed(workdir):
+        book = _Book(workdir, {point.name: point for point in found}, told)
+        todo = book.open(retry)
+        grouped = points.groups(todo) if together else [[point] for point in todo]
+        names = [[point.name for point in group] for group in grouped]
+        alone = [n for n in names if len(n) == 1]
+        start = start or start_process
+        whole = Slot({}, cores())
+        split = []
+        for group in (n for n in names if len(n) > 1):
+            _run(
+                [group],
+                [whole],
+                workdir,
+                start,
+                lambda n, s: split.extend(book.close(n, s)),
+            )
+        alone += [[name] for name in split]
+        slots = make_slots(workers, len(alone))
+        _run(alone, slots, workdir, start, book.close)
+    return ledger.read(workdir)
+
+
+# ----------------------------------------------------------------------------- the book
+
+
+class _Book(NamedTuple):
+    """The ledger, and the points it is about."""
+
+    workdir: Path
+    points: Mapping[str, Point]
+    told: Told
+
+    def open(self, retry: bool) -> list[Point]:
+        """Points to be run, with their point.json written; impossible ones are failed."""
+        known = ledger.read(self.workdir)
+        over = {n for n, r in known.items() if not (retry and r["status"] == "failed")}
+        todo = [p for name, p in self.points.items() if name not in over]
+        for point in todo:
+            folder = worker.folder_of(self.workdir, point.name)
+            finished = result.read(folder)
+            if point.error is not None:
+                self._note(point, result.failed(point.error))
+            elif finished is not None and point.name not in known:
+                self._note(point, finished)  # we were killed before this was noted
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "result.json").unlink(missing_ok=True)
+                write_point(folder, point)
+        noted = ledger.read(self.workdir).keys() - known.keys()
+        return [p for p in todo if p.name not in noted and p.error is None]
+
+    def close(self, names: Sequence[str], status: int) -> list[str]:
+        """Note what became of a worker's points; the ones that have no result."""
+        left = []
+        for name in names:
+            folder = worker.folder_of(self.workdir, name)
+            found = result.read(folder)
+            if found is None and len(names) > 1:
+                left.append(name)
+            else:
+                self._note(self.points[name], found or _lost(folder, status))
+        return left
+
+    def _note(self, point: Point, found: result.Result) -> None:
+        record = {"name": point.name, "overrides": point.overrides, **found}
+        ledger.append(self.workdir, record)
+        self.told(record)
+
+
+def write_point(folder: Path, point: Point) -> None:
+    record = {"overrides": point.overrides, "config": point.config}
+    replace(folder / "point.json", json.dumps(record, indent=2) + "\n")
+
+
+def _lost(folder: Path, status: int) -> result.Result:
+    """Of a worker that ended without a word."""
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = "; SIGKILL is what a machine out of memory sends" * (status == -9)
+        return result.failed(f"the worker was ended by {name}{hint}")
+    with contextlib.suppress(OSError):
+        lines = (folder / "log.txt").read_text(errors="replace").strip().split("\n")
+        return result.failed(f"the worker ended with status {status}: {lines[-1]}")
+    return result.failed(f"the worker ended with status {status}")
+
+
+# --------------------------------------------------------------------------- the workers
+
+
+class Stopped(RuntimeError):
+    """Ctrl-C or SIGTERM; workers have saved.
+
+    Attributes:
+      signum: the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(
+            f"{signal.Signals(signum).name}: stopped; the same command goes on from there"
+        )
+
+
+def _run(jobs, slots, workdir, start: Start, close) -> None:
+    """Work through `jobs`, lists of names, one in each slot at a time."""
+    waiting, running = list(jobs), {}
+    free = list(slots)
+    with _stopping() as came:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    slot, names = free.pop(0), waiting.pop(0)
+                    running[tuple(names)] = start(workdir, names, slot), slot
+                for names, (handle, slot) in list(running.items()):
+                    status = handle.poll()
+                    if came:
+                        raise Stopped(came[0])
+                    if status is not None:
+                        del running[names]
+                        free.append(slot)
+                        close(names, status)
+                time.sleep(0.05)
+        finally:
+            _end([handle for handle, _ in running.values()])
+
+
+def _end(handles: Sequence[Handle], patience: float = 60) -> None:
+    for handle in handles:
+        handle.terminate()
+    until = time.monotonic() + patience
+    while any(h.poll() is None for h in handles) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that gets the number of a signal that came."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    taken = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(s, lambda n, frame: came.append(n)) for s in taken]
+    try:
+        yield came
+    finally:
+        for signum, handler in zip(taken, before, strict=True):
+            signal.signal(signum, handler)
+
+
+def start_process(workdir: Path, names: Sequence[str], slot: Slot) -> Handle:
+    """A worker on this machine; what it says goes to log.txt of its first point."""
+    command = [sys.executable, "-m", "bpfree.sweeps.worker", str(workdir), *names]
+    command += ["--attached", "--cores=" + ",".join(map(str, slot.cores))]
+    with (worker.folder_of(workdir, names[0]) / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **slot.environment},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for us; we tell them
+        )
+
+
+# ------------------------------------------------------------------------------ the slots
+
+
+def make_slots(workers: int | None, jobs: int) -> list[Slot]:
+    """One for each GPU, or for a share of the cores; not more than there are jobs."""
+    mine, gpus = cores(), _gpus()
+    count = max(1, min(workers or len(gpus) or len(mine), jobs))
+    shares = [mine[i::count] or mine for i in range(count)]
+    if not gpus:
+        return [Slot({}, share) for share in shares]
+    return [
+        Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, share)
+        for i, share in enumerate(shares)
+    ]
+
+
+def cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _gpus() -> list[str]:
+    """The GPUs that a worker would see, without asking JAX, which would claim them."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d]
+    with contextlib.suppress(OSError):
+        names = [re.fullmatch(r"nvidia(\d+)", n) for n in os.listdir("/dev")]
+        return sorted(m[1] for m in names if m)
+    return []
