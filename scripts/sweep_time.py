@@ -66,9 +66,8 @@ def main() -> None:
     parts = one + (args.seeds - 1) * each
     print(f"jax {jax.__version__}, {os.cpu_count()} cores, {args.seeds} seeds")
     print(f"one run {one:.1f} s, of which {args.steps} steps {each:.2f} s")
-    print(
-        f"one program {together:.1f} s, {together / parts:.2f} of the parts ({parts:.1f} s)"
-    )
+    share = together / parts
+    print(f"one program {together:.1f} s, {share:.2f} of the parts ({parts:.1f} s)")
     print(f"processes   {alone:.1f} s, {alone / together:.2f} of one program")
 
 

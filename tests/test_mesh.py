@@ -1,4 +1,4 @@
-"""One run on many devices: the same numbers, and each device does its share of the work."""
+"""One run on many devices: the same numbers, and each device does its share."""
 
 import re
 

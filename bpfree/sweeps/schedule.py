@@ -78,15 +78,13 @@ def sweep(
         alone = [n for n in names if len(n) == 1]
         start = start or start_process
         whole = Slot({}, cores())
-        split = []
-        for group in (n for n in names if len(n) > 1):
-            _run(
-                [group],
-                [whole],
-                workdir,
-                start,
-                lambda n, s: split.extend(book.close(n, s)),
-            )
+        split: list[str] = []
+
+        def close_group(names, status):
+            split.extend(book.close(names, status))
+
+        shared = [n for n in names if len(n) > 1]
+        _run(shared, [whole], workdir, start, close_group)
         alone += [[name] for name in split]
         slots = make_slots(workers, len(alone))
         _run(alone, slots, workdir, start, book.close)
@@ -176,7 +174,8 @@ class Stopped(RuntimeError):
 
 def _run(jobs, slots, workdir, start: Start, close) -> None:
     """Work through `jobs`, lists of names, one in each slot at a time."""
-    waiting, running = list(jobs), {}
+    waiting = list(jobs)
+    running: dict[tuple[str, ...], tuple[Handle, Slot]] = {}
     free = list(slots)
     with _stopping() as came:
         try:

@@ -41,7 +41,7 @@ class Group(NamedTuple):
     """
 
     settings: config.Settings
-    numbers: dict[points.Path, jax.Array]
+    numbers: dict[points.Path, np.ndarray]
     data: Dataset
     size: int
 
@@ -71,15 +71,18 @@ def make_group(configs: Sequence[Any]) -> Group:
     group = Group(settings, made, data, len(configs))
     try:
         jax.eval_shape(jax.vmap(lambda n: _begin(group, n), out_axes=STACKED), made)
-    except (jax.errors.ConcretizationTypeError, TypeError) as error:
+    except (ConfigError, TypeError) as error:
         names = ", ".join(".".join(map(str, path)) for path in made)
         raise ConfigError(f"one program cannot take {names} as arguments") from error
     return group
 
 
 def _as_array(values: list[Any]) -> np.ndarray:
-    whole = all(isinstance(v, int) for v in values)
-    return np.asarray(values, np.int64 if whole else np.float32)
+    if not all(isinstance(v, int) for v in values):
+        return np.asarray(values, np.float32)
+    if not all(0 <= v < 2**31 for v in values):
+        raise ConfigError("seeds of one program are numbers of 31 bits")
+    return np.asarray(values, np.int32)
 
 
 def check(configs: Sequence[Any], data: Dataset) -> list[str | None]:
@@ -143,12 +146,8 @@ def place(group: Group) -> Placed:
     index = np.arange(-(-group.size // len(devices)) * len(devices)) % group.size
     numbers = jax.device_put({k: v[index] for k, v in group.numbers.items()}, rows)
     begin = jax.vmap(lambda n: _begin(group, n), out_axes=STACKED)
-    state = jax.jit(
-        begin,
-        out_shardings=STACKED._replace(
-            step=whole, params=rows, model_state=rows, opt_state=rows
-        ),
-    )(numbers)
+    where: Any = TrainState(whole, rows, rows, rows)  # type: ignore[arg-type]
+    state = jax.jit(begin, out_shardings=where)(numbers)
     data = group.data
     parts = jax.device_put((data.train, data.validation, data.test), whole)
     return Placed(group, numbers, state, *parts)

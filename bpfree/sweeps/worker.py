@@ -1,4 +1,6 @@
-"""A process that runs one point, or several in one program: `python -m ... FOLDER NAME...`
+"""A process that runs one point, or several in one program.
+
+    python -m bpfree.sweeps.worker FOLDER NAME...
 
 `FOLDER/points/NAME/point.json` says what to run, and `result.json` beside it what came of
 it. Its standard input is a pipe from the scheduler: when that ends, so does the worker.
@@ -58,9 +60,8 @@ def _together(sweep: Path, names: list[str]) -> int:
     from bpfree.sweeps.together import Runs, fit_together
 
     folders = [folder_of(sweep, name) for name in names]
-    runs = Runs(
-        sweep / "groups" / group_name(names), folders, [_config(f) for f in folders]
-    )
+    configs = [_config(folder) for folder in folders]
+    runs = Runs(sweep / "groups" / group_name(names), folders, configs)
     try:
         results = fit_together(runs)
     except Interrupted:

@@ -109,7 +109,7 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     if isinstance(kwargs, str):
         kwargs = context.sections[kwargs]
     kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
-    given = {}
+    given: dict[str, Any] = {}
     parameters = _parameters(constructor)
     if parameters[:1] in (["loss_fn"], ["energy"]):
         given[parameters[0]] = context.loss_fn
@@ -118,7 +118,8 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     if constructor in _estimators() and "example_batch" in parameters:
         given["example_batch"] = context.example_batch
     if constructor in _estimators() and context.sharding is not None:
-        given |= {"sharding": context.sharding} if "sharding" in parameters else {}
+        spread: dict[str, Any] = {"sharding": context.sharding}
+        given |= spread if "sharding" in parameters else {}
     return call(constructor, kwargs, where, given)
 
 

@@ -1,9 +1,9 @@
 """One run on many devices: samples over one axis of a mesh, the batch over the other.
 
 `config.mesh = "sample:4,data:2"` names the axes, the slowest first. Parameters and the
-state of the chain are replicated. The estimate is that of one device up to rounding, since
-noise depends on (seed, step, sample, node) only. `None` stands for one device everywhere,
-and leaves every array as it is.
+state of the chain are replicated. The estimate is that of one device up to rounding:
+noise depends on (seed, step, sample, node) only. `None` stands for one device
+everywhere, and leaves every array as it is.
 """
 
 import math
@@ -30,8 +30,8 @@ def parse(text: str) -> dict[str, int]:
             raise ConfigError(f"config.mesh={text!r} names the axis {name!r} twice")
         if not count.isdecimal() or int(count) < 1:
             raise ConfigError(
-                f"config.mesh={text!r}: {part!r} must be an axis and a number of devices, "
-                f"such as '{name}:4'"
+                f"config.mesh={text!r}: {part!r} must be an axis and a number of "
+                f"devices, such as '{name}:4'"
             )
         axes[name] = int(count)
     return axes
@@ -111,7 +111,7 @@ def columns(mesh: Mesh | None, size: int) -> list[slice]:
         return [slice(0, size)]
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     found = sharding.addressable_devices_indices_map((size,)).values()
-    starts = {index[0].indices(size)[:2] for index in found if index is not None}
+    starts = {index[0].indices(size)[:2] for index in found if index}
     return [slice(*start) for start in sorted(starts)]
 
 
@@ -124,15 +124,21 @@ def assemble(mesh: Mesh | None, size: int, parts: list[Any]) -> Any:
     if mesh is None:
         return jax.device_put(parts[0])
     sharding = _of_batches(mesh)
-    starts = [column.start for column in columns(mesh, size)]
+    starts = [_start(column) for column in columns(mesh, size)]
 
     def whole(*parts: np.ndarray) -> jax.Array:
         shape = (parts[0].shape[0], size, *parts[0].shape[2:])
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: parts[starts.index(index[1].start or 0)]
-        )
+
+        def mine(index: Any) -> np.ndarray:
+            return parts[starts.index(_start(index[1]))]
+
+        return jax.make_array_from_callback(shape, sharding, mine)
 
     return jax.tree.map(whole, *parts)
+
+
+def _start(column: slice) -> int:
+    return column.start or 0
 
 
 def shape_of_batches(mesh: Mesh | None, shape: tuple[int, ...], dtype: Any):
