@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from bpfree.data.raw import DataError
+from bpfree.training import processes
 from bpfree.training.cache import keep_compiled
 from bpfree.training.interrupt import Interrupted
 from bpfree.training.loop import TrainingFault, fit
@@ -33,6 +34,15 @@ _PROFILE = flags.DEFINE_bool(
 _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Write curves for TensorBoard into workdir/tensorboard."
 )
+_COORDINATOR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, if the run has many processes."
+)
+_PROCESSES: flags.FlagHolder[Any] = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run; srun and mpirun say so, too.", 1
+)
+_PROCESS: flags.FlagHolder[Any] = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, 0 to num_processes - 1.", 0
+)
 _CACHE = flags.DEFINE_bool(
     "compilation_cache",
     True,
@@ -47,6 +57,7 @@ def main(argv: list[str]) -> None:
     if _CACHE.value:
         keep_compiled()
     try:
+        processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         result = fit(
             CONFIG.value,
             WORKDIR.value,
@@ -55,9 +66,16 @@ def main(argv: list[str]) -> None:
         )
     except (ConfigError, DataError, TrainingFault, WorkdirError) as error:
         sys.exit(f"bpfree-train: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"bpfree-train: {processes.lost(error)}", file=sys.stderr, flush=True)
+        processes.leave(1)
     except Interrupted as error:
         print(f"bpfree-train: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
+    if not processes.is_main():
+        return
     if result.steps == result.resumed_from:
         print(f"{WORKDIR.value} was already finished, at step {result.steps}")
     print(f"test accuracy {result.test_accuracy:.4f}")

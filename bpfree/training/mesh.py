@@ -97,7 +97,9 @@ def _constrained(mesh, spec, tree):
 
 def put(mesh: Mesh | None, tree: Any) -> Any:
     """The same values, which every process has, on every device."""
-    return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
+    if mesh is None or jax.process_count() == 1:
+        return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
 
 
 def local(tree: Any) -> Any:
