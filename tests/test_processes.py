@@ -142,8 +142,10 @@ def test_a_killed_process_ends_the_run_and_others_take_it_up(
     begun = time.monotonic()
     _, err = started[1 - victim].communicate(timeout=60)
     assert started[1 - victim].returncode not in (0, None)
-    print(f"after {time.monotonic() - begun:.1f} s: {err[-1500:]}")
-    assert "bpfree-train: another process of the run has ended" in err
+    assert time.monotonic() - begun < 60
+    ours = "bpfree-train: another process of the run has ended"
+    of_jax = "This most likely indicates that another task died"  # its own watch was first
+    assert (ours in err or of_jax in err) and "Traceback" not in err, err[-3000:]
     started[victim].communicate()
     steps = max(logged(workdir))
     assert steps < 4000

@@ -5,6 +5,7 @@ program on the same config and a shared directory; the first one, process 0, kee
 record.
 """
 
+import faulthandler
 import os
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,7 @@ def initialize(
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the processes of the run do not meet: {error}") from error
+    faulthandler.disable()  # JAX ends us when others are lost; it says so in a line
 
 
 def _launched() -> tuple[int, int] | None:
