@@ -64,3 +64,11 @@ def get_config(arg: str = "") -> ConfigDict:
 def get_sweep() -> list[dict]:
     """Sixteen seeds; `bpfree-sweep --config=configs/digits.py --workdir=runs/sweep`."""
     return [{"seed": seed} for seed in range(16)]
+
+
+def get_search() -> dict:
+    """Ranges for `bpfree-sweep --search=tpe`; the default settings lie inside."""
+    return {
+        "schedule.init_value": ("log", 1e-4, 1e-1),
+        "estimator.sigma": ("log", 1e-3, 1.0),
+    }

@@ -75,7 +75,12 @@ def start(count, config_file, workdir, *flags, slurm=False):
             values = (port, "localhost", count, count, i)
             more = {f"SLURM_{k}": str(v) for k, v in zip(names, values, strict=True)}
             more["SLURM_LOCALID"] = str(i)
-        command = [sys.executable, "scripts/train.py", *flags, *(mine if count > 1 else [])]
+        command = [
+            sys.executable,
+            "scripts/train.py",
+            *flags,
+            *(mine if count > 1 else []),
+        ]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -144,7 +149,9 @@ def test_a_killed_process_ends_the_run_and_others_take_it_up(
     assert started[1 - victim].returncode not in (0, None)
     assert time.monotonic() - begun < 60
     ours = "bpfree-train: another process of the run has ended"
-    of_jax = "This most likely indicates that another task died"  # its own watch was first
+    of_jax = (
+        "This most likely indicates that another task died"  # its own watch was first
+    )
     assert (ours in err or of_jax in err) and "Traceback" not in err, err[-3000:]
     started[victim].communicate()
     steps = max(logged(workdir))

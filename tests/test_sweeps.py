@@ -7,8 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
-import jax.flatten_util
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -20,7 +18,7 @@ from tests.test_training import ROOT, small, standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
 
-CONFIG = '''
+CONFIG = """
 from ml_collections import ConfigDict
 
 
@@ -33,7 +31,7 @@ def get_config():
         chain=(("likelihood_ratio", "estimator"), ("sgd", "rate")),
     )
     return config
-'''
+"""
 
 
 def get_config():
@@ -84,7 +82,9 @@ def test_points_that_differ_in_numbers_of_the_chain_are_one_group():
         {"estimator.num_samples": 4},
         {"data.pixel_noise": 0.5},
     ]
-    base = lambda: ConfigDict(get_config().to_dict() | {"data": {"name": "digits", "pixel_noise": 0.1}})  # noqa: E501, E731
+    base = lambda: ConfigDict(
+        get_config().to_dict() | {"data": {"name": "digits", "pixel_noise": 0.1}}
+    )  # noqa: E501, E731
     found = points.groups(make_points(base, sweep))
     assert [len(group) for group in found] == [2, 1, 1, 1]
     varied = points.varied([p.config for p in found[0]])

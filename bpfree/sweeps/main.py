@@ -1,6 +1,7 @@
 """The command line of sweeps.
 
     bpfree-sweep --config=configs/digits.py --workdir=runs/sweep
+    bpfree-sweep --config=configs/digits.py --workdir=runs/search --search=tpe --trials=40
     bpfree-sweep report --workdir=runs/sweep
 
 `--config.entry=value` overrides the entry of every point. The same command goes on where
@@ -18,7 +19,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from bpfree.sweeps import points, report, schedule
+from bpfree.sweeps import cluster, points, report, schedule, search
 from bpfree.sweeps.ledger import Record
 from bpfree.training.names import ConfigError
 from bpfree.training.workdir import WorkdirError, replace
@@ -33,6 +34,19 @@ _TOGETHER = flags.DEFINE_bool(
     "together", True, "Run points that differ only in numbers as one program."
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Run failed points again.")
+_SEARCH: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "search", None, "Let Optuna choose in get_search(): random, tpe or halving."
+)
+_TRIALS = flags.DEFINE_integer("trials", 20, "Points of a search, on all machines.", 1)
+_STORAGE: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "storage", None, "URL of Optuna's storage, to share; default: a file in workdir."
+)
+_CLUSTER: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "cluster", None, "Run workers as jobs of submitit: slurm, local or debug."
+)
+_OPTIONS = flags.DEFINE_multi_string(
+    "cluster_option", [], "submitit's parameters, such as timeout_min=60; repeat."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -55,28 +69,48 @@ def main(argv: list[str]) -> None:
 def _sweep() -> None:
     flags_ = _config_flags(sys.argv)
     path, _, arg = flags_[0].partition("=")[2].partition(":")
-    get_config, get_sweep = _functions(path)
+    wanted = "get_search" if _SEARCH.value else "get_sweep"
+    get_config, get_points = _functions(path, wanted)
     given = [f.partition("=")[0].removeprefix("--config.") for f in flags_[1:]]
-    found = points.make_points(
-        lambda: _fresh(get_config, arg, given, launcher.CONFIG.value), get_sweep()
-    )
+    base = lambda: _fresh(get_config, arg, given, launcher.CONFIG.value)  # noqa: E731
     workdir = Path(launcher.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
-    told = _Teller(len(found))
-    records = schedule.sweep(
-        found,
-        workdir,
-        workers=_WORKERS.value,
-        together=_TOGETHER.value,
-        retry=_RETRY.value,
-        told=told,
-    )
+    start, workers = schedule.start_process, _WORKERS.value
+    if _CLUSTER.value:
+        options = dict(map(_option, _OPTIONS.value))
+        start = cluster.make_start(_CLUSTER.value, options)
+    if _SEARCH.value:
+        total = _TRIALS.value
+        file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
+        seed = launcher.CONFIG.value.seed
+        records = search.search(
+            search.make_study(_SEARCH.value, seed, _STORAGE.value or file),
+            get_points(),
+            lambda overrides: points.make_point(base(), overrides),
+            workdir,
+            trials=total,
+            workers=workers,
+            start=start,
+            told=_Teller(total),
+        )
+    else:
+        found = points.make_points(base, get_points())
+        total, names = len(found), {point.name for point in found}
+        records = schedule.sweep(
+            found,
+            workdir,
+            workers=workers or (total if _CLUSTER.value else None),
+            together=_TOGETHER.value,
+            retry=_RETRY.value,
+            start=start,
+            told=_Teller(total),
+        )
+        records = {name: r for name, r in records.items() if name in names}
     print(_report())
-    names = {point.name for point in found}
-    failed = [r for n, r in records.items() if n in names and r["status"] == "failed"]
+    failed = [r for r in records.values() if r["status"] == "failed"]
     if failed:
-        sys.exit(f"bpfree-sweep: {len(failed)} of {len(found)} points failed")
+        sys.exit(f"bpfree-sweep: {len(failed)} of {total} points failed")
 
 
 class _Teller:
@@ -91,14 +125,24 @@ class _Teller:
         print(f"[{self.count}/{self.total}] {record['overrides']}: {what}", flush=True)
 
 
-def _functions(path: str):
+_EXAMPLES = {
+    "get_sweep": "a list of points, such as [{'seed': s} for s in range(4)]",
+    "get_search": "the ranges, such as {'schedule.init_value': ('log', 1e-4, 1e-1)}",
+}
+
+
+def _functions(path: str, wanted: str):
     found = runpy.run_path(path)
-    if "get_sweep" not in found:
+    if wanted not in found:
         raise ConfigError(
-            f"{path} has no get_sweep(): add a function that returns a list of points, "
-            "such as [{'seed': s} for s in range(4)]"
+            f"{path} has no {wanted}(): add a function that returns {_EXAMPLES[wanted]}"
         )
-    return found["get_config"], found["get_sweep"]
+    return found["get_config"], found[wanted]
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, int(value) if value.isdecimal() else value
 
 
 def _fresh(get_config, arg: str, given: Sequence[str], parsed: ConfigDict) -> ConfigDict:

@@ -44,6 +44,8 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
     """One for each setting, the best mean validation accuracy first."""
     found: dict[str, Line] = {}
     for record in records.values():
+        if record["status"] == "pruned":
+            continue
         settings = {k: v for k, v in record["overrides"].items() if k != "seed"}
         key = json.dumps(settings, sort_keys=True)
         line = found.setdefault(key, Line(settings, [], []))
@@ -131,10 +133,12 @@ def text(workdir: Path, config: Sequence[str]) -> str:
     """The report; draws `sweep.png`, too."""
     found = lines(ledger.read(workdir))
     figure(workdir, found, workdir / "sweep.png")
+    pruned = sum(r["status"] == "pruned" for r in ledger.read(workdir).values())
     command = best_command(found, config)
     parts = [
         table(found),
         failures(found),
+        f"pruned: {pruned}" if pruned else "",
         f"best: {command}" if command else "no point is finished",
         f"figure: {workdir / 'sweep.png'}",
     ]

@@ -71,7 +71,7 @@ def sweep(
     """
     workdir = Path(workdir)
     with claimed(workdir):
-        book = _Book(workdir, {point.name: point for point in found}, told)
+        book = Book(workdir, {point.name: point for point in found}, told)
         todo = book.open(retry)
         grouped = points.groups(todo) if together else [[point] for point in todo]
         names = [[point.name for point in group] for group in grouped]
@@ -84,17 +84,17 @@ def sweep(
             split.extend(book.close(names, status))
 
         shared = [n for n in names if len(n) > 1]
-        _run(shared, [whole], workdir, start, close_group)
+        run(_from(shared), [whole], workdir, start, close_group)
         alone += [[name] for name in split]
         slots = make_slots(workers, len(alone))
-        _run(alone, slots, workdir, start, book.close)
+        run(_from(alone), slots, workdir, start, book.close)
     return ledger.read(workdir)
 
 
 # ----------------------------------------------------------------------------- the book
 
 
-class _Book(NamedTuple):
+class Book(NamedTuple):
     """The ledger, and the points it is about."""
 
     workdir: Path
@@ -110,11 +110,10 @@ class _Book(NamedTuple):
             folder = worker.folder_of(self.workdir, point.name)
             finished = result.read(folder)
             if point.error is not None:
-                self._note(point, result.failed(point.error))
+                self.note(point, result.failed(point.error))
             elif finished is not None and point.name not in known:
-                self._note(point, finished)  # we were killed before this was noted
+                self.note(point, finished)  # we were killed before this was noted
             else:
-                folder.mkdir(parents=True, exist_ok=True)
                 (folder / "result.json").unlink(missing_ok=True)
                 write_point(folder, point)
         noted = ledger.read(self.workdir).keys() - known.keys()
@@ -129,21 +128,22 @@ class _Book(NamedTuple):
             if found is None and len(names) > 1:
                 left.append(name)
             else:
-                self._note(self.points[name], found or _lost(folder, status))
+                self.note(self.points[name], found or lost(folder, status))
         return left
 
-    def _note(self, point: Point, found: result.Result) -> None:
+    def note(self, point: Point, found: result.Result) -> None:
         record = {"name": point.name, "overrides": point.overrides, **found}
         ledger.append(self.workdir, record)
         self.told(record)
 
 
 def write_point(folder: Path, point: Point) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     record = {"overrides": point.overrides, "config": point.config}
     replace(folder / "point.json", json.dumps(record, indent=2) + "\n")
 
 
-def _lost(folder: Path, status: int) -> result.Result:
+def lost(folder: Path, status: int) -> result.Result:
     """Of a worker that ended without a word."""
     if status < 0:
         name = signal.Signals(-status).name
@@ -172,25 +172,51 @@ class Stopped(RuntimeError):
         )
 
 
-def _run(jobs, slots, workdir, start: Start, close) -> None:
-    """Work through `jobs`, lists of names, one in each slot at a time."""
+Jobs = Callable[[], Sequence[str] | None]
+"""() -> names of the points of the next worker, or None."""
+
+
+def _from(jobs: Sequence[Sequence[str]]) -> Jobs:
     waiting = list(jobs)
+    return lambda: waiting.pop(0) if waiting else None
+
+
+def run(
+    jobs: Jobs,
+    slots: Sequence[Slot],
+    workdir: Path,
+    start: Start,
+    close: Callable[[Sequence[str], int], object],
+    look: Callable[[Sequence[str], Handle], None] = lambda names, handle: None,
+) -> None:
+    """Keep one worker in each slot until there are no jobs.
+
+    Args:
+      close: told the names and exit status of a worker that has ended.
+      look: told of each that runs, again and again.
+
+    Raises Stopped.
+    """
     running: dict[tuple[str, ...], tuple[Handle, Slot]] = {}
     free = list(slots)
     with _stopping() as came:
         try:
-            while waiting or running:
-                while waiting and free:
-                    slot, names = free.pop(0), waiting.pop(0)
+            while True:
+                while free and (names := jobs()) is not None:
+                    slot = free.pop(0)
                     running[tuple(names)] = start(workdir, names, slot), slot
-                for names, (handle, slot) in list(running.items()):
+                if not running:
+                    break
+                if came:
+                    raise Stopped(came[0])
+                for key, (handle, slot) in list(running.items()):
                     status = handle.poll()
-                    if came:
-                        raise Stopped(came[0])
-                    if status is not None:
-                        del running[names]
+                    if status is None:
+                        look(key, handle)
+                    else:
+                        del running[key]
                         free.append(slot)
-                        close(names, status)
+                        close(key, status)
                 time.sleep(0.05)
         finally:
             _end([handle for handle, _ in running.values()])
