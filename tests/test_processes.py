@@ -1,4 +1,4 @@
-"""One run on several processes of this machine, two virtual devices each, over localhost."""
+"""One run on several processes of this machine, two virtual devices each."""
 
 import json
 import os
@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         seed=3, batch_size=16, num_steps=40, log_every=4, checkpoint_every=8, mesh="",
-        data={"name": "digits", "loader": "device"}, model={"name": "mlp", "hidden": (4,)},
+        data={"name": "digits", "loader": "device"},
+        model={"name": "mlp", "hidden": (4,)},
         estimator={"num_samples": 4, "sigma": 0.05},
         chain=(("likelihood_ratio", "estimator"), ("adam", {"learning_rate": 0.01})),
     ))
@@ -149,9 +150,7 @@ def test_a_killed_process_ends_the_run_and_others_take_it_up(
     assert started[1 - victim].returncode not in (0, None)
     assert time.monotonic() - begun < 60
     ours = "bpfree-train: another process of the run has ended"
-    of_jax = (
-        "This most likely indicates that another task died"  # its own watch was first
-    )
+    of_jax = "This most likely indicates that another task died"
     assert (ours in err or of_jax in err) and "Traceback" not in err, err[-3000:]
     started[victim].communicate()
     steps = max(logged(workdir))

@@ -353,5 +353,5 @@ def test_points_that_fail_do_not_stop_the_others(tmp_path):
     errors = {r["overrides"]["batch_size"]: r.get("error", "") for r in records}
     assert errors[8] == ""
     assert "exceeds the 1085 examples" in errors[4000]
-    assert "not finite" in errors[9]
+    assert "TrainingFault: step 1" in errors[9]
     assert "memory" in errors[10].lower(), errors[10]

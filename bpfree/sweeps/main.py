@@ -12,6 +12,7 @@ import json
 import re
 import runpy
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,15 @@ def _sweep() -> None:
     workdir = Path(launcher.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
-    start, workers = schedule.start_process, _WORKERS.value
+    start: schedule.Start = schedule.start_process
+    workers = _WORKERS.value
     if _CLUSTER.value:
         options = dict(map(_option, _OPTIONS.value))
         start = cluster.make_start(_CLUSTER.value, options)
     if _SEARCH.value:
         total = _TRIALS.value
         file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
-        seed = launcher.CONFIG.value.seed
+        seed = zlib.crc32(f"{launcher.CONFIG.value.seed} {workdir.name}".encode())
         records = search.search(
             search.make_study(_SEARCH.value, seed, _STORAGE.value or file),
             get_points(),

@@ -1,7 +1,7 @@
 """Points chosen by Optuna: at random, by TPE, or at random with successive halving.
 
-`get_search()`, beside `get_config()`, returns the space: {dotted entry: range}, a range
-being ("uniform", low, high), ("log", low, high), ("int", low, high) or ("choice", values).
+`get_search()`, beside `get_config()`, returns the space: {dotted entry: range}; a range
+is ("uniform", low, high), ("log", low, high), ("int", low, high) or ("choice", values).
 Maximised is the last validation accuracy. Several machines may share one storage; each
 has a directory of its own.
 """
@@ -33,21 +33,21 @@ def make_study(kind: str, seed: int, storage: str) -> Any:
     if kind not in SEARCHES:
         raise unknown("--search", kind, SEARCHES)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    samplers = optuna.samplers
-    sampler = samplers.TPESampler(seed=seed, constant_liar=True)
-    if kind != "tpe":
-        sampler = samplers.RandomSampler(seed=seed)
-    pruner = optuna.pruners.NopPruner()
+    pruner: Any = optuna.pruners.NopPruner()
     if kind == "halving":
         pruner = optuna.pruners.SuccessiveHalvingPruner(reduction_factor=3)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name="bpfree",
         storage=storage,
-        sampler=sampler,
         pruner=pruner,
         direction="maximize",
         load_if_exists=True,
     )
+    seed += len(study.trials)  # a search that goes on does not propose the same again
+    study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    if kind == "tpe":
+        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return study
 
 
 def check(space: Space) -> None:

@@ -103,7 +103,7 @@ def lost(error: BaseException) -> ProcessLost:
     return ProcessLost(
         f"another process of the run has ended, or cannot be reached (process "
         f"{jax.process_index()} of {jax.process_count()} saw: {text[:200]}). The same "
-        "command, on as many processes as there are now, goes on from the last checkpoint."
+        "command goes on from the last checkpoint, on as many processes as there are."
     )
 
 
