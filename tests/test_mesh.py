@@ -98,13 +98,13 @@ def test_batches_read_one_by_one_are_spread_too(tmp_path):
 # ------------------------------------------------------------------ the compiled program
 
 
-def program(text, num_samples=16, **estimator):
+def program(text, num_samples=16, hidden=(64, 64), **estimator):
     """One training step for one device of the mesh; the loop over samples runs once."""
     settings = config.read(
         small(
             mesh=text,
             data={"name": "digits"},
-            model={"name": "mlp", "hidden": (64, 64)},
+            model={"name": "mlp", "hidden": hidden},
             batch_size=64,
             estimator={
                 "num_samples": num_samples,
@@ -166,13 +166,22 @@ def reduced(compiled):
     return 4 * sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)
 
 
+def size_of(made):
+    return sum(p.nbytes for p in jax.tree.leaves(made.params))
+
+
 @pytest.mark.parametrize("text", MESHES)
 def test_devices_exchange_sums_only(programs, text):
-    """Parameters and losses, no activation."""
+    """Gradients and losses, no activation; over two axes, gradients twice at most."""
     made, compiled = programs[text]
     for exchange in ("all-gather", "all-to-all", "collective-permute"):
         assert exchange not in compiled.as_text()
-    parameters = sum(p.nbytes for p in jax.tree.leaves(made.params))
-    losses = 64 * 16 * 4
-    print(text, reduced(compiled), parameters)
-    assert 0 < reduced(compiled) <= parameters + losses
+    losses, axes = 64 * 16 * 4, len(mesh.parse(text))
+    assert 0 < reduced(compiled) <= axes * size_of(made) + losses
+
+
+def test_devices_add_up_gradients_where_signals_are_larger(optimized):
+    made, compiled = program("sample:8", hidden=(16, 16, 16))
+    signals = 64 * (3 * 16 + 10) * 4
+    assert size_of(made) < signals / 1.5
+    assert 0 < reduced(compiled) <= size_of(made)
