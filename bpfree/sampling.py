@@ -256,7 +256,7 @@ def _rows_of(layout: Layout, chunk_fn):
 
 
 def on_devices(layout: Layout, function: Callable) -> Callable:
-    """`function` of a tree, with an axis of devices in front of its leaves and results."""
+    """`function` of a tree, with an axis of devices in front of all leaves."""
     axis = layout.sharding.spec[0]
 
     def rows(a):

@@ -106,7 +106,7 @@ def test_halving_stops_poor_points(tmp_path):
 
 def test_a_killed_search_goes_on_and_takes_up_what_ran(tmp_path):
     """The same storage file; the points that ran are run again, finished ones not."""
-    storage = f"sqlite:///{tmp_path / 'optuna.db'}"
+    storage = optuna.storages.InMemoryStorage()
 
     class Stuck(Worker):
         started: list = []
