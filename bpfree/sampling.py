@@ -257,6 +257,7 @@ def _rows_of(layout: Layout, chunk_fn):
 
 def on_devices(layout: Layout, function: Callable) -> Callable:
     """`function` of a tree, with an axis of devices in front of all leaves."""
+    assert layout.sharding is not None
     axis = layout.sharding.spec[0]
 
     def rows(a):

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bpfree.sweeps import ledger, make_points, points, report, result, schedule, together
+from bpfree.sweeps import (
+    group,
+    ledger,
+    make_points,
+    points,
+    report,
+    result,
+    schedule,
+    slots,
+    together,
+)
 from bpfree.sweeps.worker import folder_of
 from bpfree.training import ConfigError, WorkdirError, fit
 from tests.test_training import ROOT, small, standard_promotion
@@ -88,7 +98,7 @@ def test_points_that_differ_in_numbers_of_the_chain_are_one_group():
         return ConfigDict(get_config().to_dict() | {"data": data})
 
     found = points.groups(make_points(noisy, sweep))
-    assert [len(group) for group in found] == [2, 1, 1, 1]
+    assert [len(each) for each in found] == [2, 1, 1, 1]
     varied = points.varied([p.config for p in found[0]])
     assert varied == {
         ("seed",): [0, 1],
@@ -136,7 +146,7 @@ def test_a_point_that_diverges_leaves_the_others_alone(shared):
 
 def test_devices_share_the_points_without_a_word_between_them(shared):
     runs, _ = shared
-    placed = together.place(together.make_group(runs.configs))
+    placed = together.place(group.make_group(runs.configs))
     kernel = placed.state.params["Dense_0"]["kernel"]
     assert len(kernel.sharding.device_set) == 3 and len(kernel) == 3
     text = together.compiled(placed, 2).as_text()
@@ -153,7 +163,7 @@ def test_numbers_that_constructors_read_are_refused():
     sweep = [{"decay.decay_steps": 20.0}, {"decay.decay_steps": 30.0}]
     found = make_points(lambda: ConfigDict(made), sweep)
     with pytest.raises(ConfigError, match="cannot take decay.decay_steps as arguments"):
-        together.make_group([p.config for p in found])
+        group.make_group([p.config for p in found])
 
 
 # ------------------------------------------------------------------------------ ledger
@@ -238,15 +248,15 @@ def test_a_result_that_was_not_noted_yet_counts(tmp_path):
 
 
 def test_slots_share_cores_and_gpus(monkeypatch):
-    monkeypatch.setattr(schedule, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(slots, "cores", lambda: [0, 1, 2, 3])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert [s.cores for s in schedule.make_slots(2, 9)] == [[0, 2], [1, 3]]
-    assert len(schedule.make_slots(None, 9)) == 4
-    assert len(schedule.make_slots(None, 1)) == 1
+    assert [s.cores for s in slots.make_slots(2, 9)] == [[0, 2], [1, 3]]
+    assert len(slots.make_slots(None, 9)) == 4
+    assert len(slots.make_slots(None, 1)) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    slots = schedule.make_slots(None, 9)
-    assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in slots] == ["3", "5"]
+    found = slots.make_slots(None, 9)
+    assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in found] == ["3", "5"]
 
 
 # ------------------------------------------------------------------------------- report

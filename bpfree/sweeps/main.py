@@ -77,42 +77,50 @@ def _sweep() -> None:
     workdir = Path(launcher.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
-    start: schedule.Start = schedule.start_process
-    workers = _WORKERS.value
-    if _CLUSTER.value:
-        options = dict(map(_option, _OPTIONS.value))
-        start = cluster.make_start(_CLUSTER.value, options)
-    if _SEARCH.value:
-        total = _TRIALS.value
-        file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
-        seed = zlib.crc32(f"{launcher.CONFIG.value.seed} {workdir.name}".encode())
-        records = search.search(
-            search.make_study(_SEARCH.value, seed, _STORAGE.value or file),
-            get_points(),
-            lambda overrides: points.make_point(base(), overrides),
-            workdir,
-            trials=total,
-            workers=workers,
-            start=start,
-            told=_Teller(total),
-        )
-    else:
-        found = points.make_points(base, get_points())
-        total, names = len(found), {point.name for point in found}
-        records = schedule.sweep(
-            found,
-            workdir,
-            workers=workers or (total if _CLUSTER.value else None),
-            together=_TOGETHER.value,
-            retry=_RETRY.value,
-            start=start,
-            told=_Teller(total),
-        )
-        records = {name: r for name, r in records.items() if name in names}
+    run = _search if _SEARCH.value else _points
+    total, records = run(base, get_points(), workdir, _start())
     print(_report())
-    failed = [r for r in records.values() if r["status"] == "failed"]
+    failed = [r for r in records if r["status"] == "failed"]
     if failed:
         sys.exit(f"bpfree-sweep: {len(failed)} of {total} points failed")
+
+
+def _start() -> schedule.Start:
+    if not _CLUSTER.value:
+        return schedule.start_process
+    return cluster.make_start(_CLUSTER.value, dict(map(_option, _OPTIONS.value)))
+
+
+def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
+    """(trials in all, records of this directory)."""
+    file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
+    seed = zlib.crc32(f"{launcher.CONFIG.value.seed} {workdir.name}".encode())
+    records = search.search(
+        search.make_study(_SEARCH.value, seed, _STORAGE.value or file),
+        space,
+        lambda overrides: points.make_point(base(), overrides),
+        workdir,
+        trials=_TRIALS.value,
+        workers=_WORKERS.value,
+        start=start,
+        told=_Teller(_TRIALS.value),
+    )
+    return _TRIALS.value, list(records.values())
+
+
+def _points(base, sweep, workdir: Path, start) -> tuple[int, list[Record]]:
+    """(points of the file, their records)."""
+    found = points.make_points(base, sweep)
+    records = schedule.sweep(
+        found,
+        workdir,
+        workers=_WORKERS.value or (len(found) if _CLUSTER.value else None),
+        together=_TOGETHER.value,
+        retry=_RETRY.value,
+        start=start,
+        told=_Teller(len(found)),
+    )
+    return len(found), [records[point.name] for point in found]
 
 
 class _Teller:

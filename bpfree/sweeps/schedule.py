@@ -8,7 +8,6 @@ device; its workers end with it.
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 from bpfree.sweeps import ledger, points, result, worker
 from bpfree.sweeps.points import Point
+from bpfree.sweeps.slots import Slot, cores, make_slots
 from bpfree.training.workdir import claimed, replace
 
 Told = Callable[[ledger.Record], None]
@@ -33,13 +33,6 @@ class Handle(Protocol):
 
     def terminate(self) -> None:
         """Ask it to save and stop."""
-
-
-class Slot(NamedTuple):
-    """What a worker may use: variables of its environment, and CPU cores."""
-
-    environment: Mapping[str, str]
-    cores: Sequence[int]
 
 
 Start = Callable[[Path, Sequence[str], Slot], Handle]
@@ -259,37 +252,3 @@ def start_process(workdir: Path, names: Sequence[str], slot: Slot) -> Handle:
             stderr=log,
             start_new_session=True,  # Ctrl-C is for us; we tell them
         )
-
-
-# ------------------------------------------------------------------------------ the slots
-
-
-def make_slots(workers: int | None, jobs: int) -> list[Slot]:
-    """One for each GPU, or for a share of the cores; not more than there are jobs."""
-    mine, gpus = cores(), _gpus()
-    count = max(1, min(workers or len(gpus) or len(mine), jobs))
-    shares = [mine[i::count] or mine for i in range(count)]
-    if not gpus:
-        return [Slot({}, share) for share in shares]
-    return [
-        Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, share)
-        for i, share in enumerate(shares)
-    ]
-
-
-def cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _gpus() -> list[str]:
-    """The GPUs that a worker would see, without asking JAX, which would claim them."""
-    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-        return []
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d]
-    with contextlib.suppress(OSError):
-        names = [re.fullmatch(r"nvidia(\d+)", n) for n in os.listdir("/dev")]
-        return sorted(m[1] for m in names if m)
-    return []
