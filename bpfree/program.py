@@ -135,7 +135,11 @@ def cut(program: Program, args, deltas: NodeTree | None = None):
 
 
 def cut_vjp(program: Program, args):
-    """One clean pass: `(output, {node or hold: y}, vjp)`; see `pullback`."""
+    """One clean pass: `(output, {node or hold: y}, pull)`; see `pullback`.
+
+    `pull(signals, share)` counts the block behind the last node `share` times: pulls of
+    parts of the signals add up to the pull of their sum if the shares add up to 1.
+    """
 
     def cut_params(params):
         out, values = cut(program, (params, *args[1:]))
@@ -144,12 +148,12 @@ def cut_vjp(program: Program, args):
     (losses, values), vjp, out = jax.vjp(cut_params, args[0], has_aux=True)
     behind_last = jnp.full_like(losses, 1 / max(losses.size, 1))
 
-    def pull(signals: NodeTree):
+    def pull(signals: NodeTree, share: float = 1.0):
         cotangents = {
             name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
             for name, y in values.items()
         }
-        return vjp((behind_last, cotangents))[0]
+        return vjp((share * behind_last, cotangents))[0]
 
     return out, values, pull
 

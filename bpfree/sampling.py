@@ -183,12 +183,14 @@ class Layout(NamedTuple):
       chunk: draws evaluated side by side on each device.
       sharding: NamedSharding whose first axis shards the draws, or None.
       sequential: evaluate sample after sample, with no `vmap` (chunk_size=1).
+      apart: leave the sums of the devices unadded, in front: (devices, ...).
     """
 
     num_draws: int
     chunk: int
     sharding: NamedSharding | None = None
     sequential: bool = False
+    apart: bool = False
 
     @property
     def devices(self) -> int:
@@ -205,12 +207,13 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
     Args:
       chunk_fn: `(c,)` draw indices -> (tree to add up, tree of `(c, ...)` to stack).
       layout: `num_draws`, `chunk` and `sharding`; it changes time, memory and rounding,
-        never the draws. Devices keep their own partial sums, which meet once, at the end.
+        never the draws. Devices keep their own partial sums, which meet once, at the end,
+        or are returned with `apart`.
 
     Returns: (sums, stacked), the latter `(num_draws, ...)` in order of the index.
     """
     devices = layout.devices
-    run = _on_devices(layout, chunk_fn)
+    run = _rows_of(layout, chunk_fn)
     full, rest = divmod(layout.num_draws, devices * layout.chunk)
     indices = jnp.arange(layout.num_draws)
     head = indices[: layout.num_draws - rest].reshape(full, devices, layout.chunk)
@@ -226,8 +229,13 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
     if rest:
         sums, last = body(sums, indices[-rest:].reshape(devices, -1))
         parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
-    sums = jax.tree.map(lambda a: a.sum(0), sums)
+    sums = sums if layout.apart else total(sums)
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def total(sums: Any) -> Any:
+    """The sum over devices of what `sum_over_draws` returns with `apart`."""
+    return jax.tree.map(lambda a: a.sum(0), sums)
 
 
 def each(layout: Layout, evaluate: Callable) -> Callable:
@@ -240,10 +248,16 @@ def each(layout: Layout, evaluate: Callable) -> Callable:
     return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
 
 
-def _on_devices(layout: Layout, chunk_fn):
+def _rows_of(layout: Layout, chunk_fn):
     """`chunk_fn` on (devices, c) indices, one row and one partial sum per device."""
     if layout.sharding is None:
         return lambda indices: jax.tree.map(lambda a: a[None], chunk_fn(indices[0]))
+    return on_devices(layout, chunk_fn)
+
+
+def on_devices(layout: Layout, function: Callable) -> Callable:
+    """`function` of a tree, with an axis of devices in front of all leaves."""
+    assert layout.sharding is not None
     axis = layout.sharding.spec[0]
 
     def rows(a):
@@ -252,8 +266,8 @@ def _on_devices(layout: Layout, chunk_fn):
         sharding = NamedSharding(layout.sharding.mesh, PartitionSpec(axis, *others))
         return lax.with_sharding_constraint(a, sharding)
 
-    def run(indices):
-        out = jax.vmap(chunk_fn, spmd_axis_name=axis)(rows(indices))
+    def run(tree):
+        out = jax.vmap(function, spmd_axis_name=axis)(jax.tree.map(rows, tree))
         return jax.tree.map(rows, out)
 
     return run

@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "digits", "shift": 0.5, "pixel_noise": 0.1}
     config.model = {"name": "mlp", "hidden": (128, 128), "activation": "relu"}
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 8000
     config.log_every = 200
@@ -58,3 +59,16 @@ def get_config(arg: str = "") -> ConfigDict:
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()
+
+
+def get_sweep() -> list[dict]:
+    """Sixteen seeds; `bpfree-sweep --config=configs/digits.py --workdir=runs/sweep`."""
+    return [{"seed": seed} for seed in range(16)]
+
+
+def get_search() -> dict:
+    """Ranges for `bpfree-sweep --search=tpe`; the default settings lie inside."""
+    return {
+        "schedule.init_value": ("log", 1e-4, 1e-1),
+        "estimator.sigma": ("log", 1e-3, 1.0),
+    }

@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
+from bpfree.estimators import perturbation
 from tests import problems
 from tests.statistics import assert_close, relative_error
 
@@ -65,6 +66,15 @@ def test_samples_and_data_over_a_mesh(name):
     one = compiled(estimator(name))(PARAMS, BATCH)
     eight = compiled(estimator(name, sharding), params, batch)(params, batch)
     assert_close(eight, one, rtol=1e-5, atol=1e-6)
+
+
+def test_devices_that_pull_their_own_signals(monkeypatch, name="clean"):
+    """The block behind the last node counts once, however many devices pull."""
+    monkeypatch.setattr(perturbation, "_is_apart", lambda run: True)
+    program = compiled(estimator(name, samples_over_eight()))
+    monkeypatch.undo()
+    eight = program(PARAMS, jax.device_put(BATCH, program.input_shardings[0][1]))
+    assert_close(eight, compiled(estimator(name))(PARAMS, BATCH), rtol=1e-5, atol=1e-6)
 
 
 def test_samples_over_two_mesh_axes():

@@ -92,11 +92,13 @@ def make_estimator(
             clean, aux = _program.split_aux(out)
             noisy = program.holding(values)
             run = run._replace(program=noisy, clean=clean, values=values)
-            clean_pairing = settings.pairing == "clean"
-            found = _clean(run, signals) if clean_pairing else _noisy(run)
-            gradient = found.gradient
-            if clean_pairing:
-                gradient = pull(_runs.encoded(settings.encode_signals, gradient))
+            if settings.pairing == "noisy":
+                found = _noisy(run)
+                gradient = found.gradient
+            else:
+                run = run._replace(apart=signals is None and _is_apart(run))
+                found = _clean(run, signals)
+                gradient = _pulled(run, pull, found.gradient)
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
         fault = find_fault(program, sizes, value, injected)
@@ -154,6 +156,26 @@ def _clean(run: Run, signals: Signals | None) -> Found:
     return total
 
 
+def _is_apart(run: Run) -> bool:
+    """Whether each device pulls its own part of the signals: gradients are smaller."""
+    settings = run.settings
+    if settings.encode_signals is not None or settings.schedule.layouts[0].devices == 1:
+        return False
+    signals = [y for name, y in run.values.items() if name in run.program.active]
+    size = lambda arrays: sum(a.size for a in arrays)  # noqa: E731
+    return size(jax.tree.leaves(run.args[0])) < size(signals)
+
+
+def _pulled(run: Run, pull, signals):
+    """The gradient; devices add up their signals before, or their gradients behind."""
+    if not run.apart:
+        return pull(_runs.encoded(run.settings.encode_signals, signals))
+    layout = run.settings.schedule.layouts[0]
+    share = 1 / layout.devices
+    parts = sampling.on_devices(layout, lambda s: pull(s, share))(signals)
+    return sampling.total(parts)
+
+
 def _clean_part(run: Run) -> Found:
     losses, weigh = _runs.losses(run), _runs.weigh(run)
 
@@ -163,7 +185,8 @@ def _clean_part(run: Run) -> Found:
         signals = _runs.signals(run, weights, noise, sampling.weighted_sum)
         return Found(signals, _runs.slopes(run, weights, noise)), ()
 
-    return _runs.mean_over_samples(run, chunk)
+    found = _runs.mean_over_samples(run, chunk)
+    return found._replace(slopes=sampling.total(found.slopes)) if run.apart else found
 
 
 def _noisy(run: Run) -> Found:

@@ -25,6 +25,7 @@ class Run(NamedTuple):
       part: the nodes perturbed together, and their draws.
       share: of this part in the mean over all parts.
       known: values of the clean pass's equations, if they serve several parts.
+      apart: whether the devices' sums stay apart, see `sampling.Layout`.
     """
 
     settings: Settings
@@ -37,6 +38,7 @@ class Run(NamedTuple):
     part: _layerwise.Part = _layerwise.NOTHING
     share: float = 1.0
     known: _jaxpr.Known | None = None
+    apart: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -72,7 +74,8 @@ def losses(run: Run):
 
 def mean_over_samples(run: Run, chunk):
     """Added up first and divided last, in float32: half precision loses neither."""
-    sums, _ = sampling.sum_over_draws(chunk, run.part.layout)
+    layout = run.part.layout._replace(apart=run.apart)
+    sums, _ = sampling.sum_over_draws(chunk, layout)
     return jax.tree.map(lambda total: total / run.num_samples, sums)
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 import optax.contrib
+from jax.sharding import NamedSharding
 
 import bpfree
 from bpfree import transform
@@ -43,6 +44,7 @@ class _Context(NamedTuple):
     loss_fn: Callable[..., Any]
     seed: Any
     example_batch: Any
+    sharding: NamedSharding | None
 
 
 def build(
@@ -51,6 +53,7 @@ def build(
     loss_fn: Callable[..., Any],
     seed: Any,
     example_batch: Any = None,
+    sharding: NamedSharding | None = None,
 ) -> Chain:
     """Make the chain of a config.
 
@@ -60,17 +63,24 @@ def build(
       loss_fn: the objective, `(params, batch) -> losses (B,)` or `(losses, aux)`.
       seed: int or PRNG key of the estimators.
       example_batch: a batch or its shapes; needed if loss_fn returns aux.
+      sharding: spreads the samples of the estimators over devices.
 
     Raises ConfigError naming the link and the choices.
     """
-    context = _Context(sections, loss_fn, seed, example_batch)
+    context = _Context(sections, loss_fn, seed, example_batch, sharding)
     made = [_link(i, link, context) for i, link in enumerate(links)]
     if not any(isinstance(t, transform.EstimatorTransformation) for t in made[:1]):
         raise ConfigError(
             "config.chain must begin with an estimator, which makes the gradient; choose "
             f"one of {', '.join(e.__name__ for e in _estimators())}"
         )
-    return Chain(optax.chain(*made), _num_samples(links, context), made[0])
+    num_samples = _num_samples(links, context)
+    if sharding is not None and not num_samples:
+        raise ConfigError(
+            f"{links[0][0]!r} has no samples to spread over the axis 'sample' of "
+            "config.mesh; use the axis 'data' alone"
+        )
+    return Chain(optax.chain(*made), num_samples, made[0])
 
 
 def _link(position: int, link: Any, context: _Context) -> Any:
@@ -99,7 +109,7 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     if isinstance(kwargs, str):
         kwargs = context.sections[kwargs]
     kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
-    given = {}
+    given: dict[str, Any] = {}
     parameters = _parameters(constructor)
     if parameters[:1] in (["loss_fn"], ["energy"]):
         given[parameters[0]] = context.loss_fn
@@ -107,6 +117,9 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
         given["seed"] = context.seed
     if constructor in _estimators() and "example_batch" in parameters:
         given["example_batch"] = context.example_batch
+    if constructor in _estimators() and context.sharding is not None:
+        spread: dict[str, Any] = {"sharding": context.sharding}
+        given |= spread if "sharding" in parameters else {}
     return call(constructor, kwargs, where, given)
 
 

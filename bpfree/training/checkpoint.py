@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import orbax.checkpoint as ocp
 
+from bpfree.training import processes
 from bpfree.training.steps import TrainState
 from bpfree.training.workdir import WorkdirError, advice, replace
 
@@ -54,14 +55,17 @@ def save(manager: Manager, state: TrainState, position: Any = None) -> None:
     try:
         feed = ocp.args.JsonSave({"position": position})
         manager.save(step, args=_Args(state=ocp.args.StandardSave(state), feed=feed))
-        folder = _folder(manager, step)
-        sums = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
-        replace(folder / _SUMS, "".join(sums))
+        processes.only_main(_sum)(_folder(manager, step))
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise WorkdirError(
             f"the checkpoint of step {step} could not be written: {_line(error)}. "
             f"{advice(_folder(manager), error)}"
         ) from error
+
+
+def _sum(folder: Path) -> None:
+    sums = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
+    replace(folder / _SUMS, "".join(sums))
 
 
 def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | None:
@@ -77,14 +81,16 @@ def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | 
     damaged: dict[int, str] = {}
     args = _Args(state=ocp.args.StandardRestore(template), feed=ocp.args.JsonRestore())
     for step in sorted(manager.all_steps(), reverse=True):
-        problem = _problem(_folder(manager, step))
+        problem = _agreed_problem(_folder(manager, step))
         if problem is None:
             try:
                 found = manager.restore(step, args=args)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 problem = _line(error)
             else:
-                _set_aside(manager, damaged, step)
+                processes.wait("restored")
+                processes.only_main(_set_aside)(manager, damaged, step)
+                manager.reload()
                 return found.state, found.feed["position"]
         damaged[step] = problem
     if damaged:
@@ -104,7 +110,6 @@ def _set_aside(manager: Manager, damaged: dict[int, str], to: int) -> None:
         names = [str(step), *(f"{step}.{i}" for i in range(1, 1000))]
         free = next(name for name in names if not (place / name).exists())
         os.rename(_folder(manager, step), place / free)
-    manager.reload()
     print(
         f"bpfree-train: damaged checkpoints are moved to {place}: {_words(damaged)}; "
         f"going on from step {to}",
@@ -124,6 +129,12 @@ def _digests(folder: Path) -> dict[str, str]:
         str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in files
     }
+
+
+def _agreed_problem(folder: Path) -> str | None:
+    """What process 0 finds; the others read nothing."""
+    problem = _problem(folder) if processes.is_main() else None
+    return (problem or "process 0 says why") if processes.any_of(bool(problem)) else None
 
 
 def _problem(folder: Path) -> str | None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from bpfree.training.names import ConfigError, unknown
 
 # May differ when a run is resumed.
-HARMLESS = ("log_every", "checkpoint_every", "diagnostics")
+HARMLESS = ("log_every", "checkpoint_every", "diagnostics", "mesh")
 
 
 class Settings(NamedTuple):
@@ -28,6 +28,7 @@ class Settings(NamedTuple):
       sections: the config's other entries, named in `chain`: {section: kwargs}.
       diagnostics: {"every": updates between two looks at the estimator's alignment with
         the gradient, 0 for none, "repeats": estimates in a look}; optional.
+      mesh: the devices, "sample:4,data:2" for instance; optional, "" is one device.
     """
 
     seed: int
@@ -40,6 +41,7 @@ class Settings(NamedTuple):
     checkpoint_every: int
     sections: dict[str, dict[str, Any]]
     diagnostics: dict[str, int]
+    mesh: str = ""
 
 
 _TYPES: dict[str, Any] = {
@@ -64,6 +66,9 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """Check a config's entries and their types; raises ConfigError."""
     values = plain(config)
     diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
+    mesh = values.pop("mesh", "")
+    if not isinstance(mesh, str):
+        raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
     extra = {k: v for k, v in values.items() if k not in _TYPES}
     named = set(_strings([values.get("chain", ()), extra]))
     for key, value in extra.items():
@@ -79,7 +84,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         if not isinstance(values[key].get("name"), str):
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
     chosen = {k: values[k] for k in _TYPES}
-    return Settings(**chosen, sections=extra, diagnostics=diagnostics)
+    return Settings(**chosen, sections=extra, diagnostics=diagnostics, mesh=mesh)
 
 
 def _read_diagnostics(section: Any) -> dict[str, int]:

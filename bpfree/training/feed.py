@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpfree.data import Batch
-from bpfree.training import steps
+from bpfree.training import mesh, steps
 from bpfree.training.names import ConfigError
 from bpfree.training.steps import Metrics, Task, TrainState
 
@@ -38,17 +38,10 @@ class Feed(NamedTuple):
 
 def on_device(task: Task, train: Batch, validation: Batch) -> Feed:
     """Batches are gathered on the device; their order is made there, too."""
-    size = train["label"].shape[0]
 
     def block(length, state):
         def run(state, train, validation):
-            rows = steps.batch_order(
-                task.keys.order, state.step, length, size, task.batch_size
-            )
-            state, losses = steps.scan_steps(
-                task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
-            )
-            return state, steps.look(task, state, losses, validation)
+            return steps.block(task, length, state, train, validation)
 
         compiled = steps.compiled(run, state, train, validation)
         return lambda state: compiled(state, train, validation)
@@ -74,13 +67,24 @@ def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
             f"config.data.loader='grain' needs Grain ({error}): pip install -e '.[grain]'"
         ) from error
     seed = int(jax.random.bits(task.keys.order, dtype=jnp.uint32)) >> 1
-    ordered = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    batches = iter(ordered.batch(task.batch_size).to_iter_dataset())
+    columns = mesh.columns(task.mesh, task.batch_size)
+
+    def read(rows):
+        """This process's columns of one batch."""
+        parts = [[examples[i] for i in rows[column]] for column in columns]
+        return [jax.tree.map(lambda *a: np.stack(a), *part) for part in parts]
+
+    ordered = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+    batches = iter(ordered.batch(task.batch_size).map(read).to_iter_dataset())
 
     def take(length):
         """The next batches, (length, B, ...)."""
         taken = [next(batches) for _ in range(length)]
-        return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *taken))
+        parts = [
+            jax.tree.map(lambda *a: np.stack(a), *part)
+            for part in zip(*taken, strict=True)
+        ]
+        return mesh.assemble(task.mesh, task.batch_size, parts)
 
     def several(state, taken):
         return steps.scan_steps(task, state, taken, lambda batch: batch)
@@ -91,7 +95,9 @@ def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
 
         def piece(size):
             shapes = {
-                k: jax.ShapeDtypeStruct((size, task.batch_size, *a.shape[1:]), a.dtype)
+                k: mesh.shape_of_batches(
+                    task.mesh, (size, task.batch_size, *a.shape[1:]), a.dtype
+                )
                 for k, a in validation.items()
             }
             return steps.compiled(several, state, shapes)

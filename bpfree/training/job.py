@@ -1,5 +1,6 @@
 """From checked settings to something that can be trained."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from bpfree.data import (
     sizes,
     text,
 )
-from bpfree.training import chain, config, feed, steps
+from bpfree.training import chain, config, feed, mesh, steps
 from bpfree.training.names import ConfigError, call, member, unknown
 
 LOADERS = ("device", "grain")
@@ -49,13 +50,60 @@ class Job(NamedTuple):
         """The supply of training batches, from its beginning."""
         if isinstance(self.data.train, Examples):
             return feed.from_grain(self.task, self.data.train, validation)
-        return feed.on_device(self.task, jax.device_put(self.data.train), validation)
+        train = mesh.put(self.task.mesh, self.data.train)
+        return feed.on_device(self.task, train, validation)
 
 
 def prepare(settings: config.Settings) -> Job:
     """Data, model, chain and first parameters of a config; raises ConfigError."""
+    return assemble(settings, load(settings))
+
+
+def load(settings: config.Settings) -> Dataset:
+    """The data set of a config; raises ConfigError."""
+    member(bpfree.models, settings.model["name"], "config.model.name")
+    return _data(settings.data)
+
+
+class Draft(NamedTuple):
+    """A job before anything of it has run.
+
+    Attributes:
+      init: key -> (params, model_state).
+      batch: the first batch of the training set, with the shapes of the model's state.
+    """
+
+    task: steps.Task
+    chain: chain.Chain
+    loss_fn: Any
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    batch: Batch
+    shapes: Any
+
+
+def assemble(settings: config.Settings, data: Dataset) -> Job:
+    """What `prepare` does behind the data."""
+    made = draft(settings, data)
+    chain.check(made.chain, made.shapes, made.batch)
+    params, model_state = jax.jit(made.init)(made.task.keys.init)
+    return Job(
+        settings,
+        data,
+        made.task,
+        made.loss_fn,
+        made.chain.num_samples,
+        made.chain.estimator,
+        params,
+        model_state,
+        made.batch,
+    )
+
+
+def draft(settings: config.Settings, data: Dataset) -> Draft:
+    """Model, objective and chain; the seed and the links' numbers may be traced."""
+    devices = mesh.make(settings.mesh)
+    mesh.check_batch(devices, settings.batch_size)
     model_module = member(bpfree.models, settings.model["name"], "config.model.name")
-    data = _data(settings.data)
     size = sizes(data)["train"]
     if settings.batch_size > size:
         raise ConfigError(
@@ -81,23 +129,18 @@ def prepare(settings: config.Settings) -> Job:
             "model has an energy: leave it out"
         )
     loss_fn = _objective(model, tuple(state_shapes))
-    built = chain.build(settings.chain, settings.sections, loss_fn, keys.estimator, batch)
-    chain.check(built, shapes, batch)
-    task = steps.Task(
-        model, built.transformation, data.augment, keys, settings.batch_size
-    )
-    params, model_state = jax.jit(init)(keys.init)
-    return Job(
-        settings,
-        data,
-        task,
+    built = chain.build(
+        settings.chain,
+        settings.sections,
         loss_fn,
-        built.num_samples,
-        built.estimator,
-        params,
-        model_state,
+        keys.estimator,
         batch,
+        mesh.samples(devices),
     )
+    task = steps.Task(
+        model, built.transformation, data.augment, keys, settings.batch_size, devices
+    )
+    return Draft(task, built, loss_fn, init, batch, shapes)
 
 
 def _objective(model: Any, mutable: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from bpfree.training import (
     config,
     feed,
     interrupt,
+    mesh,
     metrics,
     plot,
+    processes,
     resume,
     steps,
     watch,
@@ -88,22 +91,27 @@ def fit(
         watch.check_tensorboard()
     workdir = Path(workdir)
     last = job.settings.num_steps if stop_after is None else stop_after
-    with claimed(workdir), checkpoint.opened(workdir) as manager:
+    main = processes.is_main()
+    with (
+        claimed(workdir) if main else contextlib.nullcontext(),
+        checkpoint.opened(workdir) as manager,
+    ):
+        devices = job.task.mesh
         state = steps.init_state(job.task, job.params, job.model_state)
-        validation, test = jax.device_put((job.data.validation, job.data.test))
+        state = mesh.put(devices, state)
+        validation, test = mesh.put(devices, (job.data.validation, job.data.test))
         source = job.make_feed(validation)
         if manager.latest_step() is not None:
             resume.check(workdir, record, job.data.source)
             state, position = checkpoint.restore(manager, state) or (state, None)
             source.seek(position)
         begun = int(state.step)
-        resume.open_record(
+        processes.only_main(resume.open_record)(
             workdir, record, job.data.source, begun, job.settings.num_steps
         )
-        with watch.curves(workdir, tensorboard, begun) as show:
-            run = Run(
-                job, workdir, manager, source, show, watch.profiler(workdir, profile)
-            )
+        with watch.curves(workdir, tensorboard and main, begun) as show:
+            profiler = watch.profiler(workdir, profile and main)
+            run = Run(job, workdir, manager, source, show, profiler)
             state = train(run, state, last)
         return _finish(job, workdir, state, validation, test, begun)
 
@@ -130,11 +138,12 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     job, settings = run.job, run.job.settings
     align, look_every = watch.aligner(job), settings.diagnostics["every"]
     blocks = functools.cache(lambda length: run.source.block(length, state))
+    write, quiet = processes.only_main(metrics.write), not processes.is_main()
     last = min(last, settings.num_steps)
     done = int(state.step)
     with (
         interrupt.noted() as came,
-        tqdm(total=settings.num_steps, initial=done, unit="step") as bar,
+        tqdm(total=settings.num_steps, initial=done, unit="step", disable=quiet) as bar,
     ):
         for count in itertools.count():
             if done >= last:
@@ -149,20 +158,21 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             done += length
             _check_fault(job, run.manager, state)
             log = _log_point(job, done, length, seen, seconds)
-            metrics.write(run.workdir, "log", log)
+            write(run.workdir, "log", log)
             run.show(log)
             if look_every and _due(done, length, look_every):
                 aligned = align(state)
-                metrics.write(run.workdir, "diagnostics", aligned)
+                write(run.workdir, "diagnostics", aligned)
                 run.show(
                     {k: v for k, v in aligned.items() if isinstance(v, (int, float))}
                 )
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
-            if _due(done, length, settings.checkpoint_every) or done >= last or came:
+            stop = processes.any_of(bool(came))
+            if _due(done, length, settings.checkpoint_every) or done >= last or stop:
                 checkpoint.save(run.manager, state, run.source.position())
-            if came and done < last:
-                raise interrupt.Interrupted(came[0], done)
+            if stop and done < last:
+                raise interrupt.Interrupted(came[0] if came else signal.SIGTERM, done)
     return state
 
 
@@ -191,7 +201,8 @@ def _words(log: metrics.Record) -> str:
 
 
 def _check_fault(job, manager, state) -> None:
-    message = bpfree.fault_message(state.opt_state, job.loss_fn, state.params, job.batch)
+    opt_state, params = mesh.local((state.opt_state, state.params))
+    message = bpfree.fault_message(opt_state, job.loss_fn, params, job.batch)
     if message is not None:
         saved = manager.latest_step()
         last = "There is no checkpoint yet."
@@ -214,6 +225,12 @@ def _finish(job, workdir, state, validation, test, begun) -> Result:
         int(state.step),
         begun,
     )
+    if processes.is_main():
+        _summarize(job, workdir, result)
+    return result
+
+
+def _summarize(job, workdir, result) -> None:
     finished = result.steps >= job.settings.num_steps
     records = metrics.read(workdir)
     if finished and records[-1]["kind"] != "summary":
@@ -228,4 +245,3 @@ def _finish(job, workdir, state, validation, test, begun) -> Result:
     plot.learning_curve(
         metrics.read(workdir), workdir / "learning_curve.png", f"{workdir.name}: {links}"
     )
-    return result

@@ -4,10 +4,8 @@ Entries of the config are overridden by --config.entry=value; JAX's options are 
 (--jax_platforms=cpu, --jax_compilation_cache_dir=...). All else is in `loop.py`.
 """
 
-import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,15 +13,17 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from bpfree.data.raw import DataError
+from bpfree.training import processes
+from bpfree.training.cache import keep_compiled
 from bpfree.training.interrupt import Interrupted
 from bpfree.training.loop import TrainingFault, fit
 from bpfree.training.names import ConfigError, unknown
 from bpfree.training.workdir import WorkdirError
 
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with its argument: configs/digits.py:smoke."
 )
-_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
     "workdir", None, "Where the run is kept and resumed."
 )
 
@@ -34,47 +34,54 @@ _PROFILE = flags.DEFINE_bool(
 _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Write curves for TensorBoard into workdir/tensorboard."
 )
+_COORDINATOR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, if the run has many processes."
+)
+_PROCESSES: flags.FlagHolder[Any] = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run; srun and mpirun say so, too.", 1
+)
+_PROCESS: flags.FlagHolder[Any] = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, 0 to num_processes - 1.", 0
+)
 _CACHE = flags.DEFINE_bool(
     "compilation_cache",
     True,
     "Keep compiled programs in ~/.cache/bpfree/jax for the next run, or where "
     "--jax_compilation_cache_dir says.",
 )
-_CACHE_DIR = "jax_compilation_cache_dir"
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"arguments are flags (--name=value), not {argv[1:]}")
     if _CACHE.value:
-        _keep_compiled()
+        keep_compiled()
     try:
+        processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         result = fit(
-            _CONFIG.value,
-            _WORKDIR.value,
+            CONFIG.value,
+            WORKDIR.value,
             profile=_PROFILE.value,
             tensorboard=_TENSORBOARD.value,
         )
     except (ConfigError, DataError, TrainingFault, WorkdirError) as error:
         sys.exit(f"bpfree-train: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"bpfree-train: {processes.lost(error)}", file=sys.stderr, flush=True)
+        processes.leave(1)
     except Interrupted as error:
         print(f"bpfree-train: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
+    if not processes.is_main():
+        return
     if result.steps == result.resumed_from:
-        print(f"{_WORKDIR.value} was already finished, at step {result.steps}")
+        print(f"{WORKDIR.value} was already finished, at step {result.steps}")
     print(f"test accuracy {result.test_accuracy:.4f}")
 
 
-def _keep_compiled() -> None:
-    """Turn JAX's persistent compilation cache on, unless the user has placed it."""
-    if not getattr(jax.config, _CACHE_DIR):
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = str(Path(home) / "bpfree" / "jax")
-        jax.config.update(_CACHE_DIR, folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
     except AttributeError as error:  # an override of an entry the config does not have
@@ -102,4 +109,8 @@ def run() -> None:
     """The console script `bpfree-train`."""
     jax.config.config_with_absl()
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.sharding import Mesh
 
 import bpfree
 from bpfree._conv import canonical_convs
 from bpfree.data import Augment, Batch
+from bpfree.training import mesh
 
 
 class TrainState(NamedTuple):
@@ -60,6 +62,7 @@ class Task(NamedTuple):
     augment: Augment | None
     keys: Keys
     batch_size: int
+    mesh: Mesh | None = None  # one device
 
 
 def make_keys(seed: int) -> Keys:
@@ -104,6 +107,18 @@ def batch_order(
     return lax.dynamic_slice_in_dim(rows, start % per_epoch, length)
 
 
+def block(
+    task: Task, length: int, state: TrainState, train: Batch, validation: Batch
+) -> tuple[TrainState, Metrics]:
+    """`length` updates on rows of `train`, and a look at `validation`; traceable."""
+    size = train["label"].shape[0]
+    rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
+    state, losses = scan_steps(
+        task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
+    )
+    return state, look(task, state, losses, validation)
+
+
 def scan_steps(
     task: Task, state: TrainState, inputs: Any, batch_of: Callable[[Any], Batch]
 ) -> tuple[TrainState, jax.Array]:
@@ -117,6 +132,7 @@ def scan_steps(
 
 def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
     """Augment and update; the mean clean loss of the batch before it."""
+    batch = mesh.over_data(task.mesh, batch)
     if task.augment is not None:
         key = jax.random.fold_in(task.keys.augment, state.step)
         batch = task.augment(key, batch)
@@ -128,13 +144,14 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     params = optax.apply_updates(state.params, updates)
     model_state = bpfree.aux(opt_state) or {}  # None: the objective has no aux
     state = TrainState(state.step + 1, params, model_state, opt_state)
-    return state, bpfree.value(opt_state)
+    return mesh.replicated(task.mesh, (state, bpfree.value(opt_state)))
 
 
 def look(task: Task, state: TrainState, losses: jax.Array, validation: Batch) -> Metrics:
     """What a log point tells of a block with these losses, (steps,)."""
     seen = accuracy(task.model, state.params, state.model_state, validation)
-    return Metrics(losses.mean(), seen, bpfree.metrics(state.opt_state))
+    metrics = Metrics(losses.mean(), seen, bpfree.metrics(state.opt_state))
+    return mesh.replicated(task.mesh, metrics)
 
 
 def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from bpfree import diagnostics
+from bpfree.training import mesh
 from bpfree.training.job import Job
 from bpfree.training.metrics import Record
 from bpfree.training.names import ConfigError
@@ -33,6 +34,7 @@ def aligner(job: Job) -> Aligner:
         )
 
     def look(state: TrainState) -> Record:
+        state = mesh.local(state)
         step = int(state.step)
         batch = with_state(inputs, state.model_state)
         report = meter()(state.params, batch, seed=step, state=state.opt_state[0])

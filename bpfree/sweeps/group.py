@@ -1,0 +1,92 @@
+"""Points that differ only in numbers, and what their program takes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpfree.data import Dataset, Examples
+from bpfree.sweeps import points
+from bpfree.training import config, job
+from bpfree.training.names import ConfigError
+from bpfree.training.steps import TrainState
+
+STACKED = TrainState(step=None, params=0, model_state=0, opt_state=0)  # type: ignore
+"""Axes of the points: they do the same steps."""
+
+
+class Group(NamedTuple):
+    """A program of several points.
+
+    Attributes:
+      settings: of the first point.
+      numbers: {path: (P,)}, where the points differ.
+      data: of all of them.
+      size: points, P.
+    """
+
+    settings: config.Settings
+    numbers: dict[points.Path, np.ndarray]
+    data: Dataset
+    size: int
+
+    def draft(self, numbers: dict[points.Path, Any]) -> job.Draft:
+        """The job of one point, with its numbers traced."""
+        s = self.settings
+        values = {"seed": s.seed, "chain": list(s.chain), **s.sections}
+        values = points.replaced(values, numbers)
+        sections = {name: values[name] for name in s.sections}
+        changed = s._replace(
+            seed=values["seed"], chain=values["chain"], sections=sections
+        )
+        return job.draft(changed, self.data)
+
+    def begin(self, numbers: dict[points.Path, Any]) -> TrainState:
+        """The first state of one point; traceable."""
+        made = self.draft(numbers)
+        params, model_state = made.init(made.task.keys.init)
+        opt_state = made.task.transformation.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
+
+
+def make_group(configs: Sequence[Any]) -> Group:
+    """The group of configs (JSON) that `points.groups` put together.
+
+    Raises ConfigError: a number that the constructors cannot take as an argument, or data
+    that do not lie on the device.
+    """
+    settings = config.read(configs[0])
+    data = job.load(settings)
+    if isinstance(data.train, Examples) or settings.diagnostics["every"] or settings.mesh:
+        raise ConfigError("Grain, diagnostics and a mesh: one run at a time")
+    made = {path: _as_array(v) for path, v in points.varied(configs).items()}
+    group = Group(settings, made, data, len(configs))
+    try:
+        jax.eval_shape(jax.vmap(group.begin, out_axes=STACKED), made)
+    except (ConfigError, TypeError) as error:
+        names = ", ".join(".".join(map(str, path)) for path in made)
+        raise ConfigError(f"one program cannot take {names} as arguments") from error
+    return group
+
+
+def _as_array(values: list[Any]) -> np.ndarray:
+    if not all(isinstance(v, int) for v in values):
+        return np.asarray(values, np.float32)
+    if not all(0 <= v < 2**31 for v in values):
+        raise ConfigError("seeds of one program are numbers of 31 bits")
+    return np.asarray(values, np.int32)
+
+
+def check(configs: Sequence[Any], data: Dataset) -> list[str | None]:
+    """What the constructors say of each point's own numbers; None where nothing."""
+    return [_complaint(config.read(c), data) for c in configs]
+
+
+def _complaint(settings: config.Settings, data: Dataset) -> str | None:
+    try:
+        job.draft(settings, data)
+    except ConfigError as error:
+        return str(error)
+    return None

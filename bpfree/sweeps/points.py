@@ -1,0 +1,148 @@
+"""The points of a sweep, their names, and which of them one program can run."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from bpfree.training import config
+from bpfree.training.names import ConfigError, unknown
+
+Overrides = Mapping[str, Any]
+Path = tuple[str | int, ...]
+"""Keys that lead to a value in nested dicts and lists."""
+
+
+class Point(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      name: a hash of the config, so that points may be added to a sweep later.
+      overrides: {dotted entry: value}, what `get_sweep` says.
+      config: in JSON form; None if the overrides do not fit.
+      error: why not.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    config: Any
+    error: str | None = None
+
+
+def make_points(
+    get_config: Callable[[], ConfigDict], sweep: Sequence[Overrides]
+) -> list[Point]:
+    """The points of a sweep, equal ones once.
+
+    Args:
+      get_config: () -> a fresh config.
+      sweep: for each point {"entry" or "section.entry": value}.
+
+    Raises ConfigError: it is no list of such dicts, or empty.
+    """
+    if not isinstance(sweep, Sequence) or not all(isinstance(p, Mapping) for p in sweep):
+        raise ConfigError(
+            "get_sweep() must return a list of dicts, such as [{'seed': 0}, {'seed': 1}]"
+        )
+    if not sweep:
+        raise ConfigError("get_sweep() returns no points")
+    points = [make_point(get_config(), overrides) for overrides in sweep]
+    return list({point.name: point for point in points}.values())
+
+
+def make_point(base: ConfigDict, overrides: Overrides) -> Point:
+    """The point of a config, which is changed."""
+    given = dict(overrides)
+    try:
+        for key, value in given.items():
+            override(base, key, value)
+        made = config.as_json(base)
+        config.read(made)
+    except (ConfigError, TypeError, ValueError) as error:
+        return Point(_digest(given), given, None, str(error))
+    identity = {k: v for k, v in made.items() if k not in config.HARMLESS}
+    return Point(_digest(identity), given, made)
+
+
+def override(base: ConfigDict, key: str, value: Any) -> None:
+    """Set one entry that the config has; raises ConfigError or TypeError."""
+    *parents, last = key.split(".")
+    section: Any = base
+    for name in parents:
+        section = section[name] if _has(section, name) else None
+    if not _has(section, last):
+        raise unknown("config entry", key, list(base.keys()))
+    section[last] = value
+
+
+def _has(section: Any, name: str) -> bool:
+    return isinstance(section, ConfigDict) and name in section
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# ------------------------------------------------------------------------ shared programs
+
+
+def groups(points: Sequence[Point]) -> list[list[Point]]:
+    """Points whose configs differ only in the seed and in floats of the chain.
+
+    Whether a program can really take these as arguments is found by tracing it.
+    """
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        key = json.dumps(_masked(point.config), sort_keys=True)
+        found.setdefault(key, []).append(point)
+    return list(found.values())
+
+
+_STATIC = ("data", "model", "diagnostics", "mesh")
+
+
+def _masked(made: dict[str, Any]) -> dict[str, Any]:
+    """A config without the numbers that a program may take as arguments."""
+    chain = {k: v for k, v in made.items() if k not in _STATIC}
+    return {**made, **_floats_masked(chain), "seed": "*"}
+
+
+def _floats_masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _floats_masked(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_floats_masked(v) for v in value]
+    return "*" if isinstance(value, float) else value
+
+
+def varied(configs: Sequence[Any]) -> dict[Path, list[Any]]:
+    """{path: value in every config} where the configs of a group differ."""
+    return {path: values for path, values in _leaves(configs, ()) if _differ(values)}
+
+
+def _leaves(values: Sequence[Any], path: Path):
+    first = values[0]
+    if isinstance(first, (dict, list)):
+        for key in first if isinstance(first, dict) else range(len(first)):
+            yield from _leaves([v[key] for v in values], (*path, key))
+    else:
+        yield path, list(values)
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def replaced(value: Any, changes: Mapping[Path, Any]) -> Any:
+    """Nested dicts and lists with other values at some paths."""
+    new = copy.deepcopy(value)
+    for path, change in changes.items():
+        inner = new
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = change
+    return new

@@ -1,0 +1,206 @@
+"""Points chosen by Optuna: at random, by TPE, or at random with successive halving.
+
+`get_search()`, beside `get_config()`, returns the space: {dotted entry: range}; a range
+is ("uniform", low, high), ("log", low, high), ("int", low, high) or ("choice", values).
+Maximised is the last validation accuracy. Several machines may share one storage; each
+has a directory of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bpfree.sweeps import ledger, result, schedule, worker
+from bpfree.sweeps.points import Point
+from bpfree.training import metrics
+from bpfree.training.names import ConfigError, unknown
+from bpfree.training.workdir import claimed
+
+SEARCHES = ("random", "tpe", "halving")
+KINDS = ("uniform", "log", "int", "choice")
+
+Space = Mapping[str, Sequence[Any]]
+
+
+def make_study(kind: str, seed: int, storage: str) -> Any:
+    """Optuna's study `bpfree` in a storage (URL), made or joined; raises ConfigError."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError(
+            f"--search needs Optuna ({error}): pip install -e '.[search]'"
+        ) from error
+    if kind not in SEARCHES:
+        raise unknown("--search", kind, SEARCHES)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner: Any = optuna.pruners.NopPruner()
+    if kind == "halving":
+        pruner = optuna.pruners.SuccessiveHalvingPruner(reduction_factor=3)
+    study = optuna.create_study(
+        study_name="bpfree",
+        storage=storage,
+        pruner=pruner,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    seed += len(study.trials)  # a search that goes on does not propose the same again
+    study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    if kind == "tpe":
+        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return study
+
+
+def check(space: Space) -> None:
+    """Raises ConfigError for a range that is none."""
+    if not space:
+        raise ConfigError("get_search() returns no ranges")
+    for key, (kind, *rest) in space.items():
+        if kind not in KINDS:
+            raise unknown(f"get_search()[{key!r}]: kind", kind, KINDS)
+        if len(rest) != (1 if kind == "choice" else 2):
+            raise ConfigError(
+                f"get_search()[{key!r}] must be (kind, low, high) or ('choice', values)"
+            )
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Any]:
+    """The overrides that Optuna proposes."""
+    return {key: _suggest(trial, key, *given) for key, given in space.items()}
+
+
+def _suggest(trial: Any, key: str, kind: str, *rest: Any) -> Any:
+    if kind == "choice":
+        return trial.suggest_categorical(key, list(rest[0]))
+    if kind == "int":
+        return trial.suggest_int(key, *rest)
+    return trial.suggest_float(key, *map(float, rest), log=kind == "log")
+
+
+def search(
+    study: Any,
+    space: Space,
+    make_point: Callable[[Mapping[str, Any]], Point],
+    workdir: str | Path,
+    *,
+    trials: int,
+    workers: int | None = None,
+    start: schedule.Start = schedule.start_process,
+    told: schedule.Told = lambda record: None,
+) -> dict[str, ledger.Record]:
+    """Train proposals until the study has `trials` of them; {name: record}.
+
+    Trials that a killed search of the same directory left are taken up where they were.
+
+    Raises what `schedule.sweep` raises, and ConfigError for a bad space.
+    """
+    check(space)
+    workdir = Path(workdir).absolute()
+    with claimed(workdir):
+        book = schedule.Book(workdir, {}, told)
+        hunt = _Hunt(study, space, make_point, book, trials, {}, {})
+        hunt.take_up()
+        slots = schedule.make_slots(workers, trials)
+        schedule.run(hunt.ask, slots, workdir, start, hunt.tell, hunt.look)
+    return ledger.read(workdir)
+
+
+class _Hunt(NamedTuple):
+    """A search under way: trials that run, by the name of their point."""
+
+    study: Any
+    space: Space
+    make_point: Callable[[Mapping[str, Any]], Point]
+    book: schedule.Book
+    trials: int
+    running: dict[str, tuple[Any, Point]]
+    pruned: dict[str, bool]
+
+    def take_up(self) -> None:
+        """Queue again what a killed search of this directory had begun."""
+        for trial in self._trials("RUNNING"):
+            if trial.user_attrs.get("workdir") == str(self.book.workdir):
+                self.study.enqueue_trial(trial.params)
+                self.study.tell(trial.number, state=_states().FAIL)
+
+    def ask(self) -> list[str] | None:
+        """The next proposal that is not known yet, None behind the last."""
+        while self._trials("WAITING") or self._count() < self.trials:
+            trial = self.study.ask()
+            trial.set_user_attr("workdir", str(self.book.workdir))
+            point = self.make_point(suggest(trial, self.space))
+            if point.name in self.running:
+                self._close(trial, state=_states().PRUNED)  # the same one, again
+                continue
+            self.running[point.name] = trial, point
+            folder = worker.folder_of(self.book.workdir, point.name)
+            known = ledger.read(self.book.workdir).get(point.name) or result.read(folder)
+            if point.error is not None:
+                known = known or result.failed(point.error)
+            if known is None:
+                schedule.write_point(folder, point)
+                return [point.name]
+            self._settle(point.name, known)
+        return None
+
+    def look(self, names: Sequence[str], handle: schedule.Handle) -> None:
+        """Report the log points so far; end the worker if they are poor."""
+        (name,) = names
+        trial, _ = self.running[name]
+        folder = worker.folder_of(self.book.workdir, name)
+        known = trial.storage.get_trial(trial._trial_id).intermediate_values
+        for log in _logs(folder):
+            if log["step"] not in known:
+                trial.report(log["accuracy"], log["step"])
+                if name not in self.pruned and trial.should_prune():
+                    self.pruned[name] = True
+                    handle.terminate()
+
+    def tell(self, names: Sequence[str], status: int) -> None:
+        (name,) = names
+        folder = worker.folder_of(self.book.workdir, name)
+        found = result.read(folder)
+        if found is None and name in self.pruned:
+            found = {"status": "pruned", "error": f"pruned at {_last(folder)}"}
+        self._settle(name, found or schedule.lost(folder, status))
+
+    def _settle(self, name: str, found: result.Result) -> None:
+        trial, point = self.running.pop(name)
+        states = _states()
+        if found["status"] == "done":
+            self._close(trial, found["validation_accuracy"])
+        else:
+            pruned = found["status"] == "pruned"
+            self._close(trial, state=states.PRUNED if pruned else states.FAIL)
+        if name not in ledger.read(self.book.workdir):
+            self.book.note(point, found)
+
+    def _close(self, trial: Any, *values: float, **state: Any) -> None:
+        trial.set_user_attr("closed", True)
+        self.study.tell(trial, *values, **state)
+
+    def _count(self) -> int:
+        """Trials that run or are closed; not those that were taken up again."""
+        closed = [t for t in self._trials(*_ENDED) if t.user_attrs.get("closed")]
+        return len(self._trials("RUNNING")) + len(closed)
+
+    def _trials(self, *names: str) -> list[Any]:
+        states = tuple(getattr(_states(), name) for name in names)
+        return self.study.get_trials(deepcopy=False, states=states)
+
+
+_ENDED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+def _states() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState
+
+
+def _logs(folder: Path) -> list[metrics.Record]:
+    return [r for r in metrics.read(folder) if r["kind"] == "log"]
+
+
+def _last(folder: Path) -> str:
+    logs = _logs(folder)
+    return f"step {logs[-1]['step']}" if logs else "its start"

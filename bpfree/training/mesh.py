@@ -1,0 +1,152 @@
+"""One run on many devices: samples over one axis of a mesh, the batch over the other.
+
+`config.mesh = "sample:4,data:2"` names the axes, the slowest first. Parameters and the
+state of the chain are replicated. The estimate is that of one device up to rounding:
+noise depends on (seed, step, sample, node) only. `None` stands for one device
+everywhere, and leaves every array as it is.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bpfree.training.names import ConfigError, unknown
+
+AXES = ("sample", "data")
+
+
+def parse(text: str) -> dict[str, int]:
+    """{axis: devices}, in the order written; {} for ""; raises ConfigError."""
+    axes: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, count = part.partition(":")
+        if name not in AXES:
+            raise unknown(f"config.mesh={text!r}: axis", name, AXES)
+        if name in axes:
+            raise ConfigError(f"config.mesh={text!r} names the axis {name!r} twice")
+        if not count.isdecimal() or int(count) < 1:
+            raise ConfigError(
+                f"config.mesh={text!r}: {part!r} must be an axis and a number of "
+                f"devices, such as '{name}:4'"
+            )
+        axes[name] = int(count)
+    return axes
+
+
+def make(text: str) -> Mesh | None:
+    """The mesh that a config asks for; None for one device.
+
+    Raises ConfigError: there are fewer devices; or there are several processes and it
+    leaves devices out.
+    """
+    axes = parse(text)
+    size, present = math.prod(axes.values()), jax.device_count()
+    if size > present or (jax.process_count() > 1 and size != present):
+        processes = f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+        raise ConfigError(
+            f"config.mesh={text!r} asks for {size} devices, and there are {present} "
+            f"{jax.devices()[0].platform} devices{processes}; "
+            f"config.mesh='data:{present}' would use them all"
+        )
+    if size == 1:
+        return None
+    axes |= {name: 1 for name in AXES if name not in axes}
+    return jax.make_mesh(
+        tuple(axes.values()),
+        tuple(axes),
+        axis_types=(AxisType.Auto,) * len(axes),
+        devices=jax.devices()[:size],
+    )
+
+
+def check_batch(mesh: Mesh | None, batch_size: int) -> None:
+    """Raises ConfigError if the batch does not divide over the data axis."""
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise ConfigError(
+            f"config.batch_size={batch_size} does not divide over the "
+            f"{mesh.shape['data']} devices of the axis 'data' of config.mesh"
+        )
+
+
+def samples(mesh: Mesh | None) -> NamedSharding | None:
+    """What an estimator's `sharding` argument takes, or None: one device for samples."""
+    if mesh is None or mesh.shape["sample"] == 1:
+        return None
+    return NamedSharding(mesh, PartitionSpec("sample"))
+
+
+def replicated(mesh: Mesh | None, tree: Any) -> Any:
+    """Inside a compiled function: every device holds all of it."""
+    return _constrained(mesh, PartitionSpec(), tree)
+
+
+def over_data(mesh: Mesh | None, batch: Any) -> Any:
+    """Inside a compiled function: the first axis is cut over the axis `data`."""
+    return _constrained(mesh, PartitionSpec("data"), batch)
+
+
+def _constrained(mesh, spec, tree):
+    if mesh is None:
+        return tree
+    return lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+
+
+def put(mesh: Mesh | None, tree: Any) -> Any:
+    """The same values, which every process has, on every device."""
+    if mesh is None or jax.process_count() == 1:
+        return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+def local(tree: Any) -> Any:
+    """Replicated values as arrays on one device of this process."""
+    return jax.tree.map(lambda a: a.addressable_data(0), tree)
+
+
+def columns(mesh: Mesh | None, size: int) -> list[slice]:
+    """The parts of a batch of `size` examples whose devices are in this process."""
+    if mesh is None:
+        return [slice(0, size)]
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    found = sharding.addressable_devices_indices_map((size,)).values()
+    starts = {index[0].indices(size)[:2] for index in found if index}
+    return [slice(*start) for start in sorted(starts)]
+
+
+def assemble(mesh: Mesh | None, size: int, parts: list[Any]) -> Any:
+    """Batches (steps, size, ...) of the devices from this process's columns of them.
+
+    Args:
+      parts: one tree of numpy arrays (steps, columns, ...) for each of `columns`.
+    """
+    if mesh is None:
+        return jax.device_put(parts[0])
+    sharding = _of_batches(mesh)
+    starts = [_start(column) for column in columns(mesh, size)]
+
+    def whole(*parts: np.ndarray) -> jax.Array:
+        shape = (parts[0].shape[0], size, *parts[0].shape[2:])
+
+        def mine(index: Any) -> np.ndarray:
+            return parts[starts.index(_start(index[1]))]
+
+        return jax.make_array_from_callback(shape, sharding, mine)
+
+    return jax.tree.map(whole, *parts)
+
+
+def _start(column: slice) -> int:
+    return column.start or 0
+
+
+def shape_of_batches(mesh: Mesh | None, shape: tuple[int, ...], dtype: Any):
+    """What `assemble` returns, as a ShapeDtypeStruct."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh and _of_batches(mesh))
+
+
+def _of_batches(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
