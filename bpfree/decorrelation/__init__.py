@@ -1,15 +1,9 @@
-"""Decorrelation and input-side conditioning of any optimiser; see `bpfree.decorrelate`."""
+"""Decorrelation and input-side conditioning of an optimiser: `bpfree.decorrelate`."""
 
 from bpfree.decorrelation.direct import Direct, foof, whiten
 from bpfree.decorrelation.rules import Moving, Rule, copi, dbp, gain
-from bpfree.decorrelation.wrapper import (
-    RULES,
-    DecorrelationState,
-    decorrelate,
-    fault_message,
-    find_layers,
-    states,
-)
+from bpfree.decorrelation.state import DecorrelationState, fault_message, states
+from bpfree.decorrelation.wrapper import RULES, decorrelate, find_layers
 
 __all__ = [
     "RULES",

@@ -123,6 +123,7 @@ def _eigh(moment: jax.Array) -> jax.Array:
 
 
 def _triangular(moment: jax.Array) -> jax.Array:
+    """L^{-1} for S = L L^T."""
     factor = jax.scipy.linalg.cholesky(moment, lower=True)
     eye = jnp.broadcast_to(jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape)
     return lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)

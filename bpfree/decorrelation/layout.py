@@ -82,7 +82,8 @@ def make(
         pieces[outs[0]] = [groups, shape[outs[0]] // groups]
     if parts > 1:
         pieces[ins[0]] = [parts, shape[ins[0]] // parts]
-    places, split = {}, []
+    places: dict[int, list[int]] = {}
+    split: list[int] = []
     for axis, sizes in pieces.items():
         places[axis] = list(range(len(split), len(split) + len(sizes)))
         split += sizes

@@ -10,7 +10,7 @@ so any estimator can feed it, and evaluation and export need nothing.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from bpfree.decorrelation.inputs import Structure, leaves
 from bpfree.decorrelation.layout import Layout
 from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rules import Rule
+from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 
 RULES: dict[str, Callable[[], Rule]] = {
     "copi": rules.copi,
@@ -32,35 +33,6 @@ RULES: dict[str, Callable[[], Rule]] = {
     "foof": direct.foof,
 }
 Layers = Callable[[str], bool] | Collection[str] | None
-
-
-class DecorrelationState(NamedTuple):
-    """State of `decorrelate`.
-
-    Attributes:
-      count: updates done, int32 ().
-      inner: state of the inner optimiser.
-      layers: {path of a kernel: state of its rule}; `.matrix` is R (G, d, d).
-      weights: {path: W}, shaped like the kernel; {} for rules that are not folded.
-      marks: {path: A v (G, O)} for a fixed vector v: how A was left; {} likewise.
-      edited: the first step that found a kernel changed by others, int32 (), or -1.
-    """
-
-    count: jax.Array  # type: ignore[assignment]  # optax's name; shadows tuple.count
-    inner: Any
-    layers: dict[str, Any]
-    weights: dict[str, jax.Array]
-    marks: dict[str, jax.Array]
-    edited: jax.Array
-
-    @property
-    def metrics(self) -> dict[str, jax.Array]:
-        """{"decorrelation/<path>": mean squared correlation of the layer's inputs, as
-        the rule leaves them, at its last move}."""
-        return {
-            f"decorrelation/{p}": s.loss.astype(jnp.float32)
-            for p, s in self.layers.items()
-        }
 
 
 def decorrelate(
@@ -125,7 +97,7 @@ def decorrelate(
         _refuse_masked(params)
         kernels, found = leaves(params), layouts(params)
         states = {
-            p: chosen.init(v.sizes[0], v.sizes[2], _precise(kernels[p]))
+            p: chosen.init(v.sizes[0], v.sizes[2], precise(kernels[p]))
             for p, v in found.items()
         }
         kept = {p: kernels[p] for p in found} if chosen.folded else {}
@@ -133,8 +105,8 @@ def decorrelate(
             count=jnp.zeros((), jnp.int32),
             inner=inner.init(params),
             layers=states,
-            weights={p: jnp.array(v, _precise(v)) for p, v in kept.items()},
-            marks={p: _mark(found[p].matrices(jnp.asarray(v))) for p, v in kept.items()},
+            weights={p: jnp.array(v, precise(v)) for p, v in kept.items()},
+            marks={p: mark(found[p].matrices(jnp.asarray(v))) for p, v in kept.items()},
             edited=jnp.full((), -1, jnp.int32),
         )
 
@@ -162,10 +134,13 @@ def decorrelate(
             raise ValueError("decorrelate needs a batch: update(..., batch=batch)")
         found, before = layouts(params), state.layers
         after = moved(state, params, batch, found)
-        edited = _edited(state, params, found)
+        others = first_edit(state, params, found)
 
         def gradient(p, g):
             return _through(found[p], chosen.gradient, before[p], g)
+
+        def change(p, u):
+            return _through(found[p], chosen.update, before[p], u)
 
         def weight(p, a):
             return state.weights[p].astype(a.dtype) if chosen.folded else a
@@ -174,27 +149,15 @@ def decorrelate(
         updates, inner_state = inner.update(
             _at(updates, found, gradient), state.inner, seen, batch=batch, **extra
         )
-        if not chosen.folded:
-            out = _at(
-                updates,
-                found,
-                lambda p, u: _through(found[p], chosen.update, before[p], u),
-            )
-            weights, marks = {}, {}
+        if chosen.folded:
+            out, weights = _fold(updates, state.weights, after, params, found)
         else:
-            steps = leaves(updates)
-            weights = {p: w + steps[p].astype(w.dtype) for p, w in state.weights.items()}
-            folded = {
-                p: product(found[p].matrices(w), after[p].matrix).astype(steps[p].dtype)
-                for p, w in weights.items()
-            }
-            marks = {p: _mark(a) for p, a in folded.items()}
-            kernels = leaves(params)
-            out = _at(
-                updates, found, lambda p, u: found[p].kernel(folded[p]) - kernels[p]
-            )
-        count = state.count + 1
-        return out, DecorrelationState(count, inner_state, after, weights, marks, edited)
+            out, weights = _at(updates, found, change), {}
+        kernels, steps = leaves(params), leaves(out)
+        marks = {p: mark(found[p].matrices(kernels[p] + steps[p])) for p in weights}
+        return out, DecorrelationState(
+            state.count + 1, inner_state, after, weights, marks, others
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -229,9 +192,16 @@ def _through(layout: Layout, fn, state, leaf: jax.Array) -> jax.Array:
     return layout.kernel(fn(state, matrices)).astype(leaf.dtype)
 
 
-def _precise(leaf) -> Any:
-    """R and W are float32 at least: their changes are lost in less."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+def _fold(updates, weights, states, params, found):
+    """(W' R' - A for every kernel, W') for inner updates of W."""
+    steps, kernels = leaves(updates), leaves(params)
+    weights = {p: w + steps[p].astype(w.dtype) for p, w in weights.items()}
+
+    def to_folded(p, u):
+        folded = product(found[p].matrices(weights[p]), states[p].matrix)
+        return found[p].kernel(folded).astype(u.dtype) - kernels[p]
+
+    return _at(updates, found, to_folded), weights
 
 
 def _part(loss_fn, params, batch, fraction: float, shared: Sequence[str]) -> Any:
@@ -251,46 +221,6 @@ def _part(loss_fn, params, batch, fraction: float, shared: Sequence[str]) -> Any
     if not isinstance(batch, Mapping):
         return jax.tree.map(cut, batch)
     return {k: v if k in shared else jax.tree.map(cut, v) for k, v in batch.items()}
-
-
-def _mark(matrices: jax.Array) -> jax.Array:
-    probe = jax.random.normal(jax.random.key(3), matrices.shape[-1:], _precise(matrices))
-    return product(matrices.astype(probe.dtype), probe[:, None])[..., 0]
-
-
-def _edited(state: DecorrelationState, params, found: dict[str, Layout]) -> jax.Array:
-    """`state.edited`, or this step if a kernel is not as it was left."""
-    kernels = leaves(params)
-    changed = jnp.zeros((), bool)
-    for path, mark in state.marks.items():
-        matrices = found[path].matrices(kernels[path])
-        eps = float(jnp.finfo(matrices.dtype).eps)
-        size = jnp.sqrt(jnp.sum(matrices.astype(mark.dtype) ** 2, 2))
-        bound = 64 * eps * (size + jnp.abs(mark)) * matrices.shape[2] ** 0.5
-        changed |= jnp.any(jnp.abs(_mark(matrices) - mark) > bound)
-    return jnp.where((state.edited < 0) & changed, state.count, state.edited)
-
-
-def states(opt_state: Any) -> list[DecorrelationState]:
-    """Every DecorrelationState in an optimiser state."""
-    found = jax.tree.leaves(
-        opt_state, is_leaf=lambda s: isinstance(s, DecorrelationState)
-    )
-    return [s for s in found if isinstance(s, DecorrelationState)]
-
-
-def fault_message(opt_state: Any) -> str | None:
-    """What went wrong, in words, or None. Reads one number from the device."""
-    for state in states(opt_state):
-        if (step := int(state.edited)) >= 0:
-            return (
-                f"step {step}: a decorrelated kernel is not as `decorrelate` left it, and "
-                "its update has undone the change. Kernels are W R, and W is in the "
-                "optimiser's state: put `decorrelate` last in the chain, make a new state "
-                "with init(params) after changing parameters, or take a rule with "
-                "preserve=True."
-            )
-    return None
 
 
 # ------------------------------------------------------------------------------ checks
