@@ -53,12 +53,12 @@ def first_edit(state: DecorrelationState, params, found: dict[str, Layout]) -> j
     """`state.edited`, or this step if a kernel is not as it was left."""
     kernels = leaves(params)
     changed = jnp.zeros((), bool)
-    for path, mark in state.marks.items():
+    for path, left in state.marks.items():
         matrices = found[path].matrices(kernels[path])
         eps = float(jnp.finfo(matrices.dtype).eps)
-        size = jnp.sqrt(jnp.sum(matrices.astype(mark.dtype) ** 2, 2))
-        bound = 64 * eps * (size + jnp.abs(mark)) * matrices.shape[2] ** 0.5
-        changed |= jnp.any(jnp.abs(mark(matrices) - mark) > bound)
+        size = jnp.sqrt(jnp.sum(matrices.astype(left.dtype) ** 2, 2))
+        bound = 64 * eps * (size + jnp.abs(left)) * matrices.shape[2] ** 0.5
+        changed |= jnp.any(jnp.abs(mark(matrices) - left) > bound)
     return jnp.where((state.edited < 0) & changed, state.count, state.edited)
 
 
