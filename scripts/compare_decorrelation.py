@@ -65,18 +65,18 @@ ARMS = {
     "copi": Arm(STANDARD, "all", _dbp(kappa=0.0)),
     "gain": Arm(STANDARD, "all", {**_dbp(), "rule": decorrelation.gain()}),
     "foof": Arm(STANDARD, "all", _direct("foof")),
+    "foof every 20": Arm(STANDARD, "all", _direct("foof", 20)),
     "foof 0.01": Arm(STANDARD, "all", _direct("foof", damping=0.01)),
+    "foof 0.3": Arm(STANDARD, "all", _direct("foof", damping=0.3)),
     "foof 1": Arm(STANDARD, "all", _direct("foof", damping=1.0)),
+    "foof wide": Arm(STANDARD, "all", {**_direct("foof"), "block": None}),
     "foof channels": Arm(STANDARD, "all", {**_direct("foof"), "channel_only": True}),
     "foof early": Arm(STANDARD, "all", {**_direct("foof"), "until": 60}),
-    "whiten": Arm(STANDARD, "all", {**_direct("whiten", 20), "block": 256}),
-    "whiten cholesky": Arm(STANDARD, "all", _direct("whiten", method="cholesky")),
-    "whiten 0.01": Arm(
-        STANDARD, "all", {**_direct("whiten", 20, damping=0.01), "block": 256}
-    ),
-    "whiten schulz": Arm(
-        STANDARD, "all", {**_direct("whiten", 20, method="newton_schulz"), "block": 256}
-    ),
+    "whiten": Arm(STANDARD, "all", _direct("whiten")),
+    "whiten every 20": Arm(STANDARD, "all", _direct("whiten", 20)),
+    "whiten 0.01": Arm(STANDARD, "all", _direct("whiten", damping=0.01)),
+    "whiten 0.3": Arm(STANDARD, "all", _direct("whiten", damping=0.3)),
+    "whiten schulz": Arm(STANDARD, "all", _direct("whiten", method="newton_schulz")),
 }
 NETS = {
     "convnet": lambda classes: vgg.Model(classes),

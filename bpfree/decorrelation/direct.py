@@ -19,7 +19,7 @@ from bpfree.decorrelation import moments
 from bpfree.decorrelation.moments import product, transpose
 from bpfree.decorrelation.rules import Rule
 
-Method = Literal["eigh", "newton_schulz", "cholesky"]
+Method = Literal["eigh", "newton_schulz"]
 
 
 class Direct(NamedTuple):
@@ -39,7 +39,7 @@ class Direct(NamedTuple):
 
 
 def foof(*, damping: float = 0.1, decay: float = 0.9) -> Rule:
-    """Gradients times (S + lambda I)^{-1}: half of K-FAC. Benzing 2022.
+    """Gradients times (S + lambda I)^{-1}: the input side of K-FAC. Benzing 2022.
 
     Args:
       damping: lambda in units of the mean eigenvalue of S.
@@ -52,15 +52,7 @@ def foof(*, damping: float = 0.1, decay: float = 0.9) -> Rule:
     def gradient(state: Direct, g):
         return product(g, state.matrix)
 
-    def solve(moment):
-        factor = jax.scipy.linalg.cholesky(moment, lower=True)
-        eye = jnp.broadcast_to(
-            jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape
-        )
-        root = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-        return product(transpose(root), root)
-
-    return _direct(solve, gradient, lambda state, u: u, damping, decay)
+    return _direct(_inverse, gradient, lambda state, u: u, damping, decay)
 
 
 def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh") -> Rule:
@@ -73,7 +65,7 @@ def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh")
     Raises ValueError: as `foof`; an unknown method.
     """
     _check(damping, decay)
-    roots = {"eigh": _eigh, "newton_schulz": newton_schulz, "cholesky": _triangular}
+    roots = {"eigh": _eigh, "newton_schulz": newton_schulz}
     if method not in roots:
         raise ValueError(f"method {method!r} is unknown; choose one of {sorted(roots)}")
 
@@ -113,7 +105,7 @@ def damped(moment: jax.Array, damping: float) -> jax.Array:
     d = moment.shape[-1]
     mean = jnp.trace(moment, axis1=-2, axis2=-1) / d
     ridge = jnp.where(mean > 0, damping * mean, 1)
-    return moment + ridge[:, None, None] * jnp.eye(d, dtype=moment.dtype)
+    return moment + ridge[:, None, None] * jnp.eye(d, dtype=moment.dtype)[None]
 
 
 def _eigh(moment: jax.Array) -> jax.Array:
@@ -122,11 +114,12 @@ def _eigh(moment: jax.Array) -> jax.Array:
     return product(scaled, transpose(vectors))
 
 
-def _triangular(moment: jax.Array) -> jax.Array:
-    """L^{-1} for S = L L^T."""
+def _inverse(moment: jax.Array) -> jax.Array:
+    """S^{-1} = L^{-T} L^{-1} for S = L L^T."""
     factor = jax.scipy.linalg.cholesky(moment, lower=True)
     eye = jnp.broadcast_to(jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape)
-    return lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+    root = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+    return product(transpose(root), root)
 
 
 def newton_schulz(moment: jax.Array, steps: int = 14) -> jax.Array:

@@ -41,7 +41,8 @@ class DecorrelationState(NamedTuple):
 
 def precise(leaf) -> Any:
     """R and W are float32 at least: their changes are lost in less."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    dtype = jnp.result_type(leaf)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def mark(matrices: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ def decorrelate(
     until: int | None = None,
     fraction: float = 1.0,
     cap: int = 512,
-    block: int | None = 1024,
+    block: int | None = 256,
     channel_only: bool = False,
     shared: Sequence[str] = ("state",),
 ) -> optax.GradientTransformationExtraArgs:

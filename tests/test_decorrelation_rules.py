@@ -1,0 +1,211 @@
+"""Decorrelating rules on fixed data: convergence, bounds, fixed points."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from bpfree import decorrelation
+from bpfree.decorrelation import direct, moments, rules
+
+
+@functools.cache
+def digits(live=True):
+    """Raw pixels 0 .. 1, (1, n, d), far from centred."""
+    x = load_digits().data / 16
+    return jnp.asarray(x[:, x.std(0) > 0.05] if live else x)[None]
+
+
+@functools.cache
+def smooth():
+    """Inputs of full rank with a spectrum like an image's, (1, n, d)."""
+    values = 1 / jnp.arange(1, 25.0)
+    key, rotation = jax.random.split(jax.random.key(0))
+    basis = jnp.linalg.qr(jax.random.normal(rotation, (24, 24)))[0]
+    return (jax.random.normal(key, (600, 24)) * jnp.sqrt(values)[None] @ basis.T)[None]
+
+
+def off_diagonal(s):
+    return jnp.where(jnp.eye(s.shape[-1], dtype=bool), 0, s)
+
+
+def lambda_max(rows):
+    return float(jnp.linalg.eigvalsh(off_diagonal(moments.second_moment(rows)[0]))[-1])
+
+
+def energies(rows, rate, steps, off=1.0, on=0.0):
+    """Off-diagonal energy before each step at a fixed rate without guard; and R."""
+
+    @jax.jit
+    def run(matrix):
+        def one(matrix, _):
+            x = moments.product(rows, moments.transpose(matrix))
+            energy = jnp.sum(off_diagonal(moments.second_moment(x)[0]) ** 2)
+            bracket = rules.decorrelating(x, off, on)
+            return rules.step(matrix, bracket, jnp.full((1,), rate)), energy
+
+        return jax.lax.scan(one, matrix, length=steps)
+
+    matrix, energy = run(jnp.eye(rows.shape[2])[None])
+    return np.asarray(energy), matrix
+
+
+@pytest.mark.parametrize("rows", [digits, smooth])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_energy_falls_at_every_step_within_the_bound(rows, share):
+    rows = rows()
+    energy, _ = energies(rows, share / lambda_max(rows), 50)
+    assert np.all(np.diff(energy) < 0)
+    assert energy[-1] < 0.01 * energy[0]
+
+
+@pytest.mark.parametrize("rows", [digits, smooth])
+def test_beyond_the_bound_it_diverges(rows):
+    rows = rows()
+    energy, _ = energies(rows, 2.5 / lambda_max(rows), 12)
+    assert not energy[-1] < 1e6 * energy[0]
+
+
+def test_pure_decorrelation_keeps_the_volume():
+    rows = smooth()
+    volumes = []
+    for share, steps in ((0.5, 100), (0.25, 200)):
+        _, matrix = energies(rows, share / lambda_max(rows), steps)
+        volumes.append(abs(float(jnp.linalg.slogdet(matrix[0])[1])))
+    assert volumes[0] < 0.03 * rows.shape[2]
+    assert volumes[1] < volumes[0]
+
+
+def trained(rule, rows, steps):
+    state = rule.init(rows.shape[0], rows.shape[2], rows.dtype)
+    return jax.jit(
+        lambda s: jax.lax.scan(
+            lambda s, _: (rule.move(s, rows), (s.loss, s.rate)), s, length=steps
+        )
+    )(state)
+
+
+def covariance(matrix, rows):
+    x = moments.product(rows, moments.transpose(matrix))
+    return np.asarray(moments.second_moment(x)[0])
+
+
+def test_the_variance_term_and_the_gain_whiten():
+    rows = smooth()
+    state, _ = trained(decorrelation.dbp(0.1), rows, 1500)
+    white = covariance(state.matrix, rows)
+    assert np.linalg.cond(white) < 1.05
+    np.testing.assert_allclose(white.trace() / len(white), 1, rtol=0.02)
+    state, _ = trained(decorrelation.gain(), rows, 1500)
+    kept = covariance(state.matrix, rows)
+    assert np.linalg.cond(kept) < 1.05
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        decorrelation.copi(),
+        decorrelation.dbp(0.01),
+        decorrelation.dbp(0.1, normalized=True),
+        decorrelation.gain(),
+        decorrelation.dbp(0.01, rate=0.1),  # ten times over the bound of raw pixels
+    ],
+    ids=["copi", "dbp", "normalized", "gain", "fixed"],
+)
+def test_a_thousand_steps_on_raw_pixels_with_dead_ones(rule):
+    """The automatic rate is safe; a given one that is not is lowered."""
+    rows = digits(live=False)[:, :300]
+    state, (losses, rates) = trained(rule, rows, 1000)
+    assert np.isfinite(state.matrix).all()
+    assert losses[-1] < losses[0] / 5
+    assert float(rates[0][0]) <= 0.5 / lambda_max(rows) * 65  # d + 1, if normalized
+
+
+def test_low_rank_products_equal_the_explicit_ones():
+    key = jax.random.key(1)
+    few = jax.random.normal(key, (2, 5, 12))
+    many = jax.random.normal(key, (2, 50, 12))
+    m = jax.random.normal(key, (2, 12, 12))
+    for rows in (few, many):
+        explicit = moments.second_moment(rows) @ m
+        np.testing.assert_allclose(moments.times(rows, m), explicit, rtol=1e-10)
+        x = np.asarray(rows)
+        squares = np.mean([_mean_squared_correlation(block) for block in x])
+        assert float(moments.correlation(rows)) == pytest.approx(squares)
+
+
+def _mean_squared_correlation(x):
+    s = x.T @ x / len(x)
+    c = s / np.sqrt(np.outer(s.diagonal(), s.diagonal()))
+    return np.mean(c[~np.eye(len(c), dtype=bool)] ** 2)
+
+
+def test_the_variance_term_multiplies_from_the_left():
+    """diag(v - 1) R and R diag(v - 1) differ once R is not symmetric."""
+    rows = smooth()
+    v = moments.variances(rows)
+    matrix = jnp.tril(jnp.ones((1, 24, 24)))
+    moved = rules.step(matrix, rules.decorrelating(rows, 0.0, 1.0), jnp.ones((1,)))
+    left = matrix - (v - 1)[..., None] * matrix
+    right = matrix - matrix * (v - 1)[:, None]
+    np.testing.assert_allclose(moved, left, rtol=1e-10)
+    assert not np.allclose(moved, right)
+
+
+def test_power_iteration():
+    rows = smooth()
+    s = moments.second_moment(rows)
+    found = moments.largest_eigenvalue(
+        lambda u: moments.times(rows, u[..., None])[..., 0], (1, 24), rows.dtype, 200
+    )
+    np.testing.assert_allclose(found[0], jnp.linalg.eigvalsh(s[0])[-1], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------ direct rules
+
+
+@pytest.mark.parametrize("method", ["eigh", "newton_schulz"])
+def test_whitening_by_the_root_of_the_moment(method):
+    rows = smooth()
+    rule = decorrelation.whiten(damping=1e-6, method=method)
+    state = rule.move(rule.init(1, 24, rows.dtype), rows)
+    np.testing.assert_allclose(covariance(state.matrix, rows), np.eye(24), atol=1e-3)
+
+
+def test_foof_divides_by_the_damped_moment():
+    rows, g = smooth(), jnp.ones((1, 3, 24))
+    rule = decorrelation.foof(damping=0.5, decay=0.9)
+    state = rule.move(rule.init(1, 24, rows.dtype), rows)
+    state = rule.move(state, 2 * rows)
+    moment = moments.second_moment(rows)[0]
+    mean = (0.9 * 0.1 + 0.1 * 4) / (1 - 0.9**2) * moment
+    damped = mean + 0.5 * jnp.trace(mean) / 24 * jnp.eye(24)
+    expected = g[0] @ jnp.linalg.inv(damped)
+    np.testing.assert_allclose(rule.gradient(state, g)[0], expected, rtol=1e-8)
+    assert rule.update(state, g) is g
+
+
+def test_no_inputs_no_conditioning():
+    zeros = jnp.zeros((1, 4, 3))
+    for make in (decorrelation.foof, decorrelation.whiten):
+        state = make().move(make().init(1, 3, zeros.dtype), zeros)
+        np.testing.assert_allclose(state.matrix[0], np.eye(3), atol=1e-12)
+    assert float(direct.damped(jnp.zeros((1, 2, 2)), 0.1)[0, 0, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: decorrelation.dbp(1.5), "kappa=1.5 must lie in 0 .. 1"),
+        (lambda: decorrelation.copi(rate=0.0), "rate=0.0 must be positive"),
+        (lambda: decorrelation.foof(damping=0.0), "damping=0.0 must be positive"),
+        (lambda: decorrelation.whiten(decay=1.0), "decay=1.0 must lie in 0 .. 1"),
+        (lambda: decorrelation.whiten(method="lu"), "'lu' is unknown.*eigh"),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
