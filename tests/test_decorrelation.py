@@ -41,17 +41,26 @@ def _conv(x, kernel, strides, groups):
     )
 
 
-def loss_fn(params, batch):
+def conv_loss(params, batch):
     return ((net(params, batch["x"]) - batch["t"]) ** 2).sum(1)
 
 
-PARAMS = {
+CONV_PARAMS = {
     "c1": normal(3, 2, 2, 4) / 3,
     "c2": normal(3, 2, 2, 4) / 3,
     "w": normal(48, 3) / 4,
     "b": jnp.zeros(3),
 }
-BATCH = {"x": normal(6, 6, 4, 2) + 1, "t": normal(6, 3)}
+CONV_BATCH = {"x": normal(6, 6, 4, 2) + 1, "t": normal(6, 3)}
+
+
+def loss_fn(params, batch):
+    h = jnp.tanh(batch["x"] @ params["v"])
+    return ((h @ params["w"] + params["b"][None] - batch["t"]) ** 2).sum(1)
+
+
+PARAMS = {"v": normal(8, 6) / 3, "w": normal(6, 3), "b": jnp.zeros(3)}
+BATCH = {"x": normal(8, 8) + 1, "t": normal(8, 3)}
 
 
 def wrapped(inner=None, loss=loss_fn, **options):
@@ -115,29 +124,33 @@ def as_matrix(name, kernel):
     return moved.reshape(GROUPS[name], kernel.shape[3] // GROUPS[name], -1)
 
 
+RATE = 0.02
+
+
 def numpy_move(matrix, z, kappa):
-    """One move of the rule, in NumPy, at the rate 0.05, for one group."""
+    """One move of the rule, in NumPy, at the rate RATE, for one group."""
     x = z @ matrix.T
     s = x.T @ x / len(x)
     v = np.diag(s)
     bracket = (1 - kappa) * (s - np.diag(v)) + kappa * np.diag(v - 1)
-    return matrix - 0.05 * bracket @ matrix
+    return matrix - RATE * bracket @ matrix
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.1])
 def test_ten_steps_equal_the_layer_form(kappa):
     """Dense and convolutional: W and R of the literal net, moved by NumPy."""
-    rule = decorrelation.dbp(kappa, rate=0.05)
-    params, state = trained(wrapped(rule=rule), 10)
+    rule = decorrelation.dbp(kappa, rate=RATE)
+    tx = wrapped(loss=conv_loss, rule=rule, example_batch=CONV_BATCH)
+    params, state = trained(tx, 10, CONV_PARAMS, CONV_BATCH)
     adam = problems.adam(0.01)
-    weights = {n: as_matrix(n, PARAMS[n]) for n in GROUPS} | {"b": PARAMS["b"]}
+    weights = {n: as_matrix(n, CONV_PARAMS[n]) for n in GROUPS} | {"b": CONV_PARAMS["b"]}
     matrices = {n: jnp.stack([jnp.eye(w.shape[2])] * w.shape[0])
                 for n, w in weights.items() if n in GROUPS}  # fmt: skip
 
     @jax.jit
     def literal_step(weights, matrices, inner):
         def mean_loss(weights):
-            losses, inputs = literal_net(weights, matrices, BATCH)
+            losses, inputs = literal_net(weights, matrices, CONV_BATCH)
             return losses.mean(), inputs
 
         gradient, inputs = jax.grad(mean_loss, has_aux=True)(weights)
@@ -152,7 +165,7 @@ def test_ten_steps_equal_the_layer_form(kappa):
             moved = [numpy_move(np.asarray(m), z[:, g], kappa) for g, m in enumerate(old)]
             matrices[name] = jnp.asarray(np.stack(moved))
     for name in GROUPS:
-        assert float(state[1].layers[name].rate[0]) == 0.05  # not lowered
+        assert float(state[1].layers[name].rate[0]) == RATE  # not lowered
         np.testing.assert_allclose(
             state[1].layers[name].matrix, matrices[name], rtol=1e-9, atol=1e-12
         )
@@ -172,7 +185,7 @@ def test_the_first_step_is_the_inner_optimisers(rule):
     """R is the identity until it moves, behind the update."""
     inner = problems.adam(0.01)
     gradient = problems.gradient(loss_fn, PARAMS, BATCH)
-    expected, _ = inner.update(gradient, inner.init(PARAMS), PARAMS)
+    expected, _ = jax.jit(inner.update)(gradient, inner.init(PARAMS), PARAMS)
     tx = bpfree.decorrelate(
         inner, loss_fn, example_batch=BATCH, rule=rule, every=1, block=None
     )
@@ -188,14 +201,15 @@ def test_the_first_step_is_the_inner_optimisers(rule):
 
 def test_a_step_on_w_is_a_step_on_a_with_the_gradient_times_r_r():
     """SGD with R held: dA = -eta G R^T R, in blocks of the inputs too."""
-    tx = wrapped(problems.lenient(optax.sgd(0.1)), rule="dbp", until=3, block=6)
+    tx = wrapped(problems.lenient(optax.sgd(0.1)), rule="dbp", until=3, block=4)
     params, state = trained(tx, 4)
     gradient = problems.gradient(loss_fn, params, BATCH)
     _, _, updates = compiled(tx)(params, state, BATCH)
     layouts = decorrelation.inputs.layers(
-        loss_fn, PARAMS, BATCH, decorrelation.inputs.Structure(block=6)
+        loss_fn, PARAMS, BATCH, decorrelation.inputs.Structure(block=4)
     )
-    for name in GROUPS:
+    assert [layout.sizes for layout in layouts.values()] == [(2, 6, 4), (2, 3, 3)]
+    for name in layouts:
         matrix = state[1].layers[name].matrix
         assert not np.allclose(matrix[0], np.eye(matrix.shape[2]), atol=1e-3)
         g = layouts[name].matrices(gradient[name])
@@ -215,7 +229,7 @@ def test_preserving_rules_leave_the_function_where_it_is():
         kept, state = trained(wrapped(still, rule=rule), 3)
         assert_close(kept, PARAMS, rtol=0)
         moved = state[1].layers["w"].matrix[0]
-        assert not np.allclose(moved, np.eye(48), atol=1e-3)
+        assert not np.allclose(moved, np.eye(6), atol=1e-3)
 
 
 def test_moves_happen_every_so_often_and_until_then():
@@ -233,7 +247,7 @@ def test_only_the_chosen_layers():
         _, state = trained(wrapped(layers=layers), 1)
         assert list(state[1].layers) == ["w"]
     state = wrapped(rule="dbp").init(PARAMS)[1]
-    assert list(state.layers) == ["c1", "c2", "w"]
+    assert list(state.layers) == ["v", "w"]
 
 
 @pytest.mark.parametrize("estimator", [bpfree.node_perturbation, bpfree.backprop])
@@ -253,7 +267,7 @@ def test_any_estimator_feeds_it_and_metrics_tell_of_it(estimator):
     x, h = batch["x"], jnp.tanh(batch["x"] @ final["w1"] + final["b1"][None])
     for name, z in (("w1", x), ("w2", h)):
         raw = decorrelation.moments.correlation(z[None])
-        assert told[f"decorrelation/{name}"] < raw / 3
+        assert float(told[f"decorrelation/{name}"]) < float(raw) / 3
 
 
 def test_a_part_of_the_batch_is_evenly_spaced_and_leaves_state_alone():
@@ -271,7 +285,7 @@ def test_a_part_of_the_batch_is_evenly_spaced_and_leaves_state_alone():
 def test_low_precision_weights_keep_precise_matrices():
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     batch = jax.tree.map(lambda p: p.astype(jnp.bfloat16), BATCH)
-    tx = wrapped(problems.lenient(optax.sgd(0.01)), rule="dbp")
+    tx = wrapped(problems.lenient(optax.sgd(0.01)), rule="dbp", example_batch=batch)
     final, state = trained(tx, 5, params, batch)
     assert final["w"].dtype == jnp.bfloat16
     assert state[1].weights["w"].dtype == state[1].layers["w"].matrix.dtype == jnp.float32
@@ -321,8 +335,7 @@ def test_a_foreign_edit_of_a_folded_weight_is_noticed():
 def test_eight_devices_give_the_numbers_of_one(rule):
     """The batch over one axis, every R by its rows over the other."""
     tx = wrapped(problems.lenient(optax.sgd(0.05)), rule=rule, layers=["w"])
-    batch = jax.tree.map(lambda a: jnp.concatenate([a, a[:2]]), BATCH)
-    params, state = trained(tx, 3, batch=batch)
+    params, state = trained(tx, 3)
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
     def put(tree, *names):
@@ -333,7 +346,7 @@ def test_eight_devices_give_the_numbers_of_one(rule):
         lambda a: put(a, None, "model") if a.ndim == 3 else a, start[1].layers["w"]
     )}  # fmt: skip
     start = (start[0], start[1]._replace(layers=layers))
-    spread, after = trained(tx, 3, put(PARAMS), put(batch, "data"), start)
+    spread, after = trained(tx, 3, put(PARAMS), put(BATCH, "data"), start)
     assert_close(spread, params, rtol=1e-9, atol=1e-10)
     assert_close(after[1].layers, state[1].layers, rtol=1e-8, atol=1e-10)
     assert len(after[1].layers["w"].matrix.sharding.device_set) == 8
@@ -352,7 +365,7 @@ def test_eight_devices_give_the_numbers_of_one(rule):
         ({"cap": True}, "cap=True must be"),
         ({"block": 0}, "block=0 must be"),
         ({"fraction": 0.0}, "fraction=0.0 must lie in"),
-        ({"layers": ["v"]}, r"\['v'\] are no kernels; the kernels are \['c1'"),
+        ({"layers": ["b"]}, r"\['b'\] are no kernels; the kernels are \['v'"),
         ({"layers": lambda path: False}, "no kernel is left to decorrelate"),
     ],
 )
@@ -368,6 +381,6 @@ def test_bad_calls():
         tx.update(PARAMS, state, batch=BATCH)
     with pytest.raises(ValueError, match="needs a batch"):
         tx.update(PARAMS, state, PARAMS)
-    inside = optax.masked(tx, {"c1": True, "c2": True, "w": True, "b": False})
+    inside = optax.masked(tx, {"v": True, "w": True, "b": False})
     with pytest.raises(ValueError, match="some are masked"):
         inside.init(PARAMS)

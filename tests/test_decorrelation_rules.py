@@ -82,10 +82,13 @@ def test_pure_decorrelation_keeps_the_volume():
 def trained(rule, rows, steps):
     state = rule.init(rows.shape[0], rows.shape[2], rows.dtype)
     return jax.jit(
-        lambda s: jax.lax.scan(
-            lambda s, _: (rule.move(s, rows), (s.loss, s.rate)), s, length=steps
-        )
+        lambda s: jax.lax.scan(lambda s, _: _move(rule, s, rows), s, length=steps)
     )(state)
+
+
+def _move(rule, state, rows):
+    state = rule.move(state, rows)
+    return state, (state.loss, state.rate)
 
 
 def covariance(matrix, rows):
@@ -105,23 +108,22 @@ def test_the_variance_term_and_the_gain_whiten():
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "weight"),
     [
-        decorrelation.copi(),
-        decorrelation.dbp(0.01),
-        decorrelation.dbp(0.1, normalized=True),
-        decorrelation.gain(),
-        decorrelation.dbp(0.01, rate=0.1),  # ten times over the bound of raw pixels
+        (decorrelation.copi(), 1),
+        (decorrelation.dbp(0.1, normalized=True), 63 / 0.9),
+        (decorrelation.gain(), 1),
+        (decorrelation.dbp(0.01, rate=0.1), 1),  # over the bound of raw pixels
     ],
-    ids=["copi", "dbp", "normalized", "gain", "fixed"],
+    ids=["copi", "normalized", "gain", "fixed"],
 )
-def test_a_thousand_steps_on_raw_pixels_with_dead_ones(rule):
+def test_a_thousand_steps_on_raw_pixels_with_dead_ones(rule, weight):
     """The automatic rate is safe; a given one that is not is lowered."""
-    rows = digits(live=False)[:, :300]
+    rows = digits(live=False)[:, :100]
     state, (losses, rates) = trained(rule, rows, 1000)
     assert np.isfinite(state.matrix).all()
     assert losses[-1] < losses[0] / 5
-    assert float(rates[0][0]) <= 0.5 / lambda_max(rows) * 65  # d + 1, if normalized
+    assert float(rates[0][0]) <= 0.51 * weight / lambda_max(rows)
 
 
 def test_low_rank_products_equal_the_explicit_ones():

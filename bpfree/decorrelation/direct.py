@@ -108,18 +108,28 @@ def damped(moment: jax.Array, damping: float) -> jax.Array:
     return moment + ridge[:, None, None] * jnp.eye(d, dtype=moment.dtype)[None]
 
 
+# On CPU, LAPACK of a stack of matrices forks inside XLA's thread pool and waits: two such
+# calls on two cores wait for ever (jaxlib 0.10.2). So blocks go one after the other.
+
+
 def _eigh(moment: jax.Array) -> jax.Array:
-    values, vectors = jnp.linalg.eigh(moment)
-    scaled = vectors / jnp.sqrt(values)[..., None, :]
-    return product(scaled, transpose(vectors))
+    def root(m):
+        values, vectors = jnp.linalg.eigh(m)
+        return product(vectors / jnp.sqrt(values)[None], vectors.T)
+
+    return lax.map(root, moment)
 
 
 def _inverse(moment: jax.Array) -> jax.Array:
     """S^{-1} = L^{-T} L^{-1} for S = L L^T."""
-    factor = jax.scipy.linalg.cholesky(moment, lower=True)
-    eye = jnp.broadcast_to(jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape)
-    root = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-    return product(transpose(root), root)
+
+    def inverse(m):
+        factor = jax.scipy.linalg.cholesky(m, lower=True)
+        eye = jnp.eye(len(m), dtype=m.dtype)
+        root = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+        return product(root.T, root)
+
+    return lax.map(inverse, moment)
 
 
 def newton_schulz(moment: jax.Array, steps: int = 14) -> jax.Array:
