@@ -192,6 +192,7 @@ def _words(log: metrics.Record) -> str:
 
 def _check_fault(job, manager, state) -> None:
     message = bpfree.fault_message(state.opt_state, job.loss_fn, state.params, job.batch)
+    message = message or bpfree.decorrelation.fault_message(state.opt_state)
     if message is not None:
         saved = manager.latest_step()
         last = "There is no checkpoint yet."
