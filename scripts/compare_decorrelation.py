@@ -6,9 +6,9 @@
 Each arm is Adam behind backprop: on raw, standardised or ZCA-whitened inputs, and with
 decorrelation of the input layer, of the hidden layers, or of all. The learning rate is
 the one of the grid with the lowest final loss at seed 0; an arm whose choice is at the
-grid's edge is marked. Then fresh seeds: per seed, the target is the best loss of
+grid's edge is marked (`--arms="backprop=4e-3,foof=4e-3"` gives them). Then fresh seeds: per seed, the target is the best loss of
 standardised backprop in that many steps, and `steps` is the first look that is there, as
-a share of the step at which backprop was. Loss is that of the first 2,000 training
+a share of the step at which backprop was. Loss is that of the first 1,000 training
 examples, looked at every `--look` steps. `--time` measures steps in turn, in one process.
 """
 
@@ -162,7 +162,7 @@ def run(setting: Setting, made: Program, data, rate: float, seed: int) -> Curve:
     """Train once; batches are those of the seed, whatever the arm."""
     rng = np.random.default_rng(seed)
     carry = set_rate(made.init(seed), rate)
-    probe = {k: v[:2000] for k, v in data.train.items()}
+    probe = {k: v[:1000] for k, v in data.train.items()}
     losses, size = [], len(data.train["label"])
     for count in range(setting.steps + 1):
         if count % setting.look == 0:
@@ -216,7 +216,10 @@ def main() -> None:
     setting = Setting(
         NETS[args.net](load(STANDARD).num_classes), args.batch, steps, look, name
     )
-    chosen = {arm: ARMS[arm] for arm in args.arms.split(",")}
+    given = {
+        arm: rate for arm, _, rate in (a.partition("=") for a in args.arms.split(","))
+    }
+    chosen = {arm: ARMS[arm] for arm in given}
     first = {
         arm: {k: v[: args.batch] for k, v in load(a.preprocess).train.items()}
         for arm, a in chosen.items()
@@ -233,14 +236,17 @@ def main() -> None:
                 flush=True,
             )
         return
-    compare(setting, chosen, programs, load, args)
+    compare(setting, chosen, given, programs, load, args)
 
 
-def compare(setting: Setting, chosen, programs, load, args) -> None:
+def compare(setting: Setting, chosen, given, programs, load, args) -> None:
     rates = [float(r) for r in args.rates.split(",")]
     picked = {}
     for arm, a in chosen.items():
         made, data = programs[arm], load(a.preprocess)
+        if given[arm]:
+            picked[arm] = float(given[arm])
+            continue
         ends = [run(setting, made, data, rate, 0).losses[-5:].mean() for rate in rates]
         best = int(np.nanargmin(ends))
         edge = " (edge of the grid)" if best in (0, len(rates) - 1) else ""

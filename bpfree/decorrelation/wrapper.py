@@ -90,8 +90,16 @@ def decorrelate(
     inner = optax.with_extra_args_support(inner)
     structure = Structure(block, channel_only)
 
+    traced: dict[Any, dict[str, Layout]] = {}
+
     def layouts(params) -> dict[str, Layout]:
-        return _chosen_layers(loss_fn, params, example_batch, structure, layers)
+        shapes = jax.tree.map(jax.typeof, params)
+        key = (jax.tree.structure(shapes), tuple(map(str, jax.tree.leaves(shapes))))
+        if key not in traced:
+            traced[key] = _chosen_layers(
+                loss_fn, params, example_batch, structure, layers
+            )
+        return traced[key]
 
     def init(params) -> DecorrelationState:
         _refuse_masked(params)
