@@ -6,10 +6,11 @@
 Each arm is Adam behind backprop: on raw, standardised or ZCA-whitened inputs, and with
 decorrelation of the input layer, of the hidden layers, or of all. The learning rate is
 the one of the grid with the lowest final loss at seed 0; an arm whose choice is at the
-grid's edge is marked (`--arms="backprop=4e-3,foof=4e-3"` gives them). Then fresh seeds: per seed, the target is the best loss of
-standardised backprop in that many steps, and `steps` is the first look that is there, as
-a share of the step at which backprop was. Loss is that of the first 1,000 training
-examples, looked at every `--look` steps. `--time` measures steps in turn, in one process.
+grid's edge is marked. `--arms="backprop=4e-3,foof=4e-3"` gives rates instead. Then fresh
+seeds: per seed, the target is the best loss of standardised backprop in that many steps,
+and `steps` is the first look that is there, as a share of the step at which backprop was.
+Loss is that of the first 1,000 training examples, looked at every `--look` steps.
+`--time` measures steps in turn, in one process.
 """
 
 import argparse
