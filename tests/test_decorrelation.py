@@ -16,11 +16,10 @@ from tests import problems
 from tests.statistics import assert_close
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
-KEY = jax.random.key(0)
 
 
 def normal(*shape):
-    return jax.random.normal(jax.random.fold_in(KEY, sum(shape)), shape)
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape))
 
 
 def net(params, x):
@@ -69,6 +68,9 @@ def wrapped(inner=None, loss=loss_fn, **options):
     return optax.chain(bpfree.backprop(loss), bpfree.decorrelate(inner, loss, **options))
 
 
+FOOF = pytest.param("foof", marks=pytest.mark.slow)
+
+
 @functools.cache
 def compiled(tx):
     @jax.jit
@@ -82,7 +84,7 @@ def compiled(tx):
 
 
 def trained(tx, steps, params=PARAMS, batch=BATCH, state=None):
-    state = tx.init(params) if state is None else state
+    state = jax.jit(tx.init)(params) if state is None else state
     for _ in range(steps):
         params, state, _ = compiled(tx)(params, state, batch)
     return params, state
@@ -136,8 +138,7 @@ def numpy_move(matrix, z, kappa):
     return matrix - RATE * bracket @ matrix
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.1])
-def test_ten_steps_equal_the_layer_form(kappa):
+def test_ten_steps_equal_the_layer_form(kappa=0.1):
     """Dense and convolutional: W and R of the literal net, moved by NumPy."""
     rule = decorrelation.dbp(kappa, rate=RATE)
     tx = wrapped(loss=conv_loss, rule=rule, example_batch=CONV_BATCH)
@@ -180,7 +181,7 @@ def test_ten_steps_equal_the_layer_form(kappa):
 # ----------------------------------------------------------------------- single updates
 
 
-@pytest.mark.parametrize("rule", decorrelation.RULES)
+@pytest.mark.parametrize("rule", ["dbp", "whiten", "foof"])
 def test_the_first_step_is_the_inner_optimisers(rule):
     """R is the identity until it moves, behind the update."""
     inner = problems.adam(0.01)
@@ -225,7 +226,7 @@ def test_preserving_rules_leave_the_function_where_it_is():
     drifted, state = trained(wrapped(still, rule="dbp"), 3)
     assert not np.allclose(drifted["w"], PARAMS["w"], atol=1e-3)
     np.testing.assert_array_equal(state[1].weights["w"], PARAMS["w"])
-    for rule in (decorrelation.dbp(preserve=True), "whiten", "foof"):
+    for rule in (decorrelation.dbp(preserve=True), "foof"):
         kept, state = trained(wrapped(still, rule=rule), 3)
         assert_close(kept, PARAMS, rtol=0)
         moved = state[1].layers["w"].matrix[0]
@@ -244,18 +245,16 @@ def test_moves_happen_every_so_often_and_until_then():
 
 def test_only_the_chosen_layers():
     for layers in (["w"], lambda path: path == "w"):
-        _, state = trained(wrapped(layers=layers), 1)
-        assert list(state[1].layers) == ["w"]
+        assert list(wrapped(layers=layers).init(PARAMS)[1].layers) == ["w"]
     state = wrapped(rule="dbp").init(PARAMS)[1]
     assert list(state.layers) == ["v", "w"]
 
 
-@pytest.mark.parametrize("estimator", [bpfree.node_perturbation, bpfree.backprop])
-def test_any_estimator_feeds_it_and_metrics_tell_of_it(estimator):
+def test_any_estimator_feeds_it_and_metrics_tell_of_it():
     params, batch = problems.mlp_params(), problems.mlp_batch(64)
     loss = problems.mlp_loss
     tx = optax.chain(
-        estimator(loss),
+        bpfree.node_perturbation(loss),
         bpfree.decorrelate(
             problems.adam(0.02), loss, example_batch=batch, rule="dbp", every=2
         ),
@@ -295,7 +294,7 @@ def test_low_precision_weights_keep_precise_matrices():
 # -------------------------------------------------------- resuming, edits, many devices
 
 
-@pytest.mark.parametrize("rule", ["dbp", "foof"])
+@pytest.mark.parametrize("rule", ["dbp", FOOF])
 def test_a_saved_state_goes_on_bit_for_bit(rule):
     tx = wrapped(rule=rule, every=2, cap=5)
     half = trained(tx, 3)
@@ -331,7 +330,7 @@ def test_a_foreign_edit_of_a_folded_weight_is_noticed():
     assert decorrelation.fault_message(state) is None
 
 
-@pytest.mark.parametrize("rule", ["dbp", "foof"])
+@pytest.mark.parametrize("rule", ["dbp", FOOF])
 def test_eight_devices_give_the_numbers_of_one(rule):
     """The batch over one axis, every R by its rows over the other."""
     tx = wrapped(problems.lenient(optax.sgd(0.05)), rule=rule, layers=["w"])

@@ -90,7 +90,12 @@ def test_variants_of_the_mlp_can_be_built(arg):
     chain.check(built, params["params"], batch)
 
 
-@pytest.mark.parametrize("arg", ["convnet", "resnet50_dbp"])
+_SLOW = [
+    pytest.param(arg, marks=pytest.mark.slow) for arg in ("resnet18", "resnet50_dbp")
+]
+
+
+@pytest.mark.parametrize("arg", ["convnet_dbp", "resnet50", *_SLOW])
 def test_the_cifar_variants_run_dry(arg):
     """One update of the whole chain, traced at full size: nothing is computed."""
     config = config_of("dbp_cifar10", arg)

@@ -16,16 +16,16 @@ from bpfree.decorrelation import direct, moments, rules
 def digits(live=True):
     """Raw pixels 0 .. 1, (1, n, d), far from centred."""
     x = load_digits().data / 16
-    return jnp.asarray(x[:, x.std(0) > 0.05] if live else x)[None]
+    return jnp.asarray(x[:200, x.std(0) > 0.05] if live else x)[None]
 
 
 @functools.cache
 def smooth():
     """Inputs of full rank with a spectrum like an image's, (1, n, d)."""
-    values = 1 / jnp.arange(1, 25.0)
-    key, rotation = jax.random.split(jax.random.key(0))
-    basis = jnp.linalg.qr(jax.random.normal(rotation, (24, 24)))[0]
-    return (jax.random.normal(key, (600, 24)) * jnp.sqrt(values)[None] @ basis.T)[None]
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    x = rng.normal(size=(100, 12)) / np.sqrt(np.arange(1, 13.0)) @ basis.T
+    return jnp.asarray(x)[None]
 
 
 def off_diagonal(s):
@@ -36,28 +36,25 @@ def lambda_max(rows):
     return float(jnp.linalg.eigvalsh(off_diagonal(moments.second_moment(rows)[0]))[-1])
 
 
-def energies(rows, rate, steps, off=1.0, on=0.0):
+@functools.partial(jax.jit, static_argnums=2)
+def energies(rows, rate, steps):
     """Off-diagonal energy before each step at a fixed rate without guard; and R."""
 
-    @jax.jit
-    def run(matrix):
-        def one(matrix, _):
-            x = moments.product(rows, moments.transpose(matrix))
-            energy = jnp.sum(off_diagonal(moments.second_moment(x)[0]) ** 2)
-            bracket = rules.decorrelating(x, off, on)
-            return rules.step(matrix, bracket, jnp.full((1,), rate)), energy
+    def one(matrix, _):
+        x = moments.product(rows, moments.transpose(matrix))
+        energy = jnp.sum(off_diagonal(moments.second_moment(x)[0]) ** 2)
+        bracket = rules.decorrelating(x, 1.0, 0.0)
+        return rules.step(matrix, bracket, rate[None]), energy
 
-        return jax.lax.scan(one, matrix, length=steps)
-
-    matrix, energy = run(jnp.eye(rows.shape[2])[None])
-    return np.asarray(energy), matrix
+    matrix, energy = jax.lax.scan(one, jnp.eye(rows.shape[2])[None], length=steps)
+    return energy, matrix
 
 
 @pytest.mark.parametrize("rows", [digits, smooth])
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_energy_falls_at_every_step_within_the_bound(rows, share):
     rows = rows()
-    energy, _ = energies(rows, share / lambda_max(rows), 50)
+    energy, _ = energies(rows, jnp.asarray(share / lambda_max(rows)), 50)
     assert np.all(np.diff(energy) < 0)
     assert energy[-1] < 0.01 * energy[0]
 
@@ -65,15 +62,15 @@ def test_energy_falls_at_every_step_within_the_bound(rows, share):
 @pytest.mark.parametrize("rows", [digits, smooth])
 def test_beyond_the_bound_it_diverges(rows):
     rows = rows()
-    energy, _ = energies(rows, 2.5 / lambda_max(rows), 12)
-    assert not energy[-1] < 1e6 * energy[0]
+    energy, _ = energies(rows, jnp.asarray(2.5 / lambda_max(rows)), 50)
+    assert not energy[12] < 1e6 * energy[0]
 
 
 def test_pure_decorrelation_keeps_the_volume():
     rows = smooth()
     volumes = []
-    for share, steps in ((0.5, 100), (0.25, 200)):
-        _, matrix = energies(rows, share / lambda_max(rows), steps)
+    for share, steps in ((0.5, 50), (0.25, 100)):
+        _, matrix = energies(rows, jnp.asarray(share / lambda_max(rows)), steps)
         volumes.append(abs(float(jnp.linalg.slogdet(matrix[0])[1])))
     assert volumes[0] < 0.03 * rows.shape[2]
     assert volumes[1] < volumes[0]
@@ -98,11 +95,11 @@ def covariance(matrix, rows):
 
 def test_the_variance_term_and_the_gain_whiten():
     rows = smooth()
-    state, _ = trained(decorrelation.dbp(0.1), rows, 1500)
+    state, _ = trained(decorrelation.dbp(0.1), rows, 800)
     white = covariance(state.matrix, rows)
     assert np.linalg.cond(white) < 1.05
     np.testing.assert_allclose(white.trace() / len(white), 1, rtol=0.02)
-    state, _ = trained(decorrelation.gain(), rows, 1500)
+    state, _ = trained(decorrelation.gain(), rows, 800)
     kept = covariance(state.matrix, rows)
     assert np.linalg.cond(kept) < 1.05
 
@@ -119,7 +116,7 @@ def test_the_variance_term_and_the_gain_whiten():
 )
 def test_a_thousand_steps_on_raw_pixels_with_dead_ones(rule, weight):
     """The automatic rate is safe; a given one that is not is lowered."""
-    rows = digits(live=False)[:, :100]
+    rows = digits(live=False)[:, :40]
     state, (losses, rates) = trained(rule, rows, 1000)
     assert np.isfinite(state.matrix).all()
     assert losses[-1] < losses[0] / 5
@@ -149,7 +146,7 @@ def test_the_variance_term_multiplies_from_the_left():
     """diag(v - 1) R and R diag(v - 1) differ once R is not symmetric."""
     rows = smooth()
     v = moments.variances(rows)
-    matrix = jnp.tril(jnp.ones((1, 24, 24)))
+    matrix = jnp.tril(jnp.ones((1, 12, 12)))
     moved = rules.step(matrix, rules.decorrelating(rows, 0.0, 1.0), jnp.ones((1,)))
     left = matrix - (v - 1)[..., None] * matrix
     right = matrix - matrix * (v - 1)[:, None]
@@ -161,7 +158,7 @@ def test_power_iteration():
     rows = smooth()
     s = moments.second_moment(rows)
     found = moments.largest_eigenvalue(
-        lambda u: moments.times(rows, u[..., None])[..., 0], (1, 24), rows.dtype, 200
+        lambda u: moments.times(rows, u[..., None])[..., 0], (1, 12), rows.dtype, 200
     )
     np.testing.assert_allclose(found[0], jnp.linalg.eigvalsh(s[0])[-1], rtol=1e-6)
 
@@ -173,18 +170,18 @@ def test_power_iteration():
 def test_whitening_by_the_root_of_the_moment(method):
     rows = smooth()
     rule = decorrelation.whiten(damping=1e-6, method=method)
-    state = rule.move(rule.init(1, 24, rows.dtype), rows)
-    np.testing.assert_allclose(covariance(state.matrix, rows), np.eye(24), atol=1e-3)
+    state = rule.move(rule.init(1, 12, rows.dtype), rows)
+    np.testing.assert_allclose(covariance(state.matrix, rows), np.eye(12), atol=1e-3)
 
 
 def test_foof_divides_by_the_damped_moment():
-    rows, g = smooth(), jnp.ones((1, 3, 24))
+    rows, g = smooth(), jnp.ones((1, 3, 12))
     rule = decorrelation.foof(damping=0.5, decay=0.9)
-    state = rule.move(rule.init(1, 24, rows.dtype), rows)
+    state = rule.move(rule.init(1, 12, rows.dtype), rows)
     state = rule.move(state, 2 * rows)
     moment = moments.second_moment(rows)[0]
     mean = (0.9 * 0.1 + 0.1 * 4) / (1 - 0.9**2) * moment
-    damped = mean + 0.5 * jnp.trace(mean) / 24 * jnp.eye(24)
+    damped = mean + 0.5 * jnp.trace(mean) / 12 * jnp.eye(12)
     expected = g[0] @ jnp.linalg.inv(damped)
     np.testing.assert_allclose(rule.gradient(state, g)[0], expected, rtol=1e-8)
     assert rule.update(state, g) is g
