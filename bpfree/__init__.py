@@ -1,9 +1,10 @@
 """bpfree: train JAX networks without backpropagation."""
 
-from bpfree import diagnostics, equilibrium, predictors
+from bpfree import decorrelation, diagnostics, equilibrium, predictors
 from bpfree._jaxpr import MAPPED
 from bpfree.adapters import supervised, tag_linen, tag_nnx
 from bpfree.credit import causal, within_hops
+from bpfree.decorrelation import decorrelate
 from bpfree.equilibrium import layered, primitive
 from bpfree.estimators.activity_node_perturbation import activity_node_perturbation
 from bpfree.estimators.approximated_likelihood_ratio import (
@@ -46,6 +47,8 @@ __all__ = [
     "causal",
     "combine",
     "continual_equilibrium_propagation",
+    "decorrelate",
+    "decorrelation",
     "diagnostics",
     "equilibrium",
     "equilibrium_propagation",

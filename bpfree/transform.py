@@ -254,8 +254,18 @@ def aux(state: Any, name: str | None = None) -> Any:
 
 
 def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
-    """What the estimator says of its last step, {name: float32 ()}; {} for most."""
-    return getattr(find_state(state, name).inner, "metrics", {})
+    """What the estimator, and the links behind it, say of the last step.
+
+    {name: float32 ()}; {} for most.
+    """
+    links = jax.tree.leaves(state, is_leaf=_says_metrics)
+    behind = [s.metrics for s in links if hasattr(s, "metrics")]
+    said = getattr(find_state(state, name).inner, "metrics", {})
+    return {k: v for found in (said, *behind) for k, v in found.items()}
+
+
+def _says_metrics(state: Any) -> bool:
+    return isinstance(state, EstimatorState) or hasattr(state, "metrics")
 
 
 def fault_message(

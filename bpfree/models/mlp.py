@@ -1,6 +1,7 @@
 """Multilayer perceptron."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import linen as nn
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
+    "leaky_relu": partial(nn.leaky_relu, negative_slope=0.2),
     "tanh": nn.tanh,
     "gelu": nn.gelu,
     "silu": nn.silu,

@@ -9,8 +9,9 @@ A chain is a list of (name, kwargs) pairs, for instance
 Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
 pair inside kwargs is made first; `("chain", [pair, pair])` is a chain inside a chain.
-Constructors whose first parameter is `loss_fn` or `energy` get the objective; the
-estimators' `seed` is the run's unless kwargs says otherwise.
+Constructors with a parameter `loss_fn`, or with `energy` as their first, get the
+objective, those with `example_batch` a batch; the estimators' `seed` is the run's unless
+kwargs says otherwise.
 """
 
 import inspect
@@ -111,11 +112,13 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
     given: dict[str, Any] = {}
     parameters = _parameters(constructor)
-    if parameters[:1] in (["loss_fn"], ["energy"]):
-        given[parameters[0]] = context.loss_fn
+    if "loss_fn" in parameters:
+        given["loss_fn"] = context.loss_fn
+    elif parameters[:1] == ["energy"]:
+        given["energy"] = context.loss_fn
     if constructor in _estimators() and "seed" not in kwargs:
         given["seed"] = context.seed
-    if constructor in _estimators() and "example_batch" in parameters:
+    if "example_batch" in parameters:
         given["example_batch"] = context.example_batch
     if constructor in _estimators() and context.sharding is not None:
         spread: dict[str, Any] = {"sharding": context.sharding}
@@ -174,7 +177,7 @@ def find(name: str, where: str) -> Callable[..., Any]:
 
 def _links() -> list[str]:
     made = [n for n in _public(optax) if "GradientTransformation" in _result(optax, n)]
-    return sorted({e.__name__ for e in _estimators()} | {*made})
+    return sorted({e.__name__ for e in _estimators()} | {"decorrelate", *made})
 
 
 def _schedules() -> list[str]:

@@ -1,0 +1,85 @@
+"""The state of `decorrelate`, and how it notices that others changed a kernel."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpfree.decorrelation.inputs import leaves
+from bpfree.decorrelation.layout import Layout
+from bpfree.decorrelation.moments import product
+
+
+class DecorrelationState(NamedTuple):
+    """State of `decorrelate`.
+
+    Attributes:
+      count: updates done, int32 ().
+      inner: state of the inner optimiser.
+      layers: {path of a kernel: state of its rule}; `.matrix` is R (G, d, d).
+      weights: {path: W}, shaped like the kernel; {} for rules that are not folded.
+      marks: {path: A v (G, O)} for a fixed vector v: how A was left; {} likewise.
+      edited: the first step that found a kernel changed by others, int32 (), or -1.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # optax's name; shadows tuple.count
+    inner: Any
+    layers: dict[str, Any]
+    weights: dict[str, jax.Array]
+    marks: dict[str, jax.Array]
+    edited: jax.Array
+
+    @property
+    def metrics(self) -> dict[str, jax.Array]:
+        """{"decorrelation/<path>": mean squared correlation of the layer's inputs, as
+        the rule leaves them, at its last move}."""
+        return {
+            f"decorrelation/{p}": s.loss.astype(jnp.float32)
+            for p, s in self.layers.items()
+        }
+
+
+def precise(leaf) -> Any:
+    """R and W are float32 at least: their changes are lost in less."""
+    dtype = jnp.result_type(leaf)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def mark(matrices: jax.Array) -> jax.Array:
+    probe = jax.random.normal(jax.random.key(3), matrices.shape[-1:], precise(matrices))
+    return product(matrices.astype(probe.dtype), probe[:, None])[..., 0]
+
+
+def first_edit(state: DecorrelationState, params, found: dict[str, Layout]) -> jax.Array:
+    """`state.edited`, or this step if a kernel is not as it was left."""
+    kernels = leaves(params)
+    changed = jnp.zeros((), bool)
+    for path, left in state.marks.items():
+        matrices = found[path].matrices(kernels[path])
+        eps = float(jnp.finfo(matrices.dtype).eps)
+        size = jnp.sqrt(jnp.sum(matrices.astype(left.dtype) ** 2, 2))
+        bound = 64 * eps * (size + jnp.abs(left)) * matrices.shape[2] ** 0.5
+        changed |= jnp.any(jnp.abs(mark(matrices) - left) > bound)
+    return jnp.where((state.edited < 0) & changed, state.count, state.edited)
+
+
+def states(opt_state: Any) -> list[DecorrelationState]:
+    """Every DecorrelationState in an optimiser state."""
+    found = jax.tree.leaves(
+        opt_state, is_leaf=lambda s: isinstance(s, DecorrelationState)
+    )
+    return [s for s in found if isinstance(s, DecorrelationState)]
+
+
+def fault_message(opt_state: Any) -> str | None:
+    """What went wrong, in words, or None. Reads one number from the device."""
+    for state in states(opt_state):
+        if (step := int(state.edited)) >= 0:
+            return (
+                f"step {step}: a decorrelated kernel is not as `decorrelate` left it, "
+                "and its update has undone the change. Kernels are W R, and W is in the "
+                "optimiser's state: put `decorrelate` last in the chain, make a new "
+                "state with init(params) after changing parameters, or take a rule "
+                "with preserve=True."
+            )
+    return None

@@ -1,0 +1,119 @@
+"""Residual networks of 18 and 50 layers (He et al. 2016)."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import linen as nn
+
+from bpfree.models.mlp import activation
+
+LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+STEMS = ("cifar", "imagenet")
+NORMS = ("none", "batch")
+
+
+class Model(nn.Module):
+    """A stem, four stages of residual blocks, the mean over positions, Dense.
+
+    Attributes:
+      num_classes: width of the last layer, whose outputs are logits.
+      layers: 18 (blocks of two 3x3 convolutions) or 50 (bottlenecks).
+      width: channels of the first stage; each later one has twice as many.
+      stem: "cifar" (3x3) or "imagenet" (7x7 of stride 2, then 3x3 maxima of stride 2).
+      norm: "batch"; or "none": biases, and branches that start as zero (their last
+        convolution does), so that depth does not blow activities up.
+      activation: one of `bpfree.models.mlp.ACTIVATIONS`.
+      image: (height, width, channels) of an example that the data set gives as a row of
+        pixels; () for data that comes as images.
+    """
+
+    num_classes: int
+    layers: int = 18
+    width: int = 64
+    stem: str = "cifar"
+    norm: str = "batch"
+    activation: str = "relu"
+    image: Sequence[int] = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images (B, H, W, C), or rows of them, to logits (B, num_classes).
+
+        Raises ValueError: unknown layers, stem, norm or activation.
+        """
+        _check("layers", self.layers, tuple(LAYERS))
+        _check("stem", self.stem, STEMS)
+        _check("norm", self.norm, NORMS)
+        phi = activation(self.activation)
+        if self.image:
+            x = x.reshape(x.shape[0], *self.image)
+        large = self.stem == "imagenet"
+        size, strides = ((7, 7), 2) if large else ((3, 3), 1)
+        x = phi(_Conv(self.width, size, strides, self.norm)(x, train))
+        if large:
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, blocks in enumerate(LAYERS[self.layers]):
+            for block in range(blocks):
+                strides = 2 if stage > 0 and block == 0 else 1
+                width = self.width * 2**stage
+                x = _Block(width, strides, self.layers == 50, self.norm, phi)(x, train)
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+class _Block(nn.Module):
+    """x + branch(x), the branch two 3x3 convolutions or a bottleneck."""
+
+    width: int
+    strides: int
+    bottleneck: bool
+    norm: str
+    phi: object
+
+    @nn.compact
+    def __call__(self, x, train):
+        phi, norm = self.phi, self.norm
+        out = 4 * self.width if self.bottleneck else self.width
+        if self.bottleneck:
+            y = phi(_Conv(self.width, (1, 1), 1, norm)(x, train))
+            y = phi(_Conv(self.width, (3, 3), self.strides, norm)(y, train))
+            y = _Conv(out, (1, 1), 1, norm, last=True)(y, train)
+        else:
+            y = phi(_Conv(self.width, (3, 3), self.strides, norm)(x, train))
+            y = _Conv(out, (3, 3), 1, norm, last=True)(y, train)
+        if x.shape != y.shape:
+            x = _Conv(out, (1, 1), self.strides, norm)(x, train)
+        return phi(x + y)
+
+
+class _Conv(nn.Module):
+    """A convolution and its norm; the last of a branch starts it as zero."""
+
+    channels: int
+    size: tuple[int, int]
+    strides: int
+    norm: str
+    last: bool = False
+
+    @nn.compact
+    def __call__(self, x, train):
+        zeros, he = nn.initializers.zeros, nn.initializers.he_normal()
+        batch = self.norm == "batch"
+        kernel = zeros if self.last and not batch else he
+        x = nn.Conv(
+            self.channels,
+            self.size,
+            self.strides,
+            use_bias=not batch,
+            kernel_init=kernel,
+        )(x)
+        if not batch:
+            return x
+        scale = zeros if self.last else nn.initializers.ones
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, scale_init=scale
+        )(x)
+
+
+def _check(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {choices}")

@@ -1,0 +1,59 @@
+"""VGG-like convolutional network."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import linen as nn
+
+from bpfree.models.mlp import activation
+
+NORMS = ("none", "batch")
+POOLS = ("max", "stride")
+
+
+class Model(nn.Module):
+    """Stages of 3x3 convolutions, each at half the resolution of the one before; Dense.
+
+    Attributes:
+      num_classes: width of the last layer, whose outputs are logits.
+      stages: channels of the convolutions of each stage.
+      pool: "max" ends a stage with 2x2 maxima, as VGG does; "stride" begins it with a
+        convolution of stride 2.
+      norm: "none", or "batch" for batch normalisation behind every convolution.
+      activation: one of `bpfree.models.mlp.ACTIVATIONS`.
+      image: (height, width, channels) of an example that the data set gives as a row of
+        pixels; () for data that comes as images.
+    """
+
+    num_classes: int
+    stages: Sequence[Sequence[int]] = ((16,), (32, 32), (64, 64))
+    pool: str = "stride"
+    norm: str = "none"
+    activation: str = "relu"
+    image: Sequence[int] = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images (B, H, W, C), or rows of them, to logits (B, num_classes).
+
+        Raises ValueError: unknown norm, pool or activation.
+        """
+        if self.norm not in NORMS or self.pool not in POOLS:
+            raise ValueError(
+                f"norm={self.norm!r} must be one of {NORMS}, "
+                f"pool={self.pool!r} of {POOLS}"
+            )
+        phi = activation(self.activation)
+        if self.image:
+            x = x.reshape(x.shape[0], *self.image)
+        for stage in self.stages:
+            for i, channels in enumerate(stage):
+                strides = 2 if self.pool == "stride" and i == 0 else 1
+                bias = self.norm == "none"
+                x = nn.Conv(channels, (3, 3), strides=strides, use_bias=bias)(x)
+                if self.norm == "batch":
+                    x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+                x = phi(x)
+            if self.pool == "max":
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
