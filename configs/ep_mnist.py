@@ -24,8 +24,8 @@ another set, the digits. Seeds: `--config.seed=1`. Their 50 epochs:
 from ml_collections import ConfigDict
 
 _RULES = {
-    "": ("equilibrium.holomorphic", {"radius": 0.4, "num_points": 10}),
-    "centred": ("equilibrium.centred", {"beta": 0.4}),
+    "": ("equilibrium.holomorphic", {"radius": 0.4, "num_points": 10, "limit": 0.5}),
+    "centred": ("equilibrium.centred", {"beta": 0.4, "limit": 0.5}),
     "classic": ("equilibrium.one_sided", {"beta": 0.1}),
 }
 _PUBLISHED = {

@@ -226,7 +226,9 @@ def _dynamics(bound: _Bound) -> Dynamics:
                 v = v if e.pool is None else e.pool.pull(z[e.name], v)
                 terms.append(bound.maps[e.name].transposed(v))
         if beta is not None and i == net.depth - 1:
-            terms.append(-beta.astype(h[i].dtype) * _cost_signal(bound, h[i]))
+            signal = _cost_signal(bound, h[i])
+            beta = beta.reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
+            terms.append(-beta * signal)
         return sum(terms[1:], terms[0])
 
     return Dynamics(bound.states, _colours(net), products, renew, drive, net.activate)
@@ -276,7 +278,9 @@ def _weighted(bound: _Bound, phases: Sequence[Phases]) -> jax.Array:
             total.append((z * target * _as(p.weights, target)).real.sum())
     for p in phases:
         losses = jax.vmap(lambda h: _losses(bound, h))(p.states[-1])
-        total.append(-((p.weights * p.points)[:, None] * losses).real.sum())
+        total.append(
+            -(_as(p.weights, losses) * _as(p.points, losses) * losses).real.sum()
+        )
     return sum(total[1:], total[0])
 
 
@@ -286,7 +290,9 @@ def _weighted_sum(p: Phases, i: int) -> jax.Array:
 
 
 def _as(weights: jax.Array, state: jax.Array) -> jax.Array:
-    return weights.reshape(-1, *(1,) * (state.ndim - 1)).astype(state.dtype)
+    """Weights (K,) or (K, B) beside states (K, B, ...)."""
+    ones = (1,) * (state.ndim - weights.ndim)
+    return weights.reshape(*weights.shape, *ones).astype(state.dtype)
 
 
 def _losses(bound: _Bound, last: jax.Array) -> jax.Array:

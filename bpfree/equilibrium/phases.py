@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.equilibrium import anderson
+from bpfree.equilibrium import anderson, radii
 from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
 from bpfree.equilibrium.nudging import Nudging
@@ -26,6 +26,7 @@ class Solution(NamedTuple):
       free: of the free phase, K = 1.
       real, complex: of the nudged phases, or None if the rule has no such points.
       phases: states, points and weights, as `Energy.weighted` takes them.
+      radius: of each example, (B,).
       displacement: root mean square over the batch of |h_beta - h_0|, ().
     """
 
@@ -33,6 +34,7 @@ class Solution(NamedTuple):
     real: Relaxed | None
     complex: Relaxed | None
     phases: tuple[Phases, ...]
+    radius: jax.Array
     displacement: jax.Array
 
 
@@ -42,58 +44,91 @@ def solve(
     settings: Relaxation,
     factor: jax.Array,
     key: jax.Array | None = None,
+    outputs: radii.Outputs | None = None,
 ) -> Solution:
     """Relax all phases of a nudging rule.
 
     Args:
       factor: of over-relaxation, ().
       key: of the noise, if there is any.
+      outputs: `(states) -> (B, classes)`, for rules with a limit.
     """
     net = _relaxation.stacked(dynamics, settings.ordering)
     free = relax_free(net, settings, factor)
-    radius = jnp.asarray(nudging.radius, dynamics.zeros[0].dtype)
-
-    def nudged(which, start, limit, dtype, phase_key, response):
-        roots = _cast([nudging.roots[i] for i in which], dtype)
-        weights = _cast([nudging.coefficients[i] for i in which], dtype)
-        scale = radius.astype(dtype)
-        kick = None if phase_key is None else noise(phase_key, settings.noise)
-        relaxed = _relax(settings)(
-            net,
-            roots * scale,
-            start,
-            limit=limit,
-            factor=factor,
-            settled=_relaxation.settles(
-                settings,
-                lambda h: response(minus(h, free.states)),
-                count_all=not jnp.issubdtype(dtype, jnp.complexfloating),
-            ),
-            response=response,
-            kick=kick,
-        )
-        return relaxed, Phases(relaxed.states, roots * scale, weights / scale)
-
+    todo = _Todo(net, nudging, settings, factor, free.states)
+    zeros = dynamics.zeros[0]
+    radius = jnp.full(zeros.shape[:1], jnp.asarray(nudging.radius, zeros.dtype))
     keys = (None, None) if key is None else jax.random.split(key)
     real, complex_, phases = None, None, []
     if nudging.real:
-        count = len(nudging.real)
-        start = tuple(jnp.repeat(h, count, 0) for h in free.states)
-        real, p = nudged(
-            nudging.real, start, settings.nudged, radius.dtype, keys[0], _relaxation.apart
-        )
-        phases.append(p)
+        radius, real = _real(todo, radius, keys[0], outputs)
+        phases.append(_weighed(todo, nudging.real, radius, real.states))
     if nudging.complex:
-        dtype = np.result_type(radius.dtype, np.complex64)
         known = nudging.real if settings.predicted else ()
+        dtype = np.result_type(zeros.dtype, np.complex64)
         start = _predicted(nudging, known, free.states, real, dtype)
         limit = settings.predicted or settings.nudged
-        complex_, p = nudged(nudging.complex, start, limit, dtype, keys[1], lambda h: h)
+        complex_ = _nudged(todo, nudging.complex, radius, start, limit, keys[1])
+        states = complex_.states
         if real is not None and settings.predicted:
-            p = p._replace(states=_kept(complex_, start, free.states))
-        phases.append(p)
+            states = _kept(complex_, start, free.states)
+        phases.append(_weighed(todo, nudging.complex, radius, states))
     moved = rms(jnp.concatenate([norm(minus(p.states, free.states)) for p in phases]))
-    return Solution(free, real, complex_, tuple(phases), moved)
+    return Solution(free, real, complex_, tuple(phases), radius, moved)
+
+
+class _Todo(NamedTuple):
+    """What the nudged phases of one batch have in common."""
+
+    net: Dynamics
+    nudging: Nudging
+    settings: Relaxation
+    factor: jax.Array
+    free: States
+
+
+def _real(todo: _Todo, radius, key, outputs) -> tuple[jax.Array, Relaxed]:
+    """The real phases side by side, and the radii (B,) they were relaxed with."""
+    which, limit = todo.nudging.real, todo.nudging.limit
+
+    def relax(radius, start):
+        sweeps = todo.settings.nudged
+        return _nudged(todo, which, radius, start, sweeps, key, _relaxation.apart)
+
+    start = tuple(jnp.repeat(h, len(which), 0) for h in todo.free)
+    if limit is None:
+        return radius, relax(radius, start)
+    if outputs is None:
+        raise ValueError("a nudging rule with a limit needs solve(..., outputs=...)")
+    return radii.shrunk(limit, outputs, todo.free, radius, start, relax)
+
+
+def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h):
+    """Relaxed phases at the points `which` of the rule."""
+    settings, dtype = todo.settings, start[0].dtype
+    return _relax(settings)(
+        todo.net,
+        _column(todo.nudging.roots, which, dtype) * radius.astype(dtype)[None],
+        start,
+        limit=limit,
+        factor=todo.factor,
+        settled=_relaxation.settles(
+            settings,
+            lambda h: response(minus(h, todo.free)),
+            count_all=not jnp.iscomplexobj(start[0]),
+        ),
+        response=response,
+        kick=None if key is None else noise(key, settings.noise),
+    )
+
+
+def _weighed(todo: _Todo, which, radius, states: States) -> Phases:
+    """These phases with points and weights (K, B)."""
+    dtype = states[0].dtype
+    scale = radius.astype(dtype)[None]
+    roots = _column(todo.nudging.roots, which, dtype)
+    weights = _column(todo.nudging.coefficients, which, dtype)
+    return Phases(states, roots * scale, weights / scale)
 
 
 def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxed:
@@ -123,9 +158,9 @@ def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
     return energy.outputs(params, tuple(h[0] for h in free.states), batch)
 
 
-def _cast(numbers, dtype) -> jax.Array:
-    """Static complex numbers as an array; real ones lose their zero imaginary parts."""
-    array = np.asarray(numbers)
+def _column(numbers, which, dtype) -> jax.Array:
+    """(K, 1) of static complex numbers; real ones lose their zero imaginary parts."""
+    array = np.asarray([numbers[i] for i in which])[:, None]
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         array = array.real
     return jnp.asarray(array, dtype)

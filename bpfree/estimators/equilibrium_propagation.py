@@ -113,7 +113,11 @@ def equilibrium_propagation(
             drawn = rule._replace(radius=sign * rule.radius)
         noisy = not isinstance(settings.noise, (int, float)) or settings.noise > 0
         noise_key = noise_key if noisy else None
-        solution = solve(dynamics, drawn, settings, factor, noise_key)
+
+        def outputs(states):
+            return energy.outputs(params, states, batch)
+
+        solution = solve(dynamics, drawn, settings, factor, noise_key, outputs)
         size = dynamics.zeros[0].shape[0]
 
         def surrogate(params):
@@ -197,6 +201,7 @@ def _disagreement(solution: Solution, rule: Nudging) -> jax.Array | float:
                 weights = weights if jnp.iscomplexobj(change) else weights.real
                 weights = weights.astype(change.dtype)
                 total[i] = total[i] + jnp.tensordot(weights, change, 1).real
+        total = [t / _relaxation.rows(solution.radius[None], t[None])[0] for t in total]
         fine.append(total[0][None])
         coarse.append((total[1] - total[0])[None])
     response = _relaxation.rms(_relaxation.norm(tuple(fine)))
