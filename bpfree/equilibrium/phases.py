@@ -5,6 +5,7 @@ Complex ones begin where the polynomial in beta through the free state and the r
 says, and need only a few sweeps more.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def solve(
         limit = settings.predicted or settings.nudged
         complex_ = _nudged(todo, nudging.complex, radius, start, limit, keys[1])
         states = complex_.states
-        if real is not None and settings.predicted:
+        if real is not None and settings.predicted and key is None:
             states = _kept(complex_, start, free.states)
         phases.append(_weighed(todo, nudging.complex, radius, states))
     moved = rms(jnp.concatenate([norm(minus(p.states, free.states)) for p in phases]))
@@ -129,6 +130,27 @@ def _weighed(todo: _Todo, which, radius, states: States) -> Phases:
     roots = _column(todo.nudging.roots, which, dtype)
     weights = _column(todo.nudging.coefficients, which, dtype)
     return Phases(states, roots * scale, weights / scale)
+
+
+def response(
+    solution: Solution, coefficients: Sequence[complex], nudging: Nudging
+) -> States:
+    """Re sum_k c_k (h_k - h_0) / radius, states (B, ...): dh/dbeta by a rule.
+
+    Args:
+      coefficients: of `nudging`, or of its coarser rule.
+    """
+    which = [part for part in (nudging.real, nudging.complex) if part]
+    total = []
+    for n, free in enumerate(solution.free.states):
+        terms = []
+        for part, phases in zip(which, solution.phases, strict=True):
+            change = phases.states[n] - free.astype(phases.states[n].dtype)
+            weights = _column(coefficients, part, change.dtype)[:, 0]
+            terms.append(jnp.tensordot(weights, change, 1).real)
+        size = solution.radius[None]
+        total.append(sum(terms[1:], terms[0]) / _relaxation.rows(size, free)[0])
+    return tuple(total)
 
 
 def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxed:
@@ -201,7 +223,8 @@ def _kept(found: Relaxed, predicted: States, free: States) -> States:
     """Complex phases that went astray go back to their prediction, example by example.
 
     The quadrature of an extrapolated polynomial is the centred rule, so an example for
-    which the circle is too large falls back to N = 2.
+    which the circle is too large falls back to N = 2. Not under noise, which the
+    estimated error would be of.
     """
     moved = norm(minus(predicted, free))
     astray = ~(found.error <= _relaxation.ASTRAY * moved).all(0, keepdims=True)

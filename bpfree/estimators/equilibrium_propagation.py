@@ -9,7 +9,7 @@ from bpfree.equilibrium import holomorphy
 from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy
 from bpfree.equilibrium.nudging import Nudging, centred
-from bpfree.equilibrium.phases import Solution, solve
+from bpfree.equilibrium.phases import Solution, response, solve
 from bpfree.equilibrium.relaxation import Relaxation
 from bpfree.transform import (
     BAD_LOSS,
@@ -189,20 +189,8 @@ def _disagreement(solution: Solution, rule: Nudging) -> jax.Array | float:
     """|response by the coarser rule - response| / |response|, over the batch."""
     if not rule.coarser:
         return -1.0
-    fine, coarse = [], []
-    which = [part for part in (rule.real, rule.complex) if part]
-    for n, free in enumerate(solution.free.states):
-        total = [jnp.zeros_like(free[0]), jnp.zeros_like(free[0])]
-        for part, phases in zip(which, solution.phases, strict=True):
-            state = phases.states[n]
-            change = state - free.astype(state.dtype)
-            for i, rows in enumerate((rule.coefficients, rule.coarser)):
-                weights = jnp.asarray([rows[k] for k in part], jnp.complex64)
-                weights = weights if jnp.iscomplexobj(change) else weights.real
-                weights = weights.astype(change.dtype)
-                total[i] = total[i] + jnp.tensordot(weights, change, 1).real
-        total = [t / _relaxation.rows(solution.radius[None], t[None])[0] for t in total]
-        fine.append(total[0][None])
-        coarse.append((total[1] - total[0])[None])
-    response = _relaxation.rms(_relaxation.norm(tuple(fine)))
-    return _relaxation.rms(_relaxation.norm(tuple(coarse))) / response
+    fine = response(solution, rule.coefficients, rule)
+    coarse = response(solution, rule.coarser, rule)
+    apart = tuple((c - f)[None] for c, f in zip(coarse, fine, strict=True))
+    size = _relaxation.rms(_relaxation.norm(tuple(f[None] for f in fine)))
+    return _relaxation.rms(_relaxation.norm(apart)) / size
