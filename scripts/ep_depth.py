@@ -51,9 +51,10 @@ def energy_of(depth: int) -> eq.Energy:
     ).objective()
 
 
-def cosine(a, b):
+def misalignment(a, b):
+    """1 - cosine, as |a/|a| - b/|b||^2 / 2: exact to rounding, and never negative."""
     x, y = (jnp.concatenate([g.ravel() for g in jax.tree.leaves(t)]) for t in (a, b))
-    return x @ y / jnp.linalg.norm(x) / jnp.linalg.norm(y)
+    return jnp.square(x / jnp.linalg.norm(x) - y / jnp.linalg.norm(y)).sum() / 2
 
 
 def compiled(energy: eq.Energy):
@@ -70,7 +71,7 @@ def compiled(energy: eq.Energy):
                 energy, nudging=rule(radius), relaxation=settings
             )
             found = tx.update(None, tx.init(params), params, batch=batch)[0]
-            return 1 - cosine(found, truth)
+            return misalignment(found, truth)
 
         radii = jnp.asarray(RADII)
         return {k: jax.lax.map(partial(error, rule), radii) for k, rule in RULES.items()}

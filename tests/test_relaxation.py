@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree import equilibrium as eq
@@ -200,3 +201,33 @@ def test_noise_is_new_for_every_example_and_reproducible():
     assert float(jnp.abs(first[0, 0] - first[0, 1]).max()) > 1e-3
     assert float(jnp.abs(first[0, 0] - first[1, 0]).max()) > 1e-3
     assert bool((run(jax.random.key(0)).real.states[0] == first).all())
+
+
+def test_phases_spread_over_devices():
+    """18 points: eight complex phases, one a device; the same gradient, no gathering."""
+    energy, params, data, _ = energies.reference()
+    mesh = jax.make_mesh((8,), ("phase",), axis_types=(AxisType.Auto,))
+    layout = NamedSharding(mesh, PartitionSpec("phase"))
+    few = eq.Relaxation(5, 5, 5, factor=1.0, tolerance=None)
+
+    def made(sharding):
+        @jax.jit
+        def run(params, data):
+            rule, one = eq.holomorphic(0.4, 18), jnp.ones((), jnp.float64)
+            bound = energy.bind(params, data)
+            found = eq.solve(bound, rule, few, one, sharding=sharding)
+            tx = bpfree.equilibrium_propagation(
+                energy, nudging=rule, relaxation=few, sharding=sharding
+            )
+            gradient = tx.update(None, tx.init(params), params, batch=data)[0]
+            return found.complex.states, gradient
+
+        return run.lower(params, data).compile()
+
+    plain, spread = made(None), made(layout)
+    (_, expected), (states, found) = plain(params, data), spread(params, data)
+    assert relative_error(found, expected) < 1e-12
+    for h in states:
+        assert h.sharding.is_equivalent_to(layout, h.ndim)
+        assert {s.data.shape[0] for s in h.addressable_shards} == {1}
+    assert "all-gather" not in spread.as_text()

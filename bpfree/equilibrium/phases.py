@@ -5,6 +5,7 @@ Complex ones begin where the polynomial in beta through the free state and the r
 says, and need only a few sweeps more.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.equilibrium import anderson, radii
 from bpfree.equilibrium import relaxation as _relaxation
@@ -46,6 +49,7 @@ def solve(
     factor: jax.Array,
     key: jax.Array | None = None,
     outputs: radii.Outputs | None = None,
+    sharding: NamedSharding | None = None,
 ) -> Solution:
     """Relax all phases of a nudging rule.
 
@@ -53,10 +57,12 @@ def solve(
       factor: of over-relaxation, ().
       key: of the noise, if there is any.
       outputs: `(states) -> (B, classes)`, for rules with a limit.
+      sharding: its first axis spreads the nudged phases over devices: the complex ones,
+        and the real ones, where the devices divide their number.
     """
     net = _relaxation.stacked(dynamics, settings.ordering)
     free = relax_free(net, settings, factor)
-    todo = _Todo(net, nudging, settings, factor, free.states)
+    todo = _Todo(net, nudging, settings, factor, free.states, sharding)
     zeros = dynamics.zeros[0]
     radius = jnp.full(zeros.shape[:1], jnp.asarray(nudging.radius, zeros.dtype))
     keys = (None, None) if key is None else jax.random.split(key)
@@ -86,6 +92,7 @@ class _Todo(NamedTuple):
     settings: Relaxation
     factor: jax.Array
     free: States
+    sharding: NamedSharding | None
 
 
 def _real(todo: _Todo, radius, key, outputs) -> tuple[jax.Array, Relaxed]:
@@ -107,7 +114,8 @@ def _real(todo: _Todo, radius, key, outputs) -> tuple[jax.Array, Relaxed]:
 def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h):
     """Relaxed phases at the points `which` of the rule."""
     settings, dtype = todo.settings, start[0].dtype
-    return _relax(settings)(
+    start = _spread(todo.sharding, start)
+    found = _relax(settings)(
         todo.net,
         _column(todo.nudging.roots, which, dtype) * radius.astype(dtype)[None],
         start,
@@ -121,6 +129,24 @@ def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h)
         response=response,
         kick=None if key is None else noise(key, settings.noise),
     )
+    return found._replace(states=_spread(todo.sharding, found.states))
+
+
+def _spread(sharding: NamedSharding | None, states: States) -> States:
+    """States (K, ...) with K over the devices, if they divide K."""
+    if sharding is None:
+        return states
+    axis = sharding.spec[0]
+    names = (axis,) if isinstance(axis, str) else axis
+    devices = math.prod(sharding.mesh.shape[name] for name in names)
+
+    def rows(h):
+        # Only the first axis is ours: naming the others would gather a sharded batch.
+        others = [PartitionSpec.UNCONSTRAINED] * (h.ndim - 1)
+        layout = NamedSharding(sharding.mesh, PartitionSpec(axis, *others))
+        return lax.with_sharding_constraint(h, layout)
+
+    return states if len(states[0]) % devices else tuple(map(rows, states))
 
 
 def _weighed(todo: _Todo, which, radius, states: States) -> Phases:

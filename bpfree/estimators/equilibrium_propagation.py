@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from bpfree.equilibrium import holomorphy
 from bpfree.equilibrium import relaxation as _relaxation
@@ -53,6 +54,7 @@ def equilibrium_propagation(
     *,
     nudging: Nudging | None = None,
     relaxation: Relaxation | None = None,
+    sharding: NamedSharding | None = None,
     seed: int | jax.Array = 0,
 ) -> EstimatorTransformation:
     r"""Equilibrium propagation, classic and holomorphic (hEP).
@@ -74,6 +76,9 @@ def equilibrium_propagation(
       nudging: a rule of `bpfree.equilibrium`; default `centred(0.4)`.
       relaxation: `bpfree.equilibrium.Relaxation(...)`; by default over-relaxation and
         the number of sweeps adapt by themselves.
+      sharding: `NamedSharding(mesh, PartitionSpec("phase"))` spreads the nudged phases
+        over devices, the complex ones (N/2 - 1 for even N) and the real ones each where
+        the devices divide their number. A batch may be sharded along other axes.
       seed: int or typed PRNG key, for random signs and noise.
 
     Returns:
@@ -117,7 +122,7 @@ def equilibrium_propagation(
         def outputs(states):
             return energy.outputs(params, states, batch)
 
-        solution = solve(dynamics, drawn, settings, factor, noise_key, outputs)
+        solution = solve(dynamics, drawn, settings, factor, noise_key, outputs, sharding)
         size = dynamics.zeros[0].shape[0]
 
         def surrogate(params):
