@@ -21,6 +21,9 @@ from bpfree.estimators.equilibrium_references import (
     recurrent_backprop,
 )
 from bpfree.estimators.forward_gradient import forward_gradient
+from bpfree.estimators.generalized_equilibrium_propagation import (
+    generalized_equilibrium_propagation,
+)
 from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
 from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
@@ -54,6 +57,7 @@ __all__ = [
     "equilibrium_propagation",
     "fault_message",
     "forward_gradient",
+    "generalized_equilibrium_propagation",
     "hold",
     "inject",
     "iterative_node_perturbation",

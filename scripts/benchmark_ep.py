@@ -1,6 +1,7 @@
 """Cost and error of one update of equilibrium propagation, from one process.
 
     python scripts/benchmark_ep.py [--nets=mlp,conv] [--rounds=15]
+    python scripts/benchmark_ep.py --nets=conv --trained=FILE
 
 Columns: `bp steps`, time of an update (estimator and SGD) over that of a backprop update
 of the feed-forward net of the same shape and batch; `error`, relative to the float64
@@ -27,6 +28,9 @@ from bpfree.models import hopfield
 
 NETS = flags.DEFINE_list("nets", ["mlp", "conv"], "which nets: mlp, conv")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "timed rounds")
+TRAINED = flags.DEFINE_string(
+    "trained", "", "weights and images that ep_alignment.py --out kept, for `conv`"
+)
 BATCHES = flags.DEFINE_integer("batches", 30, "batches that adaptive rows see first")
 
 PUBLISHED = eq.Relaxation(200, 50, 0, ordering="jacobi", tolerance=None)
@@ -43,12 +47,13 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         for i, width in enumerate(self.channels):
             padding = "SAME" if i + 1 < len(self.channels) else "VALID"
-            x = nn.relu(nn.Conv(width, (3, 3), padding=padding)(x))
+            conv = nn.Conv(width, (3, 3), padding=padding, name=f"layer_{i + 1}")
+            x = nn.relu(conv(x))
             x = eq.softmax_pool().fn(x)
         x = x.reshape(x.shape[0], -1)
-        for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(10)(x)
+        for i, width in enumerate(self.hidden, len(self.channels) + 1):
+            x = nn.relu(nn.Dense(width, name=f"layer_{i}")(x))
+        return nn.Dense(10, name="readout")(x)
 
 
 class Net(NamedTuple):
@@ -106,6 +111,10 @@ def nets() -> dict[str, Net]:
 
 def make_batch(net: Net, seed: int) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
+    if TRAINED.value:
+        with np.load(TRAINED.value) as kept:
+            rows = rng.choice(len(kept["label"]), net.batch, replace=False)
+            return {name: jnp.asarray(kept[name][rows]) for name in ("x", "label")}
     flat = len(net.shape) == 1
     size = (net.batch, *net.shape)
     x = rng.uniform(size=size) if flat else 0.67 * rng.normal(size=size)
@@ -113,6 +122,19 @@ def make_batch(net: Net, seed: int) -> dict[str, jax.Array]:
         "x": jnp.asarray(x, jnp.float32),
         "label": jnp.asarray(rng.integers(0, 10, net.batch)),
     }
+
+
+def first_params(net: Net, batch):
+    """Fresh parameters, or the trained ones."""
+    if not TRAINED.value:
+        return net.energy.init(jax.random.key(0), batch["x"])
+    params: dict[str, dict[str, jax.Array]] = {}
+    with np.load(TRAINED.value) as kept:
+        for name in kept.files:
+            if "/" in name:
+                layer, leaf = name.split("/")
+                params.setdefault(layer, {})[leaf] = jnp.asarray(kept[name])
+    return params
 
 
 def compiled_update(estimator, params, batch):
@@ -171,7 +193,7 @@ def cpu_times(programs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def report(name: str, net: Net) -> None:
     batch = make_batch(net, 0)
-    params = net.energy.init(jax.random.key(0), batch["x"])
+    params = first_params(net, batch)
     twin = net.twin.init(jax.random.key(1), batch["x"])["params"]
     cost = optax.softmax_cross_entropy_with_integer_labels
     backprop = bpfree.backprop(bpfree.supervised(net.twin, cost))

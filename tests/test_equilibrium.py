@@ -70,7 +70,7 @@ def test_a_planted_sign_error_fails():
 
         def with_signs(real, complex_):
             signed = [
-                p._replace(weights=p.weights * s.astype(p.weights.dtype))
+                p._replace(weights=p.weights * s[:, None].astype(p.weights.dtype))
                 for p, s in zip(phases, (real, complex_), strict=True)
             ]
             return jax.grad(lambda p: -energy.weighted(p, data, *signed) / 4)(params)

@@ -1,15 +1,20 @@
 """Relaxation: every update rule finds the same equilibrium, and trouble is reported."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree import equilibrium as eq
+from bpfree.equilibrium import radii
 from bpfree.equilibrium.relaxation import best_factor, norm, observed_radius
 from tests import energies
 from tests.energies import EXACT
+from tests.statistics import relative_error
 
 WAYS = {
     "jacobi": EXACT._replace(ordering="jacobi", free=120, nudged=120, predicted=0),
@@ -152,6 +157,33 @@ def test_too_large_a_radius_shows_as_disagreement_and_falls_back():
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
 
 
+def test_a_limit_lowers_the_radius_of_the_examples_that_need_it_and_of_no_others():
+    """A readout 12 times too large: the circle of 0.4 is outside of the disc."""
+    energy, params, data, _ = energies.reference()
+    params = params | {"readout": jax.tree.map(lambda a: 12 * a, params["readout"])}
+    truth = energies.exact(energy, params, data)[0]
+
+    @jax.jit
+    def run(limit):
+        rule = eq.holomorphic(0.4, 4)._replace(limit=limit)
+        bound, one = energy.bind(params, data), jnp.ones((), jnp.float64)
+        outputs = functools.partial(energy.outputs, params, batch=data)
+        found = eq.solve(bound, rule, EXACT, one, outputs=outputs)
+        far = radii.distance(outputs, found.real.states, found.free.states)
+        loss = lambda p: -energy.weighted(p, data, *found.phases) / 4  # noqa: E731
+        return far, found.radius, jax.grad(loss)(params)
+
+    far, radius, bad = run(jnp.inf)
+    assert bool((radius == 0.4).all())
+    middle = jnp.sort(far)[1:3].mean()
+    after, radius, half = run(middle)
+    assert bool((after <= middle).all())
+    assert bool(((radius < 0.4) == (far > middle)).all())
+    good = run(0.2)[2]
+    errors = [relative_error(g, truth) for g in (bad, half, good)]
+    assert errors[0] > 0.2 and errors[1] < errors[0] and errors[2] < 1e-6, errors
+
+
 def test_noise_is_new_for_every_example_and_reproducible():
     energy, params, data, _ = energies.reference()
     same = jax.tree.map(lambda a: jnp.repeat(a[:1], 4, 0), data)
@@ -169,3 +201,33 @@ def test_noise_is_new_for_every_example_and_reproducible():
     assert float(jnp.abs(first[0, 0] - first[0, 1]).max()) > 1e-3
     assert float(jnp.abs(first[0, 0] - first[1, 0]).max()) > 1e-3
     assert bool((run(jax.random.key(0)).real.states[0] == first).all())
+
+
+def test_phases_spread_over_devices():
+    """18 points: eight complex phases, one a device; the same gradient, no gathering."""
+    energy, params, data, _ = energies.reference()
+    mesh = jax.make_mesh((8,), ("phase",), axis_types=(AxisType.Auto,))
+    layout = NamedSharding(mesh, PartitionSpec("phase"))
+    few = eq.Relaxation(5, 5, 5, factor=1.0, tolerance=None)
+
+    def made(sharding):
+        @jax.jit
+        def run(params, data):
+            rule, one = eq.holomorphic(0.4, 18), jnp.ones((), jnp.float64)
+            bound = energy.bind(params, data)
+            found = eq.solve(bound, rule, few, one, sharding=sharding)
+            tx = bpfree.equilibrium_propagation(
+                energy, nudging=rule, relaxation=few, sharding=sharding
+            )
+            gradient = tx.update(None, tx.init(params), params, batch=data)[0]
+            return found.complex.states, gradient
+
+        return run.lower(params, data).compile()
+
+    plain, spread = made(None), made(layout)
+    (_, expected), (states, found) = plain(params, data), spread(params, data)
+    assert relative_error(found, expected) < 1e-12
+    for h in states:
+        assert h.sharding.is_equivalent_to(layout, h.ndim)
+        assert {s.data.shape[0] for s in h.addressable_shards} == {1}
+    assert "all-gather" not in spread.as_text()

@@ -29,7 +29,7 @@ class Dynamics(NamedTuple):
       products: `(states) -> products`.
       renew: `(states, products, colour) -> products` after a change of one group.
       drive: `(i, states, products, beta) -> dPhi/dh_l - beta dC/dh_l`; beta is () or
-        None for the free network.
+        (B,), or None for the free network.
       activate: `(i, drive) -> state`.
     """
 
@@ -42,7 +42,10 @@ class Dynamics(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Equilibria of K nudged networks: states (K, B, ...), points and weights (K,)."""
+    """Equilibria of K nudged networks: states (K, B, ...).
+
+    Points and weights are (K,), or (K, B) where each example has its own radius.
+    """
 
     states: States
     points: jax.Array

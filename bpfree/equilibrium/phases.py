@@ -5,14 +5,18 @@ Complex ones begin where the polynomial in beta through the free state and the r
 says, and need only a few sweeps more.
 """
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from bpfree.equilibrium import anderson
+from bpfree.equilibrium import anderson, radii
 from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
 from bpfree.equilibrium.nudging import Nudging
@@ -26,6 +30,7 @@ class Solution(NamedTuple):
       free: of the free phase, K = 1.
       real, complex: of the nudged phases, or None if the rule has no such points.
       phases: states, points and weights, as `Energy.weighted` takes them.
+      radius: of each example, (B,).
       displacement: root mean square over the batch of |h_beta - h_0|, ().
     """
 
@@ -33,6 +38,7 @@ class Solution(NamedTuple):
     real: Relaxed | None
     complex: Relaxed | None
     phases: tuple[Phases, ...]
+    radius: jax.Array
     displacement: jax.Array
 
 
@@ -42,58 +48,135 @@ def solve(
     settings: Relaxation,
     factor: jax.Array,
     key: jax.Array | None = None,
+    outputs: radii.Outputs | None = None,
+    sharding: NamedSharding | None = None,
 ) -> Solution:
     """Relax all phases of a nudging rule.
 
     Args:
       factor: of over-relaxation, ().
       key: of the noise, if there is any.
+      outputs: `(states) -> (B, classes)`, for rules with a limit.
+      sharding: its first axis spreads the nudged phases over devices: the complex ones,
+        and the real ones, where the devices divide their number.
     """
     net = _relaxation.stacked(dynamics, settings.ordering)
     free = relax_free(net, settings, factor)
-    radius = jnp.asarray(nudging.radius, dynamics.zeros[0].dtype)
-
-    def nudged(which, start, limit, dtype, phase_key, response):
-        roots = _cast([nudging.roots[i] for i in which], dtype)
-        weights = _cast([nudging.coefficients[i] for i in which], dtype)
-        scale = radius.astype(dtype)
-        kick = None if phase_key is None else noise(phase_key, settings.noise)
-        relaxed = _relax(settings)(
-            net,
-            roots * scale,
-            start,
-            limit=limit,
-            factor=factor,
-            settled=_relaxation.settles(
-                settings,
-                lambda h: response(minus(h, free.states)),
-                count_all=not jnp.issubdtype(dtype, jnp.complexfloating),
-            ),
-            response=response,
-            kick=kick,
-        )
-        return relaxed, Phases(relaxed.states, roots * scale, weights / scale)
-
+    todo = _Todo(net, nudging, settings, factor, free.states, sharding)
+    zeros = dynamics.zeros[0]
+    radius = jnp.full(zeros.shape[:1], jnp.asarray(nudging.radius, zeros.dtype))
     keys = (None, None) if key is None else jax.random.split(key)
     real, complex_, phases = None, None, []
     if nudging.real:
-        count = len(nudging.real)
-        start = tuple(jnp.repeat(h, count, 0) for h in free.states)
-        real, p = nudged(
-            nudging.real, start, settings.nudged, radius.dtype, keys[0], _relaxation.apart
-        )
-        phases.append(p)
+        radius, real = _real(todo, radius, keys[0], outputs)
+        phases.append(_weighed(todo, nudging.real, radius, real.states))
     if nudging.complex:
-        dtype = np.result_type(radius.dtype, np.complex64)
         known = nudging.real if settings.predicted else ()
+        dtype = np.result_type(zeros.dtype, np.complex64)
         start = _predicted(nudging, known, free.states, real, dtype)
         limit = settings.predicted or settings.nudged
-        complex_, p = nudged(nudging.complex, start, limit, dtype, keys[1], lambda h: h)
-        if real is not None and settings.predicted:
-            p = p._replace(states=_kept(complex_, start, free.states))
-        phases.append(p)
+        complex_ = _nudged(todo, nudging.complex, radius, start, limit, keys[1])
+        states = complex_.states
+        if real is not None and settings.predicted and key is None:
+            states = _kept(complex_, start, free.states)
+        phases.append(_weighed(todo, nudging.complex, radius, states))
     moved = rms(jnp.concatenate([norm(minus(p.states, free.states)) for p in phases]))
-    return Solution(free, real, complex_, tuple(phases), moved)
+    return Solution(free, real, complex_, tuple(phases), radius, moved)
+
+
+class _Todo(NamedTuple):
+    """What the nudged phases of one batch have in common."""
+
+    net: Dynamics
+    nudging: Nudging
+    settings: Relaxation
+    factor: jax.Array
+    free: States
+    sharding: NamedSharding | None
+
+
+def _real(todo: _Todo, radius, key, outputs) -> tuple[jax.Array, Relaxed]:
+    """The real phases side by side, and the radii (B,) they were relaxed with."""
+    which, limit = todo.nudging.real, todo.nudging.limit
+
+    def relax(radius, start):
+        sweeps = todo.settings.nudged
+        return _nudged(todo, which, radius, start, sweeps, key, _relaxation.apart)
+
+    start = tuple(jnp.repeat(h, len(which), 0) for h in todo.free)
+    if limit is None:
+        return radius, relax(radius, start)
+    if outputs is None:
+        raise ValueError("a nudging rule with a limit needs solve(..., outputs=...)")
+    return radii.shrunk(limit, outputs, todo.free, radius, start, relax)
+
+
+def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h):
+    """Relaxed phases at the points `which` of the rule."""
+    settings, dtype = todo.settings, start[0].dtype
+    start = _spread(todo.sharding, start)
+    found = _relax(settings)(
+        todo.net,
+        _column(todo.nudging.roots, which, dtype) * radius.astype(dtype)[None],
+        start,
+        limit=limit,
+        factor=todo.factor,
+        settled=_relaxation.settles(
+            settings,
+            lambda h: response(minus(h, todo.free)),
+            count_all=not jnp.iscomplexobj(start[0]),
+        ),
+        response=response,
+        kick=None if key is None else noise(key, settings.noise),
+    )
+    return found._replace(states=_spread(todo.sharding, found.states))
+
+
+def _spread(sharding: NamedSharding | None, states: States) -> States:
+    """States (K, ...) with K over the devices, if they divide K."""
+    if sharding is None:
+        return states
+    axis = sharding.spec[0]
+    names = (axis,) if isinstance(axis, str) else axis
+    devices = math.prod(sharding.mesh.shape[name] for name in names)
+
+    def rows(h):
+        # Only the first axis is ours: naming the others would gather a sharded batch.
+        others = [PartitionSpec.UNCONSTRAINED] * (h.ndim - 1)
+        layout = NamedSharding(sharding.mesh, PartitionSpec(axis, *others))
+        return lax.with_sharding_constraint(h, layout)
+
+    return states if len(states[0]) % devices else tuple(map(rows, states))
+
+
+def _weighed(todo: _Todo, which, radius, states: States) -> Phases:
+    """These phases with points and weights (K, B)."""
+    dtype = states[0].dtype
+    scale = radius.astype(dtype)[None]
+    roots = _column(todo.nudging.roots, which, dtype)
+    weights = _column(todo.nudging.coefficients, which, dtype)
+    return Phases(states, roots * scale, weights / scale)
+
+
+def response(
+    solution: Solution, coefficients: Sequence[complex], nudging: Nudging
+) -> States:
+    """Re sum_k c_k (h_k - h_0) / radius, states (B, ...): dh/dbeta by a rule.
+
+    Args:
+      coefficients: of `nudging`, or of its coarser rule.
+    """
+    which = [part for part in (nudging.real, nudging.complex) if part]
+    total = []
+    for n, free in enumerate(solution.free.states):
+        terms = []
+        for part, phases in zip(which, solution.phases, strict=True):
+            change = phases.states[n] - free.astype(phases.states[n].dtype)
+            weights = _column(coefficients, part, change.dtype)[:, 0]
+            terms.append(jnp.tensordot(weights, change, 1).real)
+        size = solution.radius[None]
+        total.append(sum(terms[1:], terms[0]) / _relaxation.rows(size, free)[0])
+    return tuple(total)
 
 
 def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxed:
@@ -123,9 +206,9 @@ def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
     return energy.outputs(params, tuple(h[0] for h in free.states), batch)
 
 
-def _cast(numbers, dtype) -> jax.Array:
-    """Static complex numbers as an array; real ones lose their zero imaginary parts."""
-    array = np.asarray(numbers)
+def _column(numbers, which, dtype) -> jax.Array:
+    """(K, 1) of static complex numbers; real ones lose their zero imaginary parts."""
+    array = np.asarray([numbers[i] for i in which])[:, None]
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         array = array.real
     return jnp.asarray(array, dtype)
@@ -166,7 +249,8 @@ def _kept(found: Relaxed, predicted: States, free: States) -> States:
     """Complex phases that went astray go back to their prediction, example by example.
 
     The quadrature of an extrapolated polynomial is the centred rule, so an example for
-    which the circle is too large falls back to N = 2.
+    which the circle is too large falls back to N = 2. Not under noise, which the
+    estimated error would be of.
     """
     moved = norm(minus(predicted, free))
     astray = ~(found.error <= _relaxation.ASTRAY * moved).all(0, keepdims=True)

@@ -68,7 +68,7 @@ class Relaxed(NamedTuple):
       states: (K, B, ...).
       residual: (K, B), norm of the change that the last sweep made.
       error: (K, B), estimated distance to the fixed point, residual lambda/(1 - lambda).
-      contraction: lambda of the whole batch in the last sweep, ().
+      contraction: lambda of the whole batch in the last sweeps, ().
       sweeps: how many were made, int32 ().
     """
 
@@ -172,8 +172,8 @@ class _Carry(NamedTuple):
     states: States
     products: object
     residual: jax.Array
+    before: jax.Array
     error: jax.Array
-    contraction: jax.Array
 
 
 Sweep = Callable[[_Carry, jax.Array | None], _Carry]
@@ -202,35 +202,32 @@ def relax(
       response: the part of a change that counts as error.
       kick: `(sweep, i, drive) -> noise` added to the drives.
     """
-    one = jnp.ones((), start[0].real.dtype)
-    infinite = jnp.full(start[0].shape[:2], jnp.inf, one.dtype)
-
-    def plain(c: _Carry, active=None) -> _Carry:
-        noise = None if kick is None else lambda i, drive: kick(c.sweep, i, drive)
-        new, products = sweep(net, points, c.states, c.products, factor, active, noise)
-        return c._replace(sweep=c.sweep + 1, states=new, products=products)
+    infinite = jnp.full(start[0].shape[:2], jnp.inf, start[0].real.dtype)
 
     def measured(c: _Carry, active=True) -> _Carry:
-        new = plain(c, None if active is True else active)
-        residual = norm(response(minus(new.states, c.states)))
+        noise = None if kick is None else lambda i, drive: kick(c.sweep, i, drive)
+        moving = None if active is True else active
+        new, products = sweep(net, points, c.states, c.products, factor, moving, noise)
+        residual = norm(response(minus(new, c.states)))
         rate = jnp.where(residual == 0, 0.0, residual / c.residual)
         rate = jnp.clip(rate, 0, _SLOWEST)
         error = jnp.where(jnp.isinf(c.residual), infinite, residual * rate / (1 - rate))
-        return new._replace(
+        return _Carry(
+            sweep=c.sweep + 1,
+            states=new,
+            products=products,
             residual=jnp.where(active, residual, c.residual),
+            before=jnp.where(active, c.residual, c.before),
             error=jnp.where(active, error, c.error),
-            contraction=rms(jnp.where(active, residual, 0.0))
-            / rms(jnp.where(active, c.residual, 0.0)),
         )
 
-    c = _Carry(jnp.int32(0), start, net.products(start), infinite, infinite, one)
+    c = _Carry(jnp.int32(0), start, net.products(start), *(infinite,) * 3)
     if settled is None:
-        c = lax.fori_loop(0, max(limit - 2, 0), lambda _, c: plain(c), c)
-        for _ in range(min(limit, 2)):
-            c = measured(c)
+        c = lax.fori_loop(0, limit, lambda _, c: measured(c), c)
     else:
         c = _until(settled, measured, c, limit)
-    return Relaxed(c.states, c.residual, c.error, c.contraction, c.sweep)
+    contraction = rms(c.residual) / rms(c.before)
+    return Relaxed(c.states, c.residual, c.error, contraction, c.sweep)
 
 
 def _until(settled: Settled, measured: Sweep, c: _Carry, limit: int) -> _Carry:

@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from bpfree.equilibrium import holomorphy
 from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy
 from bpfree.equilibrium.nudging import Nudging, centred
-from bpfree.equilibrium.phases import Solution, solve
+from bpfree.equilibrium.phases import Solution, response, solve
 from bpfree.equilibrium.relaxation import Relaxation
 from bpfree.transform import (
     BAD_LOSS,
@@ -53,6 +54,7 @@ def equilibrium_propagation(
     *,
     nudging: Nudging | None = None,
     relaxation: Relaxation | None = None,
+    sharding: NamedSharding | None = None,
     seed: int | jax.Array = 0,
 ) -> EstimatorTransformation:
     r"""Equilibrium propagation, classic and holomorphic (hEP).
@@ -74,6 +76,9 @@ def equilibrium_propagation(
       nudging: a rule of `bpfree.equilibrium`; default `centred(0.4)`.
       relaxation: `bpfree.equilibrium.Relaxation(...)`; by default over-relaxation and
         the number of sweeps adapt by themselves.
+      sharding: `NamedSharding(mesh, PartitionSpec("phase"))` spreads the nudged phases
+        over devices, the complex ones (N/2 - 1 for even N) and the real ones each where
+        the devices divide their number. A batch may be sharded along other axes.
       seed: int or typed PRNG key, for random signs and noise.
 
     Returns:
@@ -113,7 +118,11 @@ def equilibrium_propagation(
             drawn = rule._replace(radius=sign * rule.radius)
         noisy = not isinstance(settings.noise, (int, float)) or settings.noise > 0
         noise_key = noise_key if noisy else None
-        solution = solve(dynamics, drawn, settings, factor, noise_key)
+
+        def outputs(states):
+            return energy.outputs(params, states, batch)
+
+        solution = solve(dynamics, drawn, settings, factor, noise_key, outputs, sharding)
         size = dynamics.zeros[0].shape[0]
 
         def surrogate(params):
@@ -185,19 +194,8 @@ def _disagreement(solution: Solution, rule: Nudging) -> jax.Array | float:
     """|response by the coarser rule - response| / |response|, over the batch."""
     if not rule.coarser:
         return -1.0
-    fine, coarse = [], []
-    which = [part for part in (rule.real, rule.complex) if part]
-    for n, free in enumerate(solution.free.states):
-        total = [jnp.zeros_like(free[0]), jnp.zeros_like(free[0])]
-        for part, phases in zip(which, solution.phases, strict=True):
-            state = phases.states[n]
-            change = state - free.astype(state.dtype)
-            for i, rows in enumerate((rule.coefficients, rule.coarser)):
-                weights = jnp.asarray([rows[k] for k in part], jnp.complex64)
-                weights = weights if jnp.iscomplexobj(change) else weights.real
-                weights = weights.astype(change.dtype)
-                total[i] = total[i] + jnp.tensordot(weights, change, 1).real
-        fine.append(total[0][None])
-        coarse.append((total[1] - total[0])[None])
-    response = _relaxation.rms(_relaxation.norm(tuple(fine)))
-    return _relaxation.rms(_relaxation.norm(tuple(coarse))) / response
+    fine = response(solution, rule.coefficients, rule)
+    coarse = response(solution, rule.coarser, rule)
+    apart = tuple((c - f)[None] for c, f in zip(coarse, fine, strict=True))
+    size = _relaxation.rms(_relaxation.norm(tuple(f[None] for f in fine)))
+    return _relaxation.rms(_relaxation.norm(apart)) / size

@@ -25,10 +25,12 @@ class Model:
     Attributes:
       num_classes: of the readout, a Dense layer outside of the states.
       hidden: widths of the dense states.
-      channels: of the convolutional states, before them; the last convolution has no
-        padding, the others keep the size.
+      channels: of the convolutional states, before them.
+      padded, pooled: which convolutions keep the size, and which pool; by default all but
+        the last, and all.
       activation: a name in `bpfree.equilibrium.activations.ACTIVATIONS`.
-      pool: "softmax" (temperature 1), "average" or "max".
+      pool: "softmax", "average" or "max".
+      temperature: of the softmax pooling.
       image: (height, width, channels), if convolutions get rows of pixels.
       sweeps: of the relaxation when predicting, at most.
     """
@@ -36,8 +38,11 @@ class Model:
     num_classes: int
     hidden: Sequence[int] = (256, 256)
     channels: Sequence[int] = ()
+    padded: Sequence[bool] = ()
+    pooled: Sequence[bool] = ()
     activation: str = "shifted_sigmoid"
     pool: str = "softmax"
+    temperature: float = 1.0
     image: Sequence[int] = ()
     sweeps: int = 100
 
@@ -46,10 +51,10 @@ class Model:
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is unknown; choose one of {[*POOLS]}")
         layers: list[Any] = []
-        for i, width in enumerate(self.channels):
-            padding = "SAME" if i + 1 < len(self.channels) else "VALID"
+        for width, padded, pooled in self.convolutions():
+            padding = "SAME" if padded else "VALID"
             module = nn.Conv(width, (3, 3), padding=padding, kernel_init=_kernel)
-            layers.append((module, POOLS[self.pool]()))
+            layers.append((module, self._pool()) if pooled else module)
         layers += [nn.Dense(width, kernel_init=_kernel) for width in self.hidden]
         readout = nn.Dense(self.num_classes, kernel_init=_kernel)
         return equilibrium.layered(
@@ -58,6 +63,23 @@ class Model:
             readout=readout,
             image=tuple(self.image),
         )
+
+    def convolutions(self) -> list[tuple[int, bool, bool]]:
+        """(channels, padded, pooled) of each; ValueError if they are not as many."""
+        depth = len(self.channels)
+        padded = self.padded or [i + 1 < depth for i in range(depth)]
+        pooled = self.pooled or [True] * depth
+        if not depth == len(padded) == len(pooled):
+            raise ValueError(
+                f"{depth} channels, {len(padded)} padded, {len(pooled)} pooled: give one "
+                "of each for every convolution"
+            )
+        return list(zip(self.channels, padded, pooled, strict=True))
+
+    def _pool(self) -> equilibrium.Pool:
+        if self.pool == "softmax":
+            return equilibrium.softmax_pool(2, self.temperature)
+        return POOLS[self.pool]()
 
     def init(self, key: jax.Array, x: jax.Array) -> dict[str, Any]:
         """{"params": ...} for inputs of the shape of x."""
