@@ -10,7 +10,7 @@ tiny shapes of the digits. With no argument: backprop and the default rule.
 
 Controls belong to every comparison: `--config.data.preprocess=none` (or `zca`) changes
 the inputs, `--config.decorrelation.layers=Dense_0/kernel` decorrelates one layer only.
-Tuned for nothing but the default arm; no test accuracy has been measured with this file.
+Tuned for nothing, and no test accuracy has been measured with this file.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,9 @@ The network, initialisation, batch and nudging are those of Laborieux & Zenke 20
 theirs: 8 free, 6 real and 4 complex over-relaxed sweeps (200 and 50 plain ones there),
 and the learning rate falls from 0.1 to 0 on a cosine (0.05 throughout there).
 
-RESULTS
+The command above for seeds 0, 1, 2 (JAX 0.10.2, CPU): test accuracy .9755, .9762, .9751
+(10,000 images), 232 to 272 s of training. With adaptive sweeps and a constant rate of
+0.05, seed 0: .9727. The original code has 97.7 % at epoch 10.
 
 The run reads the folder `mnist` of the directory that BPFREE_DATA_DIR names.
 
@@ -15,7 +17,9 @@ Variants:
 
 * `adaptive` (sweeps to a tolerance), `centred` (N = 2), `classic` (one-sided, beta = 0.1)
 * `noisy`, `noisy_online`, `noisy_classic`: noise of 0.04 on the drives while nudged
-  (one-sided at beta = 0.1 for the last); five epochs
+  (one-sided at beta = 0.1 for the last); five epochs. Measured: `noisy` .9698 and .9682
+  with --config.num_steps=8250 (three epochs, seeds 0 and 1), .9738 in full (seed 0);
+  `noisy_classic` .1135, which is chance, with --config.num_steps=2750 (seed 0)
 * `published`, `published_online`, `published_noisy`: their sweeps and rate, one radius
   for all, 50 epochs of 55,000 images. Their last-epoch validation errors, mean and
   deviation of 3 seeds: 2.33 %, 2.32 % and 2.20 +- 0.24 %; 1.97 % for classic EP without

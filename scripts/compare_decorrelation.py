@@ -1,7 +1,11 @@
-"""Decorrelation against tuned backprop: steps and seconds to the same training loss.
+r"""Decorrelation against tuned backprop: steps and seconds to the same training loss.
 
-    BPFREE_DATA_DIR=... python scripts/compare_decorrelation.py
-    BPFREE_DATA_DIR=... python scripts/compare_decorrelation.py --net=mlp
+    OPENBLAS_NUM_THREADS=1 BPFREE_DATA_DIR=... python scripts/compare_decorrelation.py
+    OPENBLAS_NUM_THREADS=1 BPFREE_DATA_DIR=... python scripts/compare_decorrelation.py \
+        --net=mlp
+    OPENBLAS_NUM_THREADS=1 python scripts/compare_decorrelation.py --time
+
+(Threads of SciPy's OpenBLAS, which JAX calls on CPU, spin beside XLA's otherwise.)
 
 Each arm is Adam behind backprop: on raw, standardised or ZCA-whitened inputs, and with
 decorrelation of the input layer, of the hidden layers, or of all. The learning rate is

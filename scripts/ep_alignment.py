@@ -7,8 +7,8 @@ the estimate with implicit differentiation, both on the same `--sub` examples of
 batch and at the same parameters, the relative error, and the accuracy on the first
 `--test` test images. Then the backprop twin, the feed-forward net of the same shape (ReLU
 in place of relaxation), trains with the same chain behind another first link, on the same
-batches. `--out` keeps the trained weights and some images for
-`benchmark_ep.py --trained`.
+batches (`--arms=ep` or `--arms=bp`: one of the two). `--out` keeps the trained weights
+and some images for `benchmark_ep.py --trained`.
 """
 
 import jax
@@ -28,6 +28,7 @@ IMAGES = flags.DEFINE_integer("images", 10_000, "training images")
 TEST = flags.DEFINE_integer("test", 2000, "test images")
 EVERY = flags.DEFINE_integer("every", 39, "steps between two comparisons")
 SUB = flags.DEFINE_integer("sub", 16, "examples of a comparison")
+ARMS = flags.DEFINE_list("arms", ["ep", "bp"], "what to train: ep, bp")
 OUT = flags.DEFINE_string("out", "", "file for the trained weights (npz)")
 
 
@@ -118,7 +119,13 @@ def train_twin(ready, settings):
     state = built.transformation.init(params)
     step = compiled(built.transformation)
     predict = jax.jit(lambda p, x: twin.apply({"params": p}, x))
-    for batch in batches(ready.data.train, settings.batch_size, settings.num_steps, 0):
+    feed = batches(ready.data.train, settings.batch_size, settings.num_steps, 0)
+    for i, batch in enumerate(feed):
+        if i % EVERY.value == 0:
+            right = accuracy(predict, params, ready.data.test)
+            print(
+                f"{i:4d}  twin  {float(bpfree.value(state)):.3f}  {right:.4f}", flush=True
+            )
         params, state = step(params, state, batch)
     return accuracy(predict, params, ready.data.test)
 
@@ -128,13 +135,19 @@ def main(argv) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     settings = config.read(CONFIG.value)
     ready = job.prepare(settings)
-    params, right = train_by_ep(ready, settings)
-    if OUT.value:
-        kept = {f"{a}/{b}": v for a, d in params.items() for b, v in d.items()}
-        some = {name: np.asarray(ready.data.train[name][:640]) for name in ("x", "label")}
-        np.savez(OUT.value, **kept, **some)
-    print(f"equilibrium propagation {right:.4f}", flush=True)
-    print(f"backprop twin           {train_twin(ready, settings):.4f}")
+    if "ep" in ARMS.value:
+        params, right = train_by_ep(ready, settings)
+        print(f"equilibrium propagation {right:.4f}", flush=True)
+        if OUT.value:
+            save(params, ready.data.train)
+    if "bp" in ARMS.value:
+        print(f"backprop twin           {train_twin(ready, settings):.4f}")
+
+
+def save(params, data) -> None:
+    kept = {f"{a}/{b}": v for a, d in params.items() for b, v in d.items()}
+    some = {name: np.asarray(data[name][:640]) for name in ("x", "label")}
+    np.savez(OUT.value, **kept, **some)
 
 
 if __name__ == "__main__":

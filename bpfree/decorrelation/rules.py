@@ -70,8 +70,9 @@ def dbp(
       kappa: 0: variances are left alone; in (0, 1]: drawn to one.
       normalized: the second form, whose rates do not depend on d.
       rate: eta. None: 0.25 / lambda_max of the bracket, at most 0.5 / max(v, 1); a given
-        one is lowered to 0.5 / lambda_max where it is larger. No move is larger than half
-        of R, in norm.
+        one is lowered to 0.5 / lambda_max where it is larger. It never rises again: near
+        the end lambda_max is small and the statistics are mostly noise. No move is larger
+        than half of R, in norm.
       preserve: leave the function as it is when R moves (in no paper).
 
     Raises ValueError: kappa outside 0 .. 1, a rate that is not positive.
@@ -162,6 +163,7 @@ def _moving(make: Callable, rate: float | None, preserve: bool, scaled=False) ->
         x = product(rows, transpose(state.matrix))
         bracket = make(x)
         eta = safe_rate(bracket, x, rate)
+        eta = jnp.where(state.rate > 0, jnp.minimum(eta, state.rate), eta)
         change = step(state.matrix, bracket, eta) - state.matrix
         size, limit = _norm(change), 0.5 * _norm(state.matrix)
         change = change * jnp.minimum(1, limit / jnp.maximum(size, limit))
