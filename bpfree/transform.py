@@ -258,24 +258,33 @@ def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
 
     {name: float32 ()}; {} for most.
     """
-    links = jax.tree.leaves(state, is_leaf=_says_metrics)
-    behind = [s.metrics for s in links if hasattr(s, "metrics")]
+    behind = [link.metrics for link in _links(state) if hasattr(link, "metrics")]
     said = getattr(find_state(state, name).inner, "metrics", {})
     return {k: v for found in (said, *behind) for k, v in found.items()}
 
 
-def _says_metrics(state: Any) -> bool:
-    return isinstance(state, EstimatorState) or hasattr(state, "metrics")
+def _links(state: Any) -> list[Any]:
+    """The states of a chain that say something of themselves, and other leaves."""
+
+    def speaks(node):
+        told = hasattr(node, "metrics") or hasattr(node, "fault_message")
+        return told or isinstance(node, EstimatorState)
+
+    return jax.tree.leaves(state, is_leaf=speaks)
 
 
 def fault_message(
     state: Any, loss_fn: _program.LossFn, params, batch, name: str | None = None
 ) -> str | None:
-    """What went wrong first, in words, or None. Reads two numbers from the device."""
+    """What went wrong first, in words, or None. Reads a few numbers from the device.
+
+    Of the estimator, or else of the links behind it.
+    """
     fault = find_state(state, name).fault
     step, code = int(fault.step), int(fault.code)
     if step < 0:
-        return None
+        found = (s.fault_message() for s in _links(state) if hasattr(s, "fault_message"))
+        return next(filter(None, found), None)
     if code == BAD_LOSS:
         what = "a loss is not finite although every node is"
     elif code == BAD_SIGMA:

@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "digits"}
     config.model = {"name": "mlp", "hidden": (64,), "activation": "tanh"}
+    config.mesh = ""
     config.batch_size = 32
     config.num_steps = 2000
     config.log_every = 100

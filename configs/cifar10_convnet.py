@@ -66,6 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "dir": "",
     }
     config.model = {"name": "convnet", "channels": (32, 64, 128), "norm": "batch"}
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = _STEPS.get(arg, 1)
     config.log_every = max(1, config.num_steps // 20)

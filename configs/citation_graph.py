@@ -34,6 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": graph, "dir": ""}
     config.model = {"name": "gcn", "graph": graph, "hidden": (16,), "dir": ""}
+    config.mesh = ""
     config.batch_size = _LABELLED[graph]
     config.num_steps = 200
     config.log_every = 10

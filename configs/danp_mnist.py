@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "mnist", "preprocess": preprocess, "dir": ""}
     config.model = {"name": "mlp", "hidden": (1024,) * 3, "activation": "leaky_relu"}
+    config.mesh = ""
     config.batch_size = 1000
     config.num_steps = 20 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "dir": "",
     }
     config.model = _MODELS.get(model, _MODELS["convnet"])
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 20 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

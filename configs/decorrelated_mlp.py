@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "fashion_mnist", "preprocess": "standardise", "dir": ""}
     config.model = {"name": "mlp", "hidden": (512, 512), "activation": "relu"}
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 10 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "digits", "shift": 0.5, "pixel_noise": 0.1}
     config.model = {"name": "convnet", "image": (8, 8, 1), "norm": "batch"}
+    config.mesh = ""
     config.batch_size = 64
     config.num_steps = 2000
     config.log_every = 100

@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "activation": "dsilu",
         "pool": "softmax",
     }
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 90 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

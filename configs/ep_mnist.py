@@ -88,6 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "hidden": (256, 256),
         "activation": "shifted_sigmoid",
     }
+    config.mesh = ""
     config.batch_size = 20
     config.num_steps = epochs * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "mnist", "preprocess": "centre", "dir": ""}
     config.model = {"name": "mlp", "hidden": (256, 256), "activation": "relu"}
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 10 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

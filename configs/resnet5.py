@@ -49,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = {"name": "cifar10_jpeg", "flip": True, "crop": 0, "dir": ""}
     config.data.preprocess = "standardise"
     config.model = {"name": net}
+    config.mesh = ""
     config.batch_size = 100
     config.num_steps = 45000 if arm == "published" else 2000
     config.log_every = config.num_steps // 20

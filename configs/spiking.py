@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = _DATA[data]
     config.model = {"name": "spiking", "hidden": (128,), **_MODELS[data]}
     config.model.surrogate = 5.0 if arm == "bp" else 0.0
+    config.mesh = ""
     config.batch_size = 64
     config.num_steps = _STEPS[data]
     config.log_every = config.num_steps // 10

@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": _SETS[arg], "preprocess": "centre", "dir": ""}
     config.model = {"name": "mlp", "hidden": (50,), "activation": "sign"}
+    config.mesh = ""
     config.batch_size = 128
     config.num_steps = 30 * _STEPS_PER_EPOCH
     config.log_every = _STEPS_PER_EPOCH

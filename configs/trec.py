@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = {"name": "trec", "length": 16, "vocabulary": 4096, "dir": ""}
     config.model = {"name": "recurrent", "cell": cell, "hidden": 64}
     config.model.update({"vocabulary": 4096, "features": 64})
+    config.mesh = ""
     config.batch_size = 64
     config.num_steps = 2000
     config.log_every = 100

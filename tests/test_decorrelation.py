@@ -319,15 +319,15 @@ def _is_key(x):
 def test_a_foreign_edit_of_a_folded_weight_is_noticed():
     tx = wrapped(rule="dbp")
     params, state = trained(tx, 2)
-    assert decorrelation.fault_message(state) is None
+    assert state[1].fault_message() is None
     edited = params | {"w": params["w"].at[4, 1].add(1e-3)}
     _, state = trained(tx, 2, edited, state=state)
     assert int(state[1].edited) == 2
-    message = decorrelation.fault_message(state)
+    message = state[1].fault_message()
     assert message.startswith("step 2: a decorrelated kernel") and "last" in message
     free = params | {"b": params["b"] + 1}  # no kernel: anybody's
     _, state = trained(tx, 2, free, state=trained(tx, 2)[1])
-    assert decorrelation.fault_message(state) is None
+    assert state[1].fault_message() is None
 
 
 @pytest.mark.parametrize("rule", ["dbp", FOOF])

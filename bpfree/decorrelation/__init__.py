@@ -2,7 +2,7 @@
 
 from bpfree.decorrelation.direct import Direct, foof, whiten
 from bpfree.decorrelation.rules import Moving, Rule, copi, dbp, gain
-from bpfree.decorrelation.state import DecorrelationState, fault_message, states
+from bpfree.decorrelation.state import DecorrelationState
 from bpfree.decorrelation.wrapper import RULES, decorrelate, find_layers
 
 __all__ = [
@@ -14,10 +14,8 @@ __all__ = [
     "copi",
     "dbp",
     "decorrelate",
-    "fault_message",
     "find_layers",
     "foof",
     "gain",
-    "states",
     "whiten",
 ]

@@ -38,6 +38,17 @@ class DecorrelationState(NamedTuple):
             for p, s in self.layers.items()
         }
 
+    def fault_message(self) -> str | None:
+        """What went wrong, in words, or None; for `bpfree.fault_message`."""
+        if (step := int(self.edited)) < 0:
+            return None
+        return (
+            f"step {step}: a decorrelated kernel is not as `decorrelate` left it, and "
+            "its update has undone the change. Kernels are W R, and W is in the optimiser's "
+            "state: put `decorrelate` last in the chain, make a new state with "
+            "init(params) after changing parameters, or take a rule with preserve=True."
+        )
+
 
 def precise(leaf) -> Any:
     """R and W are float32 at least: their changes are lost in less."""
@@ -61,25 +72,3 @@ def first_edit(state: DecorrelationState, params, found: dict[str, Layout]) -> j
         bound = 64 * eps * (size + jnp.abs(left)) * matrices.shape[2] ** 0.5
         changed |= jnp.any(jnp.abs(mark(matrices) - left) > bound)
     return jnp.where((state.edited < 0) & changed, state.count, state.edited)
-
-
-def states(opt_state: Any) -> list[DecorrelationState]:
-    """Every DecorrelationState in an optimiser state."""
-    found = jax.tree.leaves(
-        opt_state, is_leaf=lambda s: isinstance(s, DecorrelationState)
-    )
-    return [s for s in found if isinstance(s, DecorrelationState)]
-
-
-def fault_message(opt_state: Any) -> str | None:
-    """What went wrong, in words, or None. Reads one number from the device."""
-    for state in states(opt_state):
-        if (step := int(state.edited)) >= 0:
-            return (
-                f"step {step}: a decorrelated kernel is not as `decorrelate` left it, "
-                "and its update has undone the change. Kernels are W R, and W is in the "
-                "optimiser's state: put `decorrelate` last in the chain, make a new "
-                "state with init(params) after changing parameters, or take a rule "
-                "with preserve=True."
-            )
-    return None

@@ -203,7 +203,6 @@ def _words(log: metrics.Record) -> str:
 def _check_fault(job, manager, state) -> None:
     opt_state, params = mesh.local((state.opt_state, state.params))
     message = bpfree.fault_message(opt_state, job.loss_fn, params, job.batch)
-    message = message or bpfree.decorrelation.fault_message(opt_state)
     if message is not None:
         saved = manager.latest_step()
         last = "There is no checkpoint yet."
