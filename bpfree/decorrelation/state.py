@@ -44,9 +44,10 @@ class DecorrelationState(NamedTuple):
             return None
         return (
             f"step {step}: a decorrelated kernel is not as `decorrelate` left it, and "
-            "its update has undone the change. Kernels are W R, and W is in the optimiser's "
-            "state: put `decorrelate` last in the chain, make a new state with "
-            "init(params) after changing parameters, or take a rule with preserve=True."
+            "its update has undone the change. Kernels are W R, and W is in the "
+            "optimiser's state: put `decorrelate` last in the chain, make a new state "
+            "with init(params) after changing parameters, or take a rule with "
+            "preserve=True."
         )
 
 
