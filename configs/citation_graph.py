@@ -14,6 +14,16 @@ of an MLP on tiny shapes of another set, the digits, since there is no other gra
 `--config.seed=1`.
 
 The run reads the folder `planetoid` of the directory that BPFREE_DATA_DIR names.
+
+Test accuracy (1,000 nodes), seeds 0 to 2, mean and standard deviation, JAX 0.10.2; 10 to
+45 s each on one CPU core beside other jobs. The rate of the frozen arm, 1, was chosen on
+validation; else nothing was tuned:
+
+                     cora            citeseer
+    node perturbation  .795 +- .007  .657 +- .009
+    total              .780 +- .033
+    bp                 .789 +- .004  .643 +- .008
+    frozen             .316 +- .052  .221 +- .026
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 10
     config.checkpoint_every = 100
     config.diagnostics = {"every": 0, "repeats": 8}
-    adam = ("adamw", {"learning_rate": 1e-2, "weight_decay": 0.05})
+    rate = 1.0 if arm == "frozen" else 1e-2
+    adam = ("adamw", {"learning_rate": rate, "weight_decay": 0.05})
     if arm in ("", "total"):
         name = "node_perturbation"
         config.estimator = {"num_samples": 64, "sigma": 1e-3, "layerwise": True}
