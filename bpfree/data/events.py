@@ -7,7 +7,7 @@ import numpy as np
 
 from bpfree.data import Batch, Dataset, places
 from bpfree.data.catalogue import EVENTS
-from bpfree.data.raw import DataError, Part
+from bpfree.data.raw import Part
 
 SIDE = 34  # pixels of the sensor that recorded N-MNIST
 
@@ -30,12 +30,8 @@ def load(
             f"steps={steps}, milliseconds={milliseconds} and pool={pool} must be at "
             "least 1"
         )
-    entry, directory = EVENTS[name], places.directory(dir)
-    found = places.read(name, entry, directory)
-    if found is None:
-        problem = "TFDS does not have it"
-        raise DataError(places.missing(name, entry, directory, problem))
-    parts, record = found
+    entry = EVENTS[name]
+    parts, record = places.read(name, entry, dir)
 
     def batch(part: Part) -> Batch:
         x = np.stack([binned(r, steps, milliseconds, pool) for r in part.images])

@@ -5,13 +5,12 @@ returns, and belongs to the model (`bpfree.models.gcn`).
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bpfree.data import Dataset, places, sizes
 from bpfree.data.catalogue import GRAPHS
-from bpfree.data.raw import DataError
 
 
 class Graph(NamedTuple):
@@ -38,7 +37,7 @@ def load(name: str, *, dir: str = "") -> Dataset:
 
     Raises DataError: as `images.load`.
     """
-    arrays, record = _read(name, places.directory(dir))
+    arrays, record = places.read(name, GRAPHS[name], dir)
     labels = arrays["y"].astype(np.int32)
     train, validation, test = (
         {"x": arrays[k].astype(np.int32), "label": labels[arrays[k]]}
@@ -53,7 +52,7 @@ def load(name: str, *, dir: str = "") -> Dataset:
 @lru_cache
 def graph(name: str, dir: str = "") -> Graph:
     """The graph `name`; its arrays are shared by all callers. Raises as `load`."""
-    arrays, _ = _read(name, places.directory(dir))
+    arrays, _ = places.read(name, GRAPHS[name], dir)
     size, words = arrays["x_shape"]
     features = np.zeros((size, words), np.float32)
     rows = np.repeat(np.arange(size), np.diff(arrays["x_indptr"]))
@@ -70,11 +69,3 @@ def normalised(features: np.ndarray, edges: np.ndarray) -> Graph:
     scale = np.bincount(receivers, minlength=len(features)) ** -0.5
     weights = (scale[senders] * scale[receivers]).astype(np.float32)
     return Graph(features, senders, receivers, weights)
-
-
-def _read(name: str, directory: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    found = places.read(name, GRAPHS[name], directory)
-    if found is None:
-        problem = "TFDS does not have it"
-        raise DataError(places.missing(name, GRAPHS[name], directory, problem))
-    return found

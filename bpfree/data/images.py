@@ -17,15 +17,13 @@ start, some thousands of images a second. `config.data.loader = "grain"` leaves 
 training part off the device, and a copy prepared by TFDS on the disk.
 """
 
-from typing import Any
-
 import numpy as np
 
 from bpfree.data import Batch, Dataset, Examples, places, tfds
 from bpfree.data.augment import flip_and_crop
-from bpfree.data.catalogue import SETS, Entry
+from bpfree.data.catalogue import SETS
 from bpfree.data.preprocess import EPSILON, Kind, preprocessed
-from bpfree.data.raw import DataError, Part, Raw
+from bpfree.data.raw import Part
 
 
 def load(
@@ -54,7 +52,9 @@ def load(
     of a training part that is not in memory.
     """
     changes, entry = flip_and_crop(flip, crop), SETS[name]
-    found, record = _read(name, entry, places.directory(dir), lazy)
+    found, record = places.read(
+        name, entry, dir, lambda splits: tfds.read(name, splits, lazy)
+    )
     if isinstance(found.train, Examples) and preprocess != "none":
         raise ValueError(
             f"preprocess={preprocess!r} is fitted on the training part in memory; with "
@@ -82,17 +82,3 @@ def _split(train: Part | Examples) -> tuple[Batch | Examples, Batch]:
 
 def _batch(part: Part) -> Batch:
     return {"x": part.images.astype(np.float32) / np.float32(255), "label": part.labels}
-
-
-def _read(
-    name: str, entry: Entry, directory: str, lazy: bool
-) -> tuple[Raw, dict[str, Any]]:
-    if found := places.read(name, entry, directory):
-        return found
-    problem = "TFDS does not have it"
-    if entry.splits is not None:
-        try:
-            return tfds.read(name, entry.splits, lazy)
-        except tfds.Missing as error:
-            problem = str(error)
-    raise DataError(places.missing(name, entry, directory, problem))

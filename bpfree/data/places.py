@@ -1,32 +1,47 @@
 """Where the named sets lie, what to do if they lie nowhere, and what the record says."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.data import Batch, Dataset, Examples, raw, sizes
+from bpfree.data import Batch, Dataset, Examples, raw, sizes, tfds
 from bpfree.data.catalogue import Entry
+
+FromTfds = Callable[[tuple[str, str]], tuple[Any, dict[str, Any]]]
 
 DEBIAN = Path("/usr/share/datasets")
 HELD_OUT = 5000
 
 
-def directory(given: str) -> str:
-    """The directory of the folders of raw files, or "" if nothing says which it is."""
-    return given or os.environ.get("BPFREE_DATA_DIR", "")
+def read(
+    name: str,
+    entry: Entry,
+    given: str,
+    from_tfds: FromTfds | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """What `entry.parse` makes of the raw files, and the record of them; or TFDS's copy.
 
+    Args:
+      given: the directory that the config names, or "".
+      from_tfds: names of the parts -> TFDS's copy; None: there is no such thing.
 
-def read(name: str, entry: Entry, directory: str) -> tuple[Any, dict[str, Any]] | None:
-    """What `entry.parse` makes of the raw files, and the record of them; None: no files.
-
-    Raises DataError naming a file that is missing, cut off or another one.
+    Raises DataError: a file is missing, cut off or another one; or the set is in no known
+    place, with what to do.
     """
+    directory = given or os.environ.get("BPFREE_DATA_DIR", "")
     for folder in folders(name, entry, directory):
         if any(raw.find(folder, file) for file in entry.sha256):
             files = raw.contents(folder, entry.sha256)
             record = {"from": str(folder), "sha256": dict(entry.sha256)}
             return entry.parse(files), record
-    return None
+    problem = "TFDS does not have it"
+    if entry.splits is not None and from_tfds is not None:
+        try:
+            return from_tfds(entry.splits)
+        except tfds.Missing as error:
+            problem = str(error)
+    raise raw.DataError(missing(name, entry, directory, problem))
 
 
 def folders(name: str, entry: Entry, directory: str) -> list[Path]:

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bpfree.data import Batch, Dataset, places, tfds
-from bpfree.data.catalogue import TEXTS, Entry
-from bpfree.data.raw import DataError, Part
+from bpfree.data.catalogue import TEXTS
+from bpfree.data.raw import Part
 
 Form = Literal["ids", "bag"]
 _WORD = re.compile("[a-z0-9]+")
@@ -57,7 +57,7 @@ def load(
             f"vocabulary={vocabulary} must be at least 2, and length={length} at least 1"
         )
     entry = TEXTS[name]
-    found, record = _read(name, entry, places.directory(dir))
+    found, record = places.read(name, entry, dir, lambda splits: _from_tfds(name, splits))
 
     def batch(part: Part) -> Batch:
         words = [numbers(text, vocabulary) for text in part.images]
@@ -88,19 +88,6 @@ def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
     for row, found in zip(x, words, strict=True):
         np.add.at(row, found, 1)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
-
-
-def _read(name: str, entry: Entry, directory: str) -> tuple[Any, dict[str, Any]]:
-    """(training Part, test Part) of strings, and what the record says of them."""
-    if found := places.read(name, entry, directory):
-        return found
-    problem = "TFDS does not have it"
-    if entry.splits is not None:
-        try:
-            return _from_tfds(name, entry.splits)
-        except tfds.Missing as error:
-            problem = str(error)
-    raise DataError(places.missing(name, entry, directory, problem))
 
 
 def _from_tfds(name: str, splits: tuple[str, str]) -> tuple[Any, dict[str, Any]]:
