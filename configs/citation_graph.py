@@ -61,13 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if arm == "":
         config.estimator.credit = ("models.gcn.local_credit", {"graph": graph})
     if arm == "frozen":
-        adam = (
-            "partition",
-            {
-                "transforms": {"trained": adam, "frozen": ("set_to_zero", {})},
-                "param_labels": {"Dense_0": "frozen", "Dense_1": "trained"},
-            },
-        )
+        mask = {"Dense_0": True, "Dense_1": False}
+        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

@@ -20,7 +20,16 @@ ones: `--config.data.name=cifar10`.
 
 from ml_collections import ConfigDict
 
-_LAYERS = {
+_MODELS = {
+    "resnet5": {"name": "resnet5"},
+    "vgg8": {
+        "name": "vgg",
+        "stages": ((16, 16), (32, 32), (64, 64)),
+        "pool": "max",
+        "hidden": (256,),
+    },
+}
+_FROZEN = {
     "resnet5": [f"Conv_{i}" for i in range(4)],
     "vgg8": [f"Conv_{i}" for i in range(6)] + ["Dense_0"],
 }
@@ -38,7 +47,7 @@ _ARMS = {
 def get_config(arg: str = "") -> ConfigDict:
     """A net by node perturbation; arg: a net, with an arm behind it, or "smoke"."""
     net, _, arm = ("resnet5" if arg in ("", "smoke") else arg).partition("_")
-    if net not in _LAYERS or arm not in _ARMS:
+    if net not in _MODELS or arm not in _ARMS:
         raise ValueError(
             f"unknown argument {arg!r}; the choices are resnet5, vgg8, each alone or "
             "with _feedback, _bp, _frozen or _published behind it, and smoke"
@@ -48,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {"name": "cifar10_jpeg", "flip": True, "crop": 0, "dir": ""}
     config.data.preprocess = "standardise"
-    config.model = {"name": net}
+    config.model = _MODELS[net]
     config.mesh = ""
     config.batch_size = 100
     config.num_steps = 45000 if arm == "published" else 2000
@@ -59,14 +68,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": 1e-3, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arm == "frozen":
-        labels = {layer: "frozen" for layer in _LAYERS[net]}
-        adam = (
-            "partition",
-            {
-                "transforms": {"trained": adam, "frozen": ("set_to_zero", {})},
-                "param_labels": {**labels, _LAST[net]: "trained"},
-            },
-        )
+        mask = {**dict.fromkeys(_FROZEN[net], True), _LAST[net]: False}
+        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

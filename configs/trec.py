@@ -60,14 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arm == "frozen":
-        rest = {"Embed_0": "frozen", _CELLS[cell]: "frozen"}
-        adam = (
-            "partition",
-            {
-                "transforms": {"trained": adam, "frozen": ("set_to_zero", {})},
-                "param_labels": {"Dense_0": "trained", **rest},
-            },
-        )
+        mask = {"Embed_0": True, _CELLS[cell]: True, "Dense_0": False}
+        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

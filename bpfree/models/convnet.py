@@ -10,6 +10,21 @@ from bpfree.models.mlp import activation
 NORMS = ("none", "batch")
 
 
+def as_images(x: jax.Array, image: Sequence[int]) -> jax.Array:
+    """Images (B, H, W, C), from rows of pixels if `image` says their shape.
+
+    Raises ValueError for examples that are neither.
+    """
+    if image:
+        x = x.reshape(x.shape[0], *image)
+    if x.ndim != 4:
+        raise ValueError(
+            f"examples of shape {x.shape[1:]} are no images: set image= to their "
+            "(height, width, channels)"
+        )
+    return x
+
+
 class Model(nn.Module):
     """3x3 convolutions of stride 2, each with a norm and an activation; then Dense.
 
@@ -41,13 +56,7 @@ class Model(nn.Module):
         if self.norm not in NORMS:
             raise ValueError(f"norm {self.norm!r} is unknown; choose one of {NORMS}")
         phi = activation(self.activation)
-        if self.image:
-            x = x.reshape(x.shape[0], *self.image)
-        if x.ndim != 4:
-            raise ValueError(
-                f"examples of shape {x.shape[1:]} are no images: set image= to their "
-                "(height, width, channels)"
-            )
+        x = as_images(x, self.image)
         for channels in self.channels:
             x = nn.Conv(channels, (3, 3), strides=2, use_bias=self.norm == "none")(x)
             if self.norm == "batch":

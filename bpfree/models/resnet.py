@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
+from bpfree.models.convnet import as_images
 from bpfree.models.mlp import activation
 
 LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
@@ -45,8 +46,7 @@ class Model(nn.Module):
         _check("stem", self.stem, STEMS)
         _check("norm", self.norm, NORMS)
         phi = activation(self.activation)
-        if self.image:
-            x = x.reshape(x.shape[0], *self.image)
+        x = as_images(x, self.image)
         large = self.stem == "imagenet"
         size, strides = ((7, 7), 2) if large else ((3, 3), 1)
         x = phi(_Conv(self.width, size, strides, self.norm)(x, train))

@@ -3,6 +3,7 @@
 import jax
 from flax import linen as nn
 
+from bpfree.models.convnet import as_images
 from bpfree.models.mlp import activation
 
 
@@ -28,8 +29,7 @@ class Model(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images (B, H, W, C), H and W multiples of 8, to logits (B, num_classes)."""
         phi = activation(self.activation)
-        if self.image:
-            x = x.reshape(x.shape[0], *self.image)
+        x = as_images(x, self.image)
         x = phi(nn.Conv(8, (3, 3))(x))
         x = nn.max_pool(phi(nn.Conv(16, (3, 3))(x)), (2, 2), (2, 2))
         x = phi(nn.Conv(32, (3, 3))(x))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
+from bpfree.models.convnet import as_images
 from bpfree.models.mlp import activation
 
 NORMS = ("none", "batch")
@@ -14,11 +15,15 @@ POOLS = ("max", "stride")
 class Model(nn.Module):
     """Stages of 3x3 convolutions, each at half the resolution of the one before; Dense.
 
+    `stages=((16, 16), (32, 32), (64, 64)), pool="max", hidden=(256,)` is the VGG-8 that
+    the likelihood-ratio papers train, as far as their group's code shows it.
+
     Attributes:
       num_classes: width of the last layer, whose outputs are logits.
       stages: channels of the convolutions of each stage.
       pool: "max" ends a stage with 2x2 maxima, as VGG does; "stride" begins it with a
         convolution of stride 2.
+      hidden: widths of dense layers between the last stage and the readout.
       norm: "none", or "batch" for batch normalisation behind every convolution.
       activation: one of `bpfree.models.mlp.ACTIVATIONS`.
       image: (height, width, channels) of an example that the data set gives as a row of
@@ -28,6 +33,7 @@ class Model(nn.Module):
     num_classes: int
     stages: Sequence[Sequence[int]] = ((16,), (32, 32), (64, 64))
     pool: str = "stride"
+    hidden: Sequence[int] = ()
     norm: str = "none"
     activation: str = "relu"
     image: Sequence[int] = ()
@@ -44,8 +50,7 @@ class Model(nn.Module):
                 f"pool={self.pool!r} of {POOLS}"
             )
         phi = activation(self.activation)
-        if self.image:
-            x = x.reshape(x.shape[0], *self.image)
+        x = as_images(x, self.image)
         for stage in self.stages:
             for i, channels in enumerate(stage):
                 strides = 2 if self.pool == "stride" and i == 0 else 1
@@ -56,4 +61,7 @@ class Model(nn.Module):
                 x = phi(x)
             if self.pool == "max":
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = phi(nn.Dense(width)(x))
+        return nn.Dense(self.num_classes)(x)
