@@ -1,6 +1,6 @@
 """Is a part of an energy holomorphic? Read from its jaxpr at complex arguments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,12 @@ BROKEN = frozenset(
     "lt max min ne nextafter real reduce_max reduce_min reduce_precision rem round sign "
     "sort reduce_window_max reduce_window_min select_and_gather_add top_k".split()
 )
+
+
+def check_parts(parts: Mapping[str, tuple[Callable[..., Any], Any]]) -> None:
+    """`check` for every part of an energy, {name: (function, example)}."""
+    for name, (part, example) in parts.items():
+        check(name, part, example)
 
 
 def check(name: str, fn: Callable[..., Any], example: Any) -> None:

@@ -60,6 +60,11 @@ class Relaxation(NamedTuple):
     anderson: int = 0
     noise: float | jax.Array = 0.0
 
+    @property
+    def noisy(self) -> bool:
+        """Whether there may be noise: a traced deviation counts as some."""
+        return not isinstance(self.noise, (int, float)) or self.noise > 0
+
 
 class Relaxed(NamedTuple):
     """Where K phases came to.

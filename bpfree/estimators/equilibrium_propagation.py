@@ -107,8 +107,7 @@ def equilibrium_propagation(
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         del wanted
         if rule.complex:
-            for name, (part, example) in energy.parts(params, batch).items():
-                holomorphy.check(name, part, example)
+            holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
         factor = _factor(settings, state.inner.radius, dynamics)
         sign_key, noise_key = jax.random.split(key)
@@ -116,8 +115,7 @@ def equilibrium_propagation(
         if rule.random_sign:
             sign = jax.random.rademacher(sign_key, (), dynamics.zeros[0].dtype)
             drawn = rule._replace(radius=sign * rule.radius)
-        noisy = not isinstance(settings.noise, (int, float)) or settings.noise > 0
-        noise_key = noise_key if noisy else None
+        noise_key = noise_key if settings.noisy else None
 
         def outputs(states):
             return energy.outputs(params, states, batch)

@@ -67,20 +67,17 @@ def generalized_equilibrium_propagation(
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         del state, wanted
         if rule.complex:
-            for name, (part, example) in energy.parts(params, batch).items():
-                holomorphy.check(name, part, example)
+            holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
         dtype, size = dynamics.zeros[0].dtype, dynamics.zeros[0].shape[0]
         factor = jnp.asarray(1.0 if settings.factor is None else settings.factor, dtype)
         noise_key, loss_key = jax.random.split(key)
-        noisy = not isinstance(settings.noise, (int, float)) or settings.noise > 0
+        noise_key = noise_key if settings.noisy else None
 
         def outputs(states):
             return energy.outputs(params, states, batch)
 
-        solution = solve(
-            dynamics, rule, settings, factor, noise_key if noisy else None, outputs
-        )
+        solution = solve(dynamics, rule, settings, factor, noise_key, outputs)
         free = tuple(h[0] for h in solution.free.states)
         moved = response(solution, rule.coefficients, rule)
 

@@ -71,8 +71,7 @@ def online_equilibrium_propagation(
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         del state, wanted
-        for name, (part, example) in energy.parts(params, batch).items():
-            holomorphy.check(name, part, example)
+        holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
         dtype = np.result_type(dynamics.zeros[0].dtype, np.complex64)
         net = _relaxation.stacked(dynamics, ordering)
