@@ -22,6 +22,7 @@ from bpfree.data import (
     sizes,
     text,
 )
+from bpfree.equilibrium.energy import Energy
 from bpfree.training import chain, config, feed, mesh, steps
 from bpfree.training.names import ConfigError, call, member, unknown
 
@@ -123,12 +124,12 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
     batch = steps.with_state(batch, state_shapes)
-    if settings.diagnostics["every"] and hasattr(model, "objective"):
+    loss_fn = _objective(model, tuple(state_shapes))
+    if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
         raise ConfigError(
             "config.diagnostics compares with backprop through a loss function, and this "
             "model has an energy: leave it out"
         )
-    loss_fn = _objective(model, tuple(state_shapes))
     built = chain.build(
         settings.chain,
         settings.sections,
