@@ -25,10 +25,7 @@ def train(make, model, data, seed, rate, *, batch_size, num_steps) -> steps.Trai
     )  # fmt: skip
     task = steps.Task(model, tx, data.augment, keys, batch_size)
     state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
-    size = data.train["label"].shape[0]
-    rows = steps.batch_order(keys.order, 0, num_steps, size, batch_size)
-    take = lambda rows: jax.tree.map(lambda a: a[rows], data.train)  # noqa: E731
-    return steps.scan_steps(task, state, rows, take)[0]
+    return steps.advance(task, num_steps, state, data.train)[0]
 
 
 def on_device(data):

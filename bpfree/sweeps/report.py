@@ -118,7 +118,7 @@ def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
     for i, line in enumerate(x for x in found[:10] if x.records):
         for j, record in enumerate(line.records):
             folder = worker.folder_of(workdir, record["name"])
-            logs = [r for r in metrics.read(folder) if r["kind"] == "log"]
+            logs = metrics.logs_of(metrics.read(folder))
             xs, ys = [r["step"] for r in logs], [100 * r["accuracy"] for r in logs]
             label = None if j else _words(line.overrides)
             axes.plot(xs, ys, color=f"C{i}", lw=1, alpha=0.8, label=label)

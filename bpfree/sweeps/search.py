@@ -198,7 +198,7 @@ def _states() -> Any:
 
 
 def _logs(folder: Path) -> list[metrics.Record]:
-    return [r for r in metrics.read(folder) if r["kind"] == "log"]
+    return metrics.logs_of(metrics.read(folder))
 
 
 def _last(folder: Path) -> str:

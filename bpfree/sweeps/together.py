@@ -5,7 +5,6 @@ order of its data) is a function of them, so `vmap` runs all points, and devices
 them. A point whose numbers go wrong is marked; it does not touch the others.
 """
 
-import contextlib
 import functools
 import time
 from collections.abc import Sequence
@@ -174,15 +173,15 @@ def _results(runs, placed, state, complaints) -> list[Result]:
         if complaints[i] is not None:
             results.append(failed(complaints[i]))
             continue
-        logs = [r for r in metrics.read(workdir) if r["kind"] == "log"]
+        records = metrics.read(workdir)
+        logs = metrics.logs_of(records)
         summary = {
             "step": int(state.step),
             "test_accuracy": float(test[i]),
             "validation_accuracy": float(validation[i]),
             "seconds": sum(r["seconds"] for r in logs),
         }
-        with contextlib.suppress(IndexError):
-            if metrics.read(workdir)[-1]["kind"] != "summary":
-                metrics.write(workdir, "summary", summary)
+        if records[-1]["kind"] != "summary":
+            metrics.write(workdir, "summary", summary)
         results.append(done(summary, logs))
     return results

@@ -51,8 +51,7 @@ def _alone(sweep: Path, name: str) -> int:
         result.write(folder, result.failed(f"{type(error).__name__}: {error}"))
         raise
     records = metrics.read(folder)
-    logs = [r for r in records if r["kind"] == "log"]
-    result.write(folder, result.done(records[-1], logs))
+    result.write(folder, result.done(records[-1], metrics.logs_of(records)))
     return 0
 
 

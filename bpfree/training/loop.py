@@ -238,7 +238,7 @@ def _summarize(job, workdir, result) -> None:
             "step": result.steps,
             "test_accuracy": result.test_accuracy,
             "validation_accuracy": result.validation_accuracy,
-            "seconds": sum(r["seconds"] for r in records if r["kind"] == "log"),
+            "seconds": sum(r["seconds"] for r in metrics.logs_of(records)),
         }
         metrics.write(workdir, "summary", summary)
     links = " > ".join(name for name, _ in job.settings.chain)

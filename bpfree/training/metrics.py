@@ -62,6 +62,11 @@ def read(workdir: Path) -> list[Record]:
     return [_record(workdir, i, line) for i, line in enumerate(lines, 1)]
 
 
+def logs_of(records: list[Record]) -> list[Record]:
+    """The log points among them."""
+    return [record for record in records if record["kind"] == "log"]
+
+
 def _record(workdir: Path, number: int, line: str) -> Record:
     try:
         return json.loads(line)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bpfree.training.metrics import Record
+from bpfree.training.metrics import Record, logs_of
 
 
 def learning_curve(records: list[Record], path: Path, title: str) -> None:
@@ -15,7 +15,7 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    logs = [r for r in records if r["kind"] == "log"]
+    logs = logs_of(records)
     steps = [r["step"] for r in logs]
     errors = [name for name in ("error", "disagreement") if name in logs[0]]
     panels = 3 if errors else 2

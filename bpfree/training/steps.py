@@ -111,12 +111,18 @@ def block(
     task: Task, length: int, state: TrainState, train: Batch, validation: Batch
 ) -> tuple[TrainState, Metrics]:
     """`length` updates on rows of `train`, and a look at `validation`; traceable."""
+    state, losses = advance(task, length, state, train)
+    return state, look(task, state, losses, validation)
+
+
+def advance(
+    task: Task, length: int, state: TrainState, train: Batch
+) -> tuple[TrainState, jax.Array]:
+    """`length` updates on rows of `train`, and their losses (length,); traceable."""
     size = train["label"].shape[0]
     rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
-    state, losses = scan_steps(
-        task, state, rows, lambda rows: jax.tree.map(lambda a: a[rows], train)
-    )
-    return state, look(task, state, losses, validation)
+    take = lambda rows: jax.tree.map(lambda a: a[rows], train)  # noqa: E731
+    return scan_steps(task, state, rows, take)
 
 
 def scan_steps(
