@@ -26,25 +26,25 @@ class Model:
       num_classes: of the readout, a Dense layer outside of the states.
       hidden: widths of the dense states.
       channels: of the convolutional states, before them.
-      padded, pooled: which convolutions keep the size, and which pool; by default all but
-        the last, and all.
       activation: a name in `bpfree.equilibrium.activations.ACTIVATIONS`.
       pool: "softmax", "average" or "max".
-      temperature: of the softmax pooling.
       image: (height, width, channels), if convolutions get rows of pixels.
       sweeps: of the relaxation when predicting, at most.
+      padded, pooled: which convolutions keep the size, and which pool; by default all but
+        the last, and all.
+      temperature: of the softmax pooling.
     """
 
     num_classes: int
     hidden: Sequence[int] = (256, 256)
     channels: Sequence[int] = ()
-    padded: Sequence[bool] = ()
-    pooled: Sequence[bool] = ()
     activation: str = "shifted_sigmoid"
     pool: str = "softmax"
-    temperature: float = 1.0
     image: Sequence[int] = ()
     sweeps: int = 100
+    padded: Sequence[bool] = ()
+    pooled: Sequence[bool] = ()
+    temperature: float = 1.0
 
     def objective(self) -> Energy:
         """The energy; weights start truncated normal with deviation 1/sqrt(fan-in)."""
