@@ -34,17 +34,29 @@ class Model(nn.Module):
       num_classes: width of the last layer, whose outputs are logits.
       hidden: widths of the hidden layers.
       activation: one of `ACTIVATIONS`.
+      adapters: rank of a branch beside every hidden layer, W x + U (V x) with U zero at
+        first, for fine-tuning with W fixed; 0 for none.
     """
 
     num_classes: int
     hidden: Sequence[int] = (128, 128)
     activation: str = "relu"
+    adapters: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Inputs (B, ...) to logits (B, num_classes); ValueError: unknown activation."""
         phi = activation(self.activation)
         x = x.reshape(x.shape[0], -1)
-        for width in self.hidden:
-            x = phi(nn.Dense(width)(x))
-        return nn.Dense(self.num_classes)(x)
+        for i, width in enumerate(self.hidden):
+            y = nn.Dense(width, name=f"Dense_{i}")(x)
+            x = phi(y + self.adapter(i, x, width) if self.adapters else y)
+        return nn.Dense(self.num_classes, name=f"Dense_{len(self.hidden)}")(x)
+
+    def adapter(self, layer: int, x: jax.Array, width: int) -> jax.Array:
+        """U (V x), of rank `adapters`."""
+        inner = nn.Dense(self.adapters, use_bias=False, name=f"down_{layer}")(x)
+        up = nn.Dense(
+            width, use_bias=False, kernel_init=nn.initializers.zeros, name=f"up_{layer}"
+        )
+        return up(inner)

@@ -101,6 +101,24 @@ def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | 
     return None
 
 
+def read(workdir: Path) -> Any:
+    """The newest checkpoint of a run that is not touched, as nested dicts of arrays.
+
+    Raises WorkdirError if there is none, or if it is damaged.
+    """
+    with opened(workdir) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise WorkdirError(f"there is no checkpoint in {_folder(manager)}")
+        problem = _agreed_problem(_folder(manager, step))
+        if problem is not None:
+            raise WorkdirError(
+                f"the checkpoint in {_folder(manager, step)} is damaged: {problem}"
+            )
+        args = _Args(state=ocp.args.StandardRestore())
+        return manager.restore(step, args=args)["state"]
+
+
 def _set_aside(manager: Manager, damaged: dict[int, str], to: int) -> None:
     if not damaged:
         return

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from bpfree.training import pretrained
 from bpfree.training.names import ConfigError, unknown
 
 # May differ when a run is resumed.
@@ -29,6 +30,7 @@ class Settings(NamedTuple):
       diagnostics: {"every": updates between two looks at the estimator's alignment with
         the gradient, 0 for none, "repeats": estimates in a look}; optional.
       mesh: the devices, "sample:4,data:2" for instance; optional, "" is one device.
+      pretrained: an earlier run to begin from, see `training/pretrained.py`; optional.
     """
 
     seed: int
@@ -42,6 +44,7 @@ class Settings(NamedTuple):
     sections: dict[str, dict[str, Any]]
     diagnostics: dict[str, int]
     mesh: str = ""
+    pretrained: dict[str, Any] = {}
 
 
 _TYPES: dict[str, Any] = {
@@ -66,6 +69,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """Check a config's entries and their types; raises ConfigError."""
     values = plain(config)
     diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
+    begin = pretrained.check(values.pop("pretrained", {}))
     mesh = values.pop("mesh", "")
     if not isinstance(mesh, str):
         raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
@@ -84,7 +88,9 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         if not isinstance(values[key].get("name"), str):
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
     chosen = {k: values[k] for k in _TYPES}
-    return Settings(**chosen, sections=extra, diagnostics=diagnostics, mesh=mesh)
+    return Settings(
+        **chosen, sections=extra, diagnostics=diagnostics, mesh=mesh, pretrained=begin
+    )
 
 
 def _read_diagnostics(section: Any) -> dict[str, int]:

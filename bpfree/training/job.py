@@ -23,7 +23,7 @@ from bpfree.data import (
     text,
 )
 from bpfree.equilibrium.energy import Energy
-from bpfree.training import chain, config, feed, mesh, steps
+from bpfree.training import chain, config, feed, mesh, pretrained, steps
 from bpfree.training.names import ConfigError, call, member, unknown
 
 LOADERS = ("device", "grain")
@@ -117,14 +117,15 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
     batch = first(data.train, settings.batch_size)
 
     def init(key):
-        return steps.init_variables(model, key, batch)
+        made = steps.init_variables(model, key, batch)
+        return pretrained.begin(settings.pretrained, *made)
 
     try:
         shapes, state_shapes = jax.eval_shape(init, keys.init)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
     batch = steps.with_state(batch, state_shapes)
-    loss_fn = _objective(model, tuple(state_shapes))
+    loss_fn = _objective(model, tuple(state_shapes), settings.pretrained)
     if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
         raise ConfigError(
             "config.diagnostics compares with backprop through a loss function, and this "
@@ -144,12 +145,22 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
     return Draft(task, built, loss_fn, init, batch, shapes)
 
 
-def _objective(model: Any, mutable: tuple[str, ...]) -> Any:
-    """What the model itself says is minimised, or else its cross-entropy."""
+def _objective(model: Any, mutable: tuple[str, ...], begin: dict[str, Any]) -> Any:
+    """What the model itself says is minimised, or else its cross-entropy; frozen modules
+    have no nodes."""
+    frozen = tuple(begin.get("frozen", ()))
     if hasattr(model, "objective"):
+        if frozen:
+            raise ConfigError("config.pretrained.frozen: this model has an energy")
         return model.objective()
-    loss = optax.softmax_cross_entropy_with_integer_labels
-    return bpfree.supervised(model, loss, mutable=mutable, train=True)
+    loss_fn = bpfree.supervised(
+        model,
+        optax.softmax_cross_entropy_with_integer_labels,
+        where=(lambda module: module.path[0] not in frozen) if frozen else None,
+        mutable=mutable,
+        train=True,
+    )
+    return pretrained.freeze(begin, loss_fn)
 
 
 def _data(section: dict[str, Any]) -> Dataset:

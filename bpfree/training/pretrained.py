@@ -1,0 +1,105 @@
+"""Fine-tuning: parameters of an earlier run to begin from, some of them fixed.
+
+config.pretrained = {"workdir": "runs/first", "fresh": ("Dense_2",), "frozen": ()}
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import lax
+
+from bpfree.training import checkpoint
+from bpfree.training.names import ConfigError, unknown
+from bpfree.training.workdir import WorkdirError
+
+Section = Mapping[str, Any]
+_KEYS = ("workdir", "fresh", "frozen")
+
+
+def check(section: Any) -> dict[str, Any]:
+    """The config's entry `pretrained`, or {}; raises ConfigError.
+
+    Its keys: "workdir", of the run to begin from; "fresh", names of the model's modules
+    that begin at random all the same (a readout for other classes, adapters); "frozen",
+    names of those that never move.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"config.pretrained={section!r} has the wrong type")
+    for key, value in section.items():
+        if key not in _KEYS:
+            raise unknown("config.pretrained entry", key, _KEYS)
+        kind: Any = str if key == "workdir" else (list, tuple)
+        if not isinstance(value, kind):
+            raise ConfigError(f"config.pretrained.{key}={value!r} has the wrong type")
+    if section and not section.get("workdir"):
+        raise ConfigError(
+            "config.pretrained.workdir is missing: the directory of the run to begin from"
+        )
+    return dict(section)
+
+
+def begin(section: Section, params: Any, model_state: Any) -> tuple[Any, Any]:
+    """(params, model_state) with the earlier run's values; traceable.
+
+    Raises ConfigError: no such run; a name the model does not have; a module that is
+    missing there or has other shapes, and is not said to be fresh.
+    """
+    if not section:
+        return params, model_state
+    fresh = tuple(section.get("fresh", ()))
+    for name in (*fresh, *section.get("frozen", ())):
+        if name not in params:
+            raise unknown("config.pretrained: module", name, params)
+    found = _read(str(Path(section["workdir"]).absolute()))
+    where = f"the run in {section['workdir']}"
+    state = {
+        kind: _graft(where, fresh, values, found["model_state"].get(kind, {}))
+        for kind, values in model_state.items()
+    }
+    return _graft(where, fresh, params, found["params"]), state
+
+
+def _graft(where: str, fresh: tuple[str, ...], own: Any, found: Any) -> Any:
+    """`own` with the values of `found` in all modules but the fresh ones."""
+
+    def module(name: str, values: Any) -> Any:
+        if name in fresh:
+            return values
+        shapes = [jax.tree.map(lambda a: a.shape, v) for v in (values, found.get(name))]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"config.pretrained: {name} has the shapes {shapes[0]} here and "
+                f"{shapes[1] or 'none'} in {where}; name it in config.pretrained.fresh "
+                "if it is to begin at random"
+            )
+        return jax.tree.map(lambda a, b: b.astype(a.dtype), values, found[name])
+
+    return {name: module(name, values) for name, values in own.items()}
+
+
+@functools.cache
+def _read(workdir: str) -> Any:
+    """{"params": ..., "model_state": ...} of the run's newest checkpoint."""
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise ConfigError(
+            f"config.pretrained.workdir: {workdir} holds no run with checkpoints"
+        )
+    try:
+        with jax.ensure_compile_time_eval():  # the caller may be traced
+            return jax.device_get(checkpoint.read(Path(workdir)))
+    except WorkdirError as error:
+        raise ConfigError(f"config.pretrained.workdir: {error}") from error
+
+
+def freeze(section: Section, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss function of (params, batch) with no derivative by frozen modules."""
+    names = frozenset(section.get("frozen", ()))
+
+    def objective(params, batch):
+        held = {k: lax.stop_gradient(v) if k in names else v for k, v in params.items()}
+        return loss_fn(held, batch)
+
+    return objective if names else loss_fn
