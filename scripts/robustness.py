@@ -4,13 +4,16 @@
 
 An MLP 784-50-10 by each rule, 3 seeds in one vmapped program; then its accuracy on test
 images: clean, under FGSM made on another net (transfer: a backprop net of rectifiers),
-under white-box attacks, a gradient-free one, and noise. "backprop, noise" is backprop
+under white-box attacks, a gradient-free one, and noise. "backprop noise" is backprop
 through the noise that the likelihood ratio trains with: it tells the effect of the noise
-from that of the estimator. For threshold units the white-box attacks have no derivative,
-and say nothing.
+from that of the estimator; "backprop early" stops after `--early` updates, at about the
+clean accuracy of the likelihood ratio. For threshold units the white-box attacks have no
+derivative, and say nothing.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +23,9 @@ import runs
 from absl import app, flags
 
 import bpfree
-from bpfree import robustness
+from bpfree import equilibrium, robustness
 from bpfree.data import images
-from bpfree.models import mlp
+from bpfree.models import hopfield, mlp
 
 DATA = flags.DEFINE_string("data", "mnist", "an image set by name")
 EPSILON = flags.DEFINE_float("epsilon", 0.13, "of the attacks, pixels being 0 to 1")
@@ -32,6 +35,8 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each rule")
 SAMPLES = flags.DEFINE_integer("samples", 16, "noisy passes of an estimator")
 SIGMA = flags.DEFINE_float("sigma", 0.5, "of the likelihood ratio's noise")
 IMAGES = flags.DEFINE_integer("images", 1000, "test images that are attacked")
+EARLY = flags.DEFINE_integer("early", 1300, "updates of backprop that stops early")
+RULES = flags.DEFINE_list("rules", [], "some of the rules; none: all")
 RATE = flags.DEFINE_float("learning_rate", 3e-3, "of Adam, for all rules")
 FIGURE = flags.DEFINE_string("figure", "", "where to draw accuracy against epsilon")
 GRID = (0.0, 0.03, 0.06, 0.1, 0.13, 0.2, 0.3)
@@ -39,20 +44,63 @@ GRID = (0.0, 0.03, 0.06, 0.1, 0.13, 0.2, 0.3)
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 
 
+class Rule(NamedTuple):
+    """A net, how it is trained, and how it predicts where attacks take derivatives.
+
+    Attributes:
+      model: a `Model` of bpfree.models, unfinished: it lacks num_classes.
+      constructor: (loss_fn, seed=, example_batch=) -> estimator.
+      wrap: (optimiser, loss_fn, example_batch) -> optimiser.
+      steps: updates; 0 for `--steps`.
+    """
+
+    model: Callable[..., Any]
+    constructor: Callable[..., Any]
+    wrap: Callable[..., Any] = lambda adam, loss_fn, example: adam
+    steps: int = 0
+
+    def objective(self, model):
+        if hasattr(model, "objective"):
+            return model.objective()
+        return bpfree.supervised(model, LOSS)
+
+
+def net(activation):
+    return partial(mlp.Model, hidden=(50,), activation=activation)
+
+
 def rules():
-    """{name: (activation, (loss_fn, seed) -> estimator)}."""
+    """{name: Rule}."""
+    smooth = net("sigmoid")
     noise = {"num_samples": SAMPLES.value, "noise": "shared_gaussian"}
     lr = partial(bpfree.likelihood_ratio, sigma=SIGMA.value, **noise)
-    anp = partial(bpfree.activity_node_perturbation, num_samples=SAMPLES.value)
+    perturb = {"num_samples": SAMPLES.value}
+    relaxation = equilibrium.Relaxation(free=12, nudged=10, factor=1.0, tolerance=None)
+
+    def ep(energy, seed, example_batch):
+        nudging = equilibrium.holomorphic(0.4, 4)
+        return bpfree.equilibrium_propagation(
+            energy, nudging=nudging, relaxation=relaxation, seed=seed
+        )
+
     return {
-        "backprop": ("sigmoid", bpfree.backprop),
-        "backprop, noise": ("sigmoid", backprop_through_noise),
-        "lr": ("sigmoid", lr),
-        "lr, threshold": ("sign", lr),
-        "np": ("sigmoid", partial(bpfree.node_perturbation, num_samples=SAMPLES.value)),
-        "anp": ("sigmoid", anp),
-        "feedback": ("sigmoid", bpfree.learned_feedback),
+        "backprop": Rule(smooth, bpfree.backprop),
+        "backprop early": Rule(smooth, bpfree.backprop, steps=EARLY.value),
+        "backprop noise": Rule(smooth, backprop_through_noise),
+        "decorrelated": Rule(smooth, bpfree.backprop, decorrelated),
+        "lr": Rule(smooth, lr),
+        "lr threshold": Rule(net("sign"), lr),
+        "np": Rule(smooth, partial(bpfree.node_perturbation, **perturb)),
+        "anp": Rule(smooth, partial(bpfree.activity_node_perturbation, **perturb)),
+        "feedback": Rule(smooth, bpfree.learned_feedback),
+        "ep": Rule(partial(hopfield.Model, hidden=(50,)), ep),
     }
+
+
+def decorrelated(adam, loss_fn, example):
+    """DBP: the papers' rule, which takes no factorisation and so can be vmapped."""
+    rule = bpfree.decorrelation.dbp()
+    return bpfree.decorrelate(adam, loss_fn, example_batch=example, rule=rule, block=None)
 
 
 def backprop_through_noise(loss_fn, *, seed, example_batch):
@@ -70,19 +118,28 @@ def backprop_through_noise(loss_fn, *, seed, example_batch):
     return bpfree.backprop(noisy, seed=seed, example_batch=example_batch)
 
 
-def make_trainer(activation, constructor, data):
-    model = mlp.Model(hidden=(50,), num_classes=data.num_classes, activation=activation)
-    loss_fn = bpfree.supervised(model, LOSS)
+def make_trainer(rule, data):
+    """(logits, (seeds,) -> params), with `logits(params, x)` differentiable."""
+    model = rule.model(num_classes=data.num_classes)
+    loss_fn = rule.objective(model)
     example = jax.tree.map(lambda a: a[: BATCH.value], data.train)
 
     def run(seed):
         def make(key):
-            return constructor(loss_fn, seed=key, example_batch=example)
+            return rule.constructor(loss_fn, seed=key, example_batch=example)
 
-        size = {"batch_size": BATCH.value, "num_steps": STEPS.value}
-        return runs.train(make, model, data, seed, RATE.value, **size).params
+        size = {"batch_size": BATCH.value, "num_steps": rule.steps or STEPS.value}
+        wrap = partial(rule.wrap, loss_fn=loss_fn, example=example)
+        return runs.train(make, model, data, seed, RATE.value, wrap=wrap, **size).params
 
-    return model, jax.jit(jax.vmap(run))
+    def logits(params, x):
+        if not hasattr(model, "objective"):
+            return model.apply({"params": params}, x)
+        batch = {"x": x, "label": jnp.zeros(len(x), jnp.int32)}
+        sweeps = equilibrium.Relaxation(free=20, factor=1.0, tolerance=None)
+        return equilibrium.predict(loss_fn, params, batch, sweeps)
+
+    return logits, jax.jit(jax.vmap(run))
 
 
 def looks(bounds, transferred):
@@ -124,21 +181,23 @@ def main(argv) -> None:
     data = data._replace(train=shifted(data.train), test=shifted(data.test))
     bounds = (-mean, 1 - mean)
     x, label = (data.test[k][: IMAGES.value] for k in ("x", "label"))
-    source, train = make_trainer("relu", bpfree.backprop, data)
+    source, train = make_trainer(Rule(net("relu"), bpfree.backprop), data)
     other = jax.tree.map(lambda p: p[0], train(jnp.array([1000])))
-    loss_of_other = lambda x, label: LOSS(source.apply({"params": other}, x), label)  # noqa: E731
+    loss_of_other = lambda x, label: LOSS(source(other, x), label)  # noqa: E731
     curve = [robustness.fgsm(loss_of_other, x, label, e, bounds) for e in GRID]
     transferred = robustness.fgsm(loss_of_other, x, label, EPSILON.value, bounds)
     columns = looks(bounds, transferred)
     print(f"{DATA.value}, epsilon {EPSILON.value}, jax {jax.__version__}")
     print(f"{'rule':<17}" + "".join(f"{c:>15}" for c in columns), flush=True)
     curves = {}
-    for name, (activation, constructor) in rules().items():
-        model, train = make_trainer(activation, constructor, data)
+    for name, rule in rules().items():
+        if RULES.value and name not in RULES.value:
+            continue
+        logits, train = make_trainer(rule, data)
         params = train(jnp.arange(SEEDS.value))
 
-        def look(change, params, model=model):
-            apply = lambda x: model.apply({"params": params}, x)  # noqa: E731
+        def look(change, params, logits=logits):
+            apply = lambda x: logits(params, x)  # noqa: E731
             loss = lambda x, label: LOSS(apply(x), label)  # noqa: E731
             changed = change(loss, x, label, jax.random.key(0))
             return robustness.accuracy(apply, changed, label)

@@ -7,22 +7,25 @@ import optax
 from bpfree.training import steps
 
 
-def train(make, model, data, seed, rate, *, batch_size, num_steps) -> steps.TrainState:
+def train(
+    make, model, data, seed, rate, *, batch_size, num_steps, wrap=lambda adam: adam
+) -> steps.TrainState:
     """The end of a run by Adam with a cosine schedule from `rate`.
 
     Args:
       make: seed -> estimator, an optax transformation.
       data: `Dataset`; its training part may be on the device.
       seed, rate: of this run, traced or not.
+      wrap: optimiser -> optimiser, around Adam and its schedule.
     """
     keys = steps.make_keys(seed)
     example = jax.tree.map(lambda a: a[:batch_size], data.train)
     params, model_state = steps.init_variables(model, keys.init, example)
     schedule = optax.cosine_decay_schedule(1.0, num_steps)
-    tx = optax.chain(
-        make(keys.estimator), optax.scale_by_adam(),
-        optax.scale_by_schedule(schedule), optax.scale(-rate),
-    )  # fmt: skip
+    adam = optax.chain(
+        optax.scale_by_adam(), optax.scale_by_schedule(schedule), optax.scale(-rate)
+    )
+    tx = optax.chain(make(keys.estimator), wrap(adam))
     task = steps.Task(model, tx, data.augment, keys, batch_size)
     state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
     return steps.advance(task, num_steps, state, data.train)[0]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bpfree import robustness
@@ -134,3 +135,35 @@ def test_accuracy():
     apply = lambda x: jnp.stack([0 * x[:, 0], x @ WEIGHTS], 1)  # noqa: E731
     assert robustness.accuracy(apply, X, jnp.array([0, 0])) == 1.0
     assert robustness.accuracy(apply, X, LABEL) == 0.5
+
+
+def test_attacks_agree_with_foolbox():
+    """`pip install foolbox` runs this. Its MI-FGSM does not scale gradients, as the paper
+    does, so that is compared without momentum, where both are the basic iteration."""
+    foolbox = pytest.importorskip("foolbox")
+    keys = jax.random.split(jax.random.key(0), 4)
+    first = jax.random.normal(keys[0], (12, 16))
+    last = jax.random.normal(keys[1], (16, 3))
+    x = jax.random.uniform(keys[2], (64, 12))
+    label = jax.random.randint(keys[3], (64,), 0, 3)
+    apply = jax.jit(lambda x: jnp.tanh(x @ first) @ last)
+    model = foolbox.JAXModel(apply, bounds=(0, 1))
+
+    def loss(x, label):
+        return optax.softmax_cross_entropy_with_integer_labels(apply(x), label)
+
+    def theirs(attack):
+        with jax.numpy_dtype_promotion("standard"):
+            return attack(model, x, label, epsilons=EPSILON)[1]
+
+    attacks = foolbox.attacks
+    fgsm = theirs(attacks.LinfFastGradientAttack())
+    assert_close(robustness.fgsm(loss, x, label, EPSILON), fgsm, rtol=0, atol=1e-6)
+    basic = theirs(attacks.MIFGSM(momentum=0.0, rel_stepsize=0.1, steps=10))
+    found = robustness.mi_fgsm(loss, x, label, EPSILON, decay=0.0)
+    assert_close(found, basic, rtol=0, atol=1e-6)
+    pgd = theirs(attacks.LinfPGD(rel_stepsize=0.125, steps=20))
+    ours = robustness.pgd(loss, x, label, EPSILON, key=jax.random.key(1))
+    right = [robustness.accuracy(apply, made, label) for made in (x, ours, pgd)]
+    assert right[0] - right[1] > 0.1
+    assert abs(right[1] - right[2]) <= 2 / 64
