@@ -165,6 +165,18 @@ def test_a_killed_process_ends_the_run_and_others_take_it_up(
     assert found.shape == parameters(alone).shape and np.isfinite(found).all()
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_processes(config_file, tmp_path):
+    workdir = tmp_path / "run"
+    fit(get_config(), workdir, stop_after=16)
+    assert max(logged(workdir)) == 16
+    finish(start(2, config_file, workdir, "--config.mesh=data:4"))
+    alone = fit(get_config(), tmp_path / "one")
+    found = end_of(workdir)
+    np.testing.assert_allclose(found, parameters(alone), rtol=1e-4, atol=1e-5)
+    assert logged(workdir) == pytest.approx(logged(tmp_path / "one"), rel=1e-4)
+
+
 # ------------------------------------------------------------------------- who are we?
 
 
