@@ -42,7 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint_every = 1000
     config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs if exact else {"nodes": _NODES[where], **kwargs}
-    config.schedule = {"init_value": 1e-3, "decay_steps": config.get_ref("num_steps")}
+    rate = 1e-1 if arg == "frozen" else 1e-3
+    config.schedule = {"init_value": rate, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arg == "frozen":
         mask = {f"Dense_{i}": i < 5 for i in range(6)}

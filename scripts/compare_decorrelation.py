@@ -72,6 +72,9 @@ ARMS = {
     "gain": Arm(STANDARD, "all", {**_dbp(), "rule": decorrelation.gain()}),
     "foof": Arm(STANDARD, "all", _direct("foof")),
     "foof every 20": Arm(STANDARD, "all", _direct("foof", 20)),
+    "foof every 20 quarter": Arm(
+        STANDARD, "all", {**_direct("foof", 20), "fraction": 0.25}
+    ),
     "foof 0.01": Arm(STANDARD, "all", _direct("foof", damping=0.01)),
     "foof 0.3": Arm(STANDARD, "all", _direct("foof", damping=0.3)),
     "foof 1": Arm(STANDARD, "all", _direct("foof", damping=1.0)),
