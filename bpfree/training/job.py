@@ -13,6 +13,7 @@ from bpfree.data import (
     Dataset,
     Examples,
     catalogue,
+    characters,
     digits,
     events,
     first,
@@ -31,6 +32,7 @@ _NAMED = (
     (catalogue.TEXTS, text.load),
     (catalogue.EVENTS, events.load),
     (catalogue.GRAPHS, graphs.load),
+    (characters.TEXTS, characters.load),
 )
 
 
@@ -148,8 +150,13 @@ def _objective(model: Any, mutable: tuple[str, ...]) -> Any:
     """What the model itself says is minimised, or else its cross-entropy."""
     if hasattr(model, "objective"):
         return model.objective()
-    loss = optax.softmax_cross_entropy_with_integer_labels
-    return bpfree.supervised(model, loss, mutable=mutable, train=True)
+    return bpfree.supervised(model, _cross_entropy, mutable=mutable, train=True)
+
+
+def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
+    """(B,): of an example's one label, or the mean over its labels (B, ...)."""
+    found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return found.mean(range(1, found.ndim))
 
 
 def _data(section: dict[str, Any]) -> Dataset:
