@@ -23,7 +23,6 @@ from bpfree.data import Batch, Dataset, sizes
 from bpfree.data.raw import DataError
 
 NUM_CLASSES = 96
-_PLACES = {"train": range(8), "validation": (8,), "test": (9,)}
 
 
 def load(name: str, *, length: int = 32) -> Dataset:
@@ -44,11 +43,12 @@ def load(name: str, *, length: int = 32) -> Dataset:
         "sha256": hashlib.sha256("\n".join(found).encode()).hexdigest(),
         "split": "paragraph k: validation k % 10 == 8, test k % 10 == 9",
     }
-    parts = {
-        part: examples(numbers(p for k, p in enumerate(found) if k % 10 in places), length)
-        for part, places in _PLACES.items()
-    }
-    data = Dataset(**parts, num_classes=NUM_CLASSES, source=source)
+
+    def part(places):
+        chosen = (p for k, p in enumerate(found) if k % 10 in places)
+        return examples(numbers(chosen), length)
+
+    data = Dataset(part(range(8)), part([8]), part([9]), NUM_CLASSES, source)
     return data._replace(source={**source, **sizes(data)})
 
 

@@ -46,7 +46,7 @@ def patches(images: jax.Array, side: int) -> jax.Array:
     """(B, H, W, C) to (B, H W / side^2, side^2 C), row by row; ValueError if uneven."""
     size, height, width, channels = images.shape
     if height % side or width % side:
-        raise ValueError(f"patches of side {side} do not divide {height} x {width} pixels")
+        raise ValueError(f"patches of side {side} do not divide {height} x {width}")
     rows, columns = height // side, width // side
     cut = images.reshape(size, rows, side, columns, side, channels)
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(size, rows * columns, -1)
