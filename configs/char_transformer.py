@@ -12,7 +12,19 @@ Arms: `char_transformer.py:feedback` (learned feedback), `char_transformer.py:bp
 control); and `char_transformer.py:smoke` (one step on tiny shapes, seconds). Seeds:
 `--config.seed=1`.
 
-RESULTS
+Test accuracy (967 windows, 30,944 characters) of seeds 0 to 2, each by the command above;
+mean and standard deviation; CPU seconds from start to end, compilation included; Python
+3.11.7, whose text it is, JAX 0.10.2, two CPU cores beside other jobs:
+
+    node perturbation  .2398 .2368 .2287  .235 +- .006   47 s
+    feedback           .5256 .5224 .5135  .521 +- .006   48 s
+    bp                 .5411 .5356 .5422  .540 +- .004   19 s
+    frozen             .1708 .1679 .1697  .170 +- .002   20 s
+
+Feedback closes 95 % of the gap between control and twin, node perturbation 18 %. Of the
+rates 3e-3 and 1e-2 the higher one was better for feedback (.497 and .527 on validation,
+seed 0); the others take it, untuned. The control does not gain by a rate of 1e-1 (test
+.174, seed 0).
 """
 
 from ml_collections import ConfigDict

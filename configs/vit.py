@@ -44,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint_every = 500
     config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs
-    config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
+    rate = 1e-1 if arg == "frozen" else 3e-3
+    config.schedule = {"init_value": rate, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arg == "frozen":
         layers = {"Dense_0": True, "Block_0": True, "Block_1": True, "Dense_1": False}
