@@ -1,8 +1,8 @@
 """Data sets by name, as arrays that live on the device or examples read one by one.
 
-`config.data.name` is "digits", a text set of `bpfree.data.text` or one of the image sets
-of `bpfree.data.catalogue`; the other entries of `config.data` go to `load` of `digits`,
-`text` or `images`, which returns a `Dataset`.
+`config.data.name` is "digits", a text of `bpfree.data.characters` or one of the sets of
+`bpfree.data.catalogue`; the other entries of `config.data` go to `load` of `digits`,
+`characters`, `text`, `images`, `events` or `graphs`, which returns a `Dataset`.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,8 @@ class Dataset(NamedTuple):
 
     Attributes:
       train, validation, test: {"x": float32 (N, ...), "label": int32 (N,)}; x is (N,
-        features) or (N, height, width, channels). train may be `Examples` instead.
+        features) or (N, height, width, channels). Sequences have labels (N, T). train may
+        be `Examples` instead.
       num_classes: labels are 0 .. num_classes - 1.
       source: what the run's record says of the data (plain values): where it is from, its
         checksum, the rule of the split.

@@ -13,6 +13,7 @@ from bpfree.data import (
     Dataset,
     Examples,
     catalogue,
+    characters,
     digits,
     events,
     first,
@@ -31,6 +32,7 @@ _NAMED = (
     (catalogue.TEXTS, text.load),
     (catalogue.EVENTS, events.load),
     (catalogue.GRAPHS, graphs.load),
+    (characters.TEXTS, characters.load),
 )
 
 
@@ -155,12 +157,18 @@ def _objective(model: Any, mutable: tuple[str, ...], begin: dict[str, Any]) -> A
         return model.objective()
     loss_fn = bpfree.supervised(
         model,
-        optax.softmax_cross_entropy_with_integer_labels,
+        _cross_entropy,
         where=(lambda module: module.path[0] not in frozen) if frozen else None,
         mutable=mutable,
         train=True,
     )
     return pretrained.freeze(begin, loss_fn)
+
+
+def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
+    """(B,): of an example's one label, or the mean over its labels (B, ...)."""
+    found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return found.mean(range(1, found.ndim))
 
 
 def _data(section: dict[str, Any]) -> Dataset:

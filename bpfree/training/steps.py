@@ -166,6 +166,6 @@ def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any
 
 
 def accuracy(model: nn.Module, params: Any, model_state: Any, batch: Batch) -> jax.Array:
-    """Share of the examples whose largest logit is the label's, float32 ()."""
+    """Share of the labels whose logit is the largest, float32 ()."""
     logits: Any = model.apply({**model_state, "params": params}, batch["x"])
     return (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)

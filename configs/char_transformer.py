@@ -1,0 +1,71 @@
+"""Python's own help text, character by character: a causal transformer without backprop.
+
+    bpfree-train --config=configs/char_transformer.py --workdir=runs/characters
+
+At each of 32 positions the next of 96 characters, from those before it in the window, by
+two blocks of attention (4 heads) and MLP, 32 numbers wide. Noise stands behind every
+Dense layer, one layer at a time; an example's loss is the mean over its positions, and
+accuracy counts all positions.
+
+Arms: `char_transformer.py:feedback` (learned feedback), `char_transformer.py:bp`
+(backprop, the twin), `char_transformer.py:frozen` (backprop on the last layer alone, the
+control); and `char_transformer.py:smoke` (one step on tiny shapes, seconds). Seeds:
+`--config.seed=1`.
+
+Test accuracy (967 windows, 30,944 characters) of seeds 0 to 2, each by the command above;
+mean and standard deviation; CPU seconds from start to end, compilation included; Python
+3.11.7, whose text it is, JAX 0.10.2, two CPU cores beside other jobs:
+
+    node perturbation  .2398 .2368 .2287  .235 +- .006   47 s
+    feedback           .5256 .5224 .5135  .521 +- .006   48 s
+    bp                 .5411 .5356 .5422  .540 +- .004   19 s
+    frozen             .1708 .1679 .1697  .170 +- .002   20 s
+
+Feedback closes 95 % of the gap between control and twin, node perturbation 18 %. Of the
+rates 3e-3 and 1e-2 the higher one was better for feedback (.497 and .527 on validation,
+seed 0); the others take it, untuned. The control does not gain by a rate of 1e-1 (test
+.174, seed 0).
+"""
+
+from ml_collections import ConfigDict
+
+_ARMS = {
+    "": ("node_perturbation", {"num_samples": 1, "sigma": 0.01, "layerwise": True}),
+    "feedback": ("learned_feedback", {}),
+    "bp": ("backprop", {}),
+    "frozen": ("backprop", {}),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Text by a causal transformer; arg: "feedback", "bp", "frozen" or "smoke"."""
+    if arg not in (*_ARMS, "smoke"):
+        raise ValueError(
+            f"unknown argument {arg!r}; the choices are feedback, bp, frozen, smoke, or "
+            "none at all"
+        )
+    name, kwargs = _ARMS.get(arg, _ARMS[""])
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {"name": "python_topics", "length": 32}
+    config.model = {"name": "transformer", "width": 32, "depth": 2, "heads": 4}
+    config.mesh = ""
+    config.batch_size = 64
+    config.num_steps = 1000
+    config.log_every = 100
+    config.checkpoint_every = 500
+    config.diagnostics = {"every": 0, "repeats": 8}
+    config.estimator = kwargs
+    config.schedule = {"init_value": 1e-2, "decay_steps": config.get_ref("num_steps")}
+    adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
+    if arg == "frozen":
+        layers = {"Dense_0": True, "Block_0": True, "Block_1": True, "Dense_1": False}
+        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": layers})
+    config.chain = ((name, "estimator"), adam)
+    if arg == "smoke":
+        config.data.length = 4
+        config.model.update({"width": 4, "depth": 1, "heads": 2})
+        config.batch_size = 8
+        config.estimator.layerwise = False  # one program in place of nine
+        config.num_steps = config.log_every = config.checkpoint_every = 1
+    return config.lock()

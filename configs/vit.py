@@ -1,0 +1,71 @@
+"""Handwritten digits (8 x 8) by node perturbation: a small vision transformer.
+
+    bpfree-train --config=configs/vit.py --workdir=runs/vit
+
+Patches of 2 x 2 pixels, 16 of them, through two blocks of attention (4 heads) and MLP, 32
+numbers wide. Noise stands behind every Dense layer, one layer at a time, so that query,
+key, value, and each sum on the residual stream have a signal of their own, and nothing is
+carried from one layer to another.
+
+Arms: `vit.py:feedback` (learned feedback), `vit.py:bp` (backprop, the twin),
+`vit.py:frozen` (backprop on the last layer alone, the control); and `vit.py:smoke` (one
+step on tiny shapes, seconds). Seeds: `--config.seed=1`.
+
+Test accuracy (355 images) of seeds 0 to 2, each by the command above; mean and standard
+deviation; CPU seconds from start to end, compilation included; JAX 0.10.2, two CPU cores
+beside other jobs:
+
+    node perturbation  .9183 .9268 .9127  .919 +- .007   49 s
+    feedback           .9831 .9887 .9803  .984 +- .004   37 s
+    bp                 .9775 .9859 .9859  .983 +- .005   17 s
+    frozen             .7859 .8000 .7972  .794 +- .008   17 s
+
+Feedback closes the gap between control and twin (100 %), node perturbation 66 % of it.
+One image is worth .0028. The control has a rate of its own, the best of 3e-3, 3e-2 and
+1e-1 on validation (its edge; seed 0); node perturbation the better one of 3e-3 and 1e-2,
+which feedback and bp take as it is.
+"""
+
+from ml_collections import ConfigDict
+
+_ARMS = {
+    "": ("node_perturbation", {"num_samples": 2, "sigma": 0.01, "layerwise": True}),
+    "feedback": ("learned_feedback", {}),
+    "bp": ("backprop", {}),
+    "frozen": ("backprop", {}),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Digits by a vision transformer; arg: "feedback", "bp", "frozen" or "smoke"."""
+    if arg not in (*_ARMS, "smoke"):
+        raise ValueError(
+            f"unknown argument {arg!r}; the choices are feedback, bp, frozen, smoke, or "
+            "none at all"
+        )
+    name, kwargs = _ARMS.get(arg, _ARMS[""])
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {"name": "digits", "shift": 0.5, "pixel_noise": 0.1}
+    config.model = {"name": "vit", "image": (8, 8, 1), "patch": 2}
+    config.model.update({"width": 32, "depth": 2, "heads": 4})
+    config.mesh = ""
+    config.batch_size = 64
+    config.num_steps = 1500
+    config.log_every = 100
+    config.checkpoint_every = 500
+    config.diagnostics = {"every": 0, "repeats": 8}
+    config.estimator = kwargs
+    rate = 1e-1 if arg == "frozen" else 3e-3
+    config.schedule = {"init_value": rate, "decay_steps": config.get_ref("num_steps")}
+    adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
+    if arg == "frozen":
+        layers = {"Dense_0": True, "Block_0": True, "Block_1": True, "Dense_1": False}
+        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": layers})
+    config.chain = ((name, "estimator"), adam)
+    if arg == "smoke":
+        config.model.update({"patch": 4, "width": 4, "depth": 1, "heads": 2})
+        config.estimator.layerwise = False  # one program in place of nine
+        config.batch_size = 8
+        config.num_steps = config.log_every = config.checkpoint_every = 1
+    return config.lock()
