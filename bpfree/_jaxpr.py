@@ -171,11 +171,20 @@ Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """visit(site, y, deltas) -> (value behind the tag, {name: what to hand out})."""
 
 
+def plain_scan(body, consts, carry, xs, **options):
+    """`lax.scan` of `body(consts, carry, x)`."""
+    return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
+
+
 class Run(NamedTuple):
-    """One evaluation: what to do at tags, and values already known from `prefix`."""
+    """One evaluation: what to do at tags, and values already known from `prefix`.
+
+    `scan` evaluates loops with tags inside; its arguments are those of `plain_scan`.
+    """
 
     visit: Visit
     known: Known = {}
+    scan: Callable[..., tuple[Any, Any]] = plain_scan
 
 
 def run(
@@ -341,11 +350,15 @@ def _run_scan(spec, eqn, invals, sites, deltas):
     jaxpr, closed = body_of(eqn)
     consts, carry, xs = split_scan(eqn.params, invals)
 
-    def body(carry, xs_and_deltas):
+    def body(consts, carry, xs_and_deltas):
+        closed, consts = consts
         xs, deltas = xs_and_deltas
         outs, taps = run(spec, jaxpr, closed, [*consts, *carry, *xs], sites, deltas)
         return outs[: len(carry)], (outs[len(carry) :], taps)
 
     options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    carry, (ys, taps) = lax.scan(body, list(carry), (list(xs), deltas), **options)
+    scan = plain_scan if eqn.effects else spec.scan
+    carry, (ys, taps) = scan(
+        body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options
+    )
     return [*carry, *ys], taps

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr
+from bpfree import _jaxpr, timewise
 from bpfree._jaxpr import MAPPED, Run, Site
 
 NodeTree = dict[str, jax.Array]
@@ -129,9 +129,11 @@ def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
 def cut(program: Program, args, deltas: NodeTree | None = None):
     """(output of loss_fn, {node: y}) with no derivative across a node.
 
-    In a clean pass the values at the holds are handed out too.
+    In a clean pass the values at the holds are handed out too. Loops are differentiated
+    at all steps at once where the nodes cut one step from the next (`timewise`).
     """
-    return evaluate(program, Run(adding(program, lax.stop_gradient)), args, deltas)
+    spec = Run(adding(program, lax.stop_gradient), scan=timewise.scan)
+    return evaluate(program, spec, args, deltas)
 
 
 def cut_vjp(program: Program, args):
