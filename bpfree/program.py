@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpfree import _jaxpr, timewise
+from bpfree._conv import inputs_first
 from bpfree._jaxpr import MAPPED, Run, Site
 
 NodeTree = dict[str, jax.Array]
@@ -155,7 +156,7 @@ def cut_vjp(program: Program, args):
             name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
             for name, y in values.items()
         }
-        return vjp((share * behind_last, cotangents))[0]
+        return inputs_first(vjp)((share * behind_last, cotangents))[0]
 
     return out, values, pull
 
