@@ -31,6 +31,7 @@ class Site(NamedTuple):
     batch_axis: int | None  # MAPPED until a vmap has said which
     shape: tuple[int, ...]
     dtype: Any
+    steps: int = 0  # leading axes that loops around the tag have added
 
     @property
     def example_axes(self) -> tuple[int, ...]:
@@ -125,7 +126,8 @@ def _sites_inside(eqn) -> list[Site]:
 def _stacked(site: Site, length: int) -> Site:
     axis = site.batch_axis
     moved = axis + 1 if isinstance(axis, int) else axis
-    return site._replace(batch_axis=moved, shape=(length, *site.shape))
+    shape = (length, *site.shape)
+    return site._replace(batch_axis=moved, shape=shape, steps=site.steps + 1)
 
 
 def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:

@@ -214,7 +214,11 @@ def _known(program, args, moved, clean) -> _jaxpr.Known:
 
 
 def adding(program: Program, behind=lambda y: y, tap=True):
-    """Visit that adds deltas at the active nodes, and keeps constant what is held."""
+    """Visit that adds deltas at the active nodes, and keeps constant what is held.
+
+    A delta is an array, or a `jax.tree_util.Partial` that makes it at the node, of its
+    value; in loops the leaves of both have the steps in front.
+    """
 
     def visit(site, y, deltas):
         if site.kind == "hold":
@@ -224,7 +228,8 @@ def adding(program: Program, behind=lambda y: y, tap=True):
             return y, {}
         value = behind(y)
         if site.name in deltas:
-            value = value + deltas[site.name].astype(y.dtype)
+            delta = deltas[site.name]
+            value = value + (delta(y) if callable(delta) else delta).astype(y.dtype)
         return value, ({site.name: y} if tap else {})
 
     return visit

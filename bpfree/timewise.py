@@ -1,4 +1,4 @@
-"""`lax.scan` whose derivative is taken at all steps at once, where no step waits for another.
+"""`lax.scan` whose derivative is taken at all steps at once, where none needs the next.
 
     carry_t, y_t = body(consts, carry_{t-1}, x_t)
 
@@ -6,7 +6,7 @@ With the graph cut at the nodes, the derivative of a recurrent cell stops inside
 carry_t does not move with the parameters, because every path from them to it crosses a
 node. The steps are then apart given the carries, and
 
-    dy_t = d body(consts, carry_{t-1}, x_t) . (dconsts, dx_t)      at all t, under one vmap
+    dy_t = d body(consts, carry_{t-1}, x_t) . (dconsts, dx_t)          at all t, by vmap
 
 whose transpose has one product per kernel, over (time x batch), in the place of a reverse
 loop of T small ones. Kept are the carries and what the derivative reads of the inputs.
@@ -27,12 +27,16 @@ from bpfree import _jaxpr
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def scan(body: Body, consts, carry, xs, **options) -> tuple[Any, Any]:
+def scan(
+    body: Body, consts, carry, xs, segment: int | None = None, **options
+) -> tuple[Any, Any]:
     """`lax.scan(partial(body, consts), carry, xs, **options)`; see the module docstring.
 
     Args:
-      body: `(consts, carry, x) -> (carry, y)`; closes over nothing that is differentiated.
+      body: `(consts, carry, x) -> (carry, y)`; it closes over nothing that moves.
       consts, carry, xs: trees of arrays; xs with the steps in front.
+      segment: steps taken at once; what one of them computes on the way is then made
+        again for the derivative, and not kept. None: all.
       options: of `lax.scan`.
     """
 
@@ -48,7 +52,11 @@ def scan(body: Body, consts, carry, xs, **options) -> tuple[Any, Any]:
         return (last, ys), carries
 
     def side_by_side(consts, carries, xs):
-        return jax.vmap(lambda c, x: body(consts, c, x)[1], (0, 0))(carries, xs)
+        if segment is None:
+            return jax.vmap(lambda c, x: body(consts, c, x)[1])(carries, xs)
+        step = jax.checkpoint(lambda consts, c, x: body(consts, c, x)[1])
+        apart = lambda both: step(consts, *both)  # noqa: E731
+        return lax.map(apart, (carries, xs), batch_size=segment)
 
     def derivative(primals, tangents):
         moving = _moving(tangents)
