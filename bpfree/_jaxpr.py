@@ -181,12 +181,14 @@ def plain_scan(body, consts, carry, xs, **options):
 class Run(NamedTuple):
     """One evaluation: what to do at tags, and values already known from `prefix`.
 
-    `scan` evaluates loops with tags inside; its arguments are those of `plain_scan`.
+    `scan` evaluates loops with tags inside, and `inner_scan` those that stand in a loop or
+    remat themselves; the arguments are those of `plain_scan`.
     """
 
     visit: Visit
     known: Known = {}
     scan: Callable[..., tuple[Any, Any]] = plain_scan
+    inner_scan: Callable[..., tuple[Any, Any]] = plain_scan
 
 
 def run(
@@ -330,9 +332,9 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
     mine = {s.name: deltas[s.name] for s in sites if s.name in deltas}
     if eqn.primitive.name in INLINED:
         return run(spec, jaxpr, consts, invals, sites, mine, path)
-    fresh = spec._replace(known={})
+    fresh = spec._replace(known={}, scan=spec.inner_scan)
     if eqn.primitive.name == "scan":
-        return _run_scan(fresh, eqn, invals, sites, mine)
+        return _run_scan(fresh, spec.scan, eqn, invals, sites, mine)
     options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
 
     def body(invals, deltas):
@@ -348,7 +350,7 @@ def split_scan(params, invals):
     return [list(part) for part in params["ft_in"].update(invals).unpack()]
 
 
-def _run_scan(spec, eqn, invals, sites, deltas):
+def _run_scan(spec, scan, eqn, invals, sites, deltas):
     jaxpr, closed = body_of(eqn)
     consts, carry, xs = split_scan(eqn.params, invals)
 
@@ -359,7 +361,7 @@ def _run_scan(spec, eqn, invals, sites, deltas):
         return outs[: len(carry)], (outs[len(carry) :], taps)
 
     options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    scan = plain_scan if eqn.effects else spec.scan
+    scan = plain_scan if eqn.effects else scan
     carry, (ys, taps) = scan(
         body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options
     )

@@ -133,7 +133,8 @@ def cut(program: Program, args, deltas: NodeTree | None = None):
     In a clean pass the values at the holds are handed out too. Loops are differentiated
     at all steps at once where the nodes cut one step from the next (`timewise`).
     """
-    spec = Run(adding(program, lax.stop_gradient), scan=timewise.scan)
+    visit = adding(program, lax.stop_gradient)
+    spec = Run(visit, scan=timewise.scan, inner_scan=timewise.scan)
     return evaluate(program, spec, args, deltas)
 
 

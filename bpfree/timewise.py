@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
@@ -27,49 +28,96 @@ from bpfree import _jaxpr
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def scan(
-    body: Body, consts, carry, xs, segment: int | None = None, **options
-) -> tuple[Any, Any]:
+def scan(body: Body, consts, carry, xs, **options) -> tuple[Any, Any]:
     """`lax.scan(partial(body, consts), carry, xs, **options)`; see the module docstring.
 
     Args:
       body: `(consts, carry, x) -> (carry, y)`; it closes over nothing that moves.
       consts, carry, xs: trees of arrays; xs with the steps in front.
-      segment: steps taken at once; what one of them computes on the way is then made
-        again for the derivative, and not kept. None: all.
       options: of `lax.scan`.
     """
 
+    def at_all_steps(consts, carries, xs):
+        return jax.vmap(lambda c, x: body(consts, c, x)[1])(carries, xs)
+
+    def first(consts, carry, xs):
+        return with_carries(body, consts, carry, xs, **options)
+
+    return _apart(body, first, at_all_steps, options)(consts, carry, xs)
+
+
+def with_carries(body: Body, consts, carry, xs, **options):
+    """`((last carry, ys), carries)`: of every step the carry before it."""
+
+    def step(carry, x):
+        new, y = body(consts, carry, x)
+        return new, (carry, y)
+
+    last, (carries, ys) = lax.scan(step, carry, xs, **options)
+    return (last, ys), carries
+
+
+def in_segments(done, segment: int) -> Callable[..., tuple[Any, Any]]:
+    """A `scan` like the one above, for a loop that has been run before.
+
+    Its steps are taken `segment` at a time; what one computes on the way is made again
+    for the derivative, and not kept.
+
+    Args:
+      done: what `with_carries` returned of the same loop. Its first ys are returned; the
+        second, which may be others, are computed here: `body` returns pairs.
+    """
+    (last, (outs, _)), carries = done
+
+    def scan(body: Body, consts, carry, xs, **options):
+        length = jax.tree.leaves(carries)[0].shape[0]
+        whole = length // segment * segment
+
+        def some(consts, carries, xs, start, size):
+            cut = lambda a: lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
+            step = lambda c, x: body(consts, c, x)[1][1]  # noqa: E731
+            return jax.vmap(step)(*jax.tree.map(cut, (carries, xs)))
+
+        some = jax.checkpoint(some, static_argnums=4)
+
+        def at_all_steps(consts, carries, xs):
+            parts = []
+            if whole:
+                starts = jnp.arange(0, whole, segment)
+                many = lambda start: some(consts, carries, xs, start, segment)  # noqa: E731
+                joined = lambda a: a.reshape(whole, *a.shape[2:])  # noqa: E731
+                parts.append(jax.tree.map(joined, lax.map(many, starts)))
+            if whole < length:
+                parts.append(some(consts, carries, xs, whole, length - whole))
+            found = jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+            return outs, found
+
+        def first(consts, carry, xs):
+            return (last, at_all_steps(consts, carries, xs)), carries
+
+        return _apart(body, first, at_all_steps, options)(consts, carry, xs)
+
+    return scan
+
+
+def _apart(body: Body, first, at_all_steps, options):
+    """A loop with the derivative of `at_all_steps`, if its carry does not move."""
+
     def looped(consts, carry, xs):
         return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
-
-    def with_carries(consts, carry, xs):
-        def step(carry, x):
-            new, y = body(consts, carry, x)
-            return new, (carry, y)
-
-        last, (carries, ys) = lax.scan(step, carry, xs, **options)
-        return (last, ys), carries
-
-    def side_by_side(consts, carries, xs):
-        if segment is None:
-            return jax.vmap(lambda c, x: body(consts, c, x)[1])(carries, xs)
-        step = jax.checkpoint(lambda consts, c, x: body(consts, c, x)[1])
-        apart = lambda both: step(consts, *both)  # noqa: E731
-        return lax.map(apart, (carries, xs), batch_size=segment)
 
     def derivative(primals, tangents):
         moving = _moving(tangents)
         if _carry_moves(body, primals, moving):
             return _jvp(looped, primals, tangents, moving)
-        (last, ys), carries = with_carries(*primals)
+        (last, ys), carries = first(*primals)
         consts, _, xs = primals
-        _, dys = _jvp(side_by_side, (consts, carries, xs), tangents, moving)
+        _, dys = _jvp(at_all_steps, (consts, carries, xs), tangents, moving)
         return (last, ys), (jax.tree.map(_still, last), dys)
 
-    run = jax.custom_jvp(looped)
+    run = jax.custom_jvp(lambda *args: first(*args)[0])
     run.defjvp(derivative, symbolic_zeros=True)
-    return run(consts, carry, xs)
+    return run
 
 
 def _moving(tangents) -> list[bool]:

@@ -4,12 +4,11 @@
     signals    s_t = 1 / (B K sigma) sum_k (L_k - c_k) eps_kt, eps_kt drawn again
     gradient   sum over t of pull_t(s_t), a segment of steps at a time
 
-Between the two a sample keeps its losses only. What stays of all steps is what the clean
-pass must keep: the carries, inputs and outputs of its loops. The pull makes a clean pass of
-its own, so that no node value is kept either.
+Between the two a sample keeps its losses only. What stays of all steps is what a clean
+pass leaves: the carries, inputs and outputs of its loops, and no node value.
 """
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +27,20 @@ SEGMENT = 16  # steps of a loop that are pulled side by side
 
 def estimate(run: _runs.Run):
     """(gradient, losses of the clean pass, aux, {node: rms of its values})."""
-    out, values = _program.evaluate(run.program, _jaxpr.Run(_sizes(run.program)), run.args)
+    loops: list[Any] = []
+
+    def keeping(*args, **options):
+        loops.append(timewise.with_carries(*args, **options))
+        return loops[-1][0]
+
+    spec = _jaxpr.Run(_sizes(run.program), scan=keeping)
+    out, values = _program.evaluate(run.program, spec, run.args)
     clean, aux = _program.split_aux(out)
     noisy = run.program.holding(values)
     sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
     (part,) = _runs.split(run._replace(program=noisy, clean=clean, values=sizes))
-    return _pulled(run, _signals(part, _weights(part))), clean, aux, sizes
+    gradient = _pulled(run, _signals(part, _weights(part)), loops)
+    return gradient, clean, aux, sizes
 
 
 def _sizes(program: _program.Program):
@@ -128,7 +135,7 @@ def _repeated(sigma, lead):
     return jnp.broadcast_to(sigma, (*lead, *sigma.shape))
 
 
-def _pulled(run: _runs.Run, signals):
+def _pulled(run: _runs.Run, signals, loops):
     """d/dparams of sum_t <y_t, s_t> + the mean loss, with the graph cut at the nodes."""
     plain = _program.adding(run.program, lax.stop_gradient)
 
@@ -139,7 +146,11 @@ def _pulled(run: _runs.Run, signals):
         signal = lax.stop_gradient(signals[site.name](y)).astype(y.dtype)
         return value, {site.name: (y * signal).sum()}
 
-    spec = _jaxpr.Run(visit, scan=partial(timewise.scan, segment=SEGMENT))
+    def again(*args, **options):
+        return timewise.in_segments(next(upcoming), SEGMENT)(*args, **options)
+
+    upcoming = iter(loops)
+    spec = _jaxpr.Run(visit, scan=again)
 
     def surrogate(params):
         args = (params, *run.args[1:])
