@@ -1,9 +1,9 @@
-"""Convolutions in the one layout that XLA's CPU backend runs fast inside loops.
+"""Products in the one layout that XLA's CPU backend runs fast, or without a copy.
 
 Autodiff writes a weight gradient as a convolution with exchanged dimension numbers.
 Outside loops XLA brings it into its own layout; inside a `while` body it does not, and
 falls back to plain loops, some 45 times slower (BUILD_NOTES). Transposing by hand gives
-both the same speed.
+both the same speed. Of a dense layer's weight gradient over time and batch it copies a factor.
 """
 
 from collections.abc import Callable
