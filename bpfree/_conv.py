@@ -3,7 +3,8 @@
 Autodiff writes a weight gradient as a convolution with exchanged dimension numbers.
 Outside loops XLA brings it into its own layout; inside a `while` body it does not, and
 falls back to plain loops, some 45 times slower (BUILD_NOTES). Transposing by hand gives
-both the same speed. Of a dense layer's weight gradient over time and batch it copies a factor.
+both the same speed. Of a dense layer's weight gradient over time and batch, it copies a
+factor.
 """
 
 from collections.abc import Callable

@@ -181,8 +181,8 @@ def plain_scan(body, consts, carry, xs, **options):
 class Run(NamedTuple):
     """One evaluation: what to do at tags, and values already known from `prefix`.
 
-    `scan` evaluates loops with tags inside, and `inner_scan` those that stand in a loop or
-    remat themselves; the arguments are those of `plain_scan`.
+    `scan` evaluates loops with tags inside, `inner_scan` those within a loop or remat;
+    the arguments are those of `plain_scan`.
     """
 
     visit: Visit

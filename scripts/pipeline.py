@@ -1,10 +1,10 @@
-"""Layers on the devices of a mesh, trained with nothing running back: collectives counted.
+"""Layers on the devices of a mesh, with nothing running back: the collectives counted.
 
     python scripts/pipeline.py [--width=64 --batch=64 --parts=8 --samples=8]
 
 Eight equal layers stand on eight virtual CPU devices, the axis `stage` of a mesh. A batch
-goes through in parts: at tick t device s holds part t - s and passes its activations on by
-one ppermute. Every device then needs its own clean inputs, its own noise and the losses
+goes through in parts: at tick t device s holds part t - s, and one ppermute passes the
+activations on. Every device then needs its own clean inputs, its own noise and the losses
 (one psum) for its weight gradient; backprop's error signals go all the way back. Loops
 are unrolled for the count, so that each collective in the program runs once.
 """

@@ -65,6 +65,7 @@ def test_estimates_of_the_devices_are_right_on_average():
     assert found.passed, found
 
 
+@pytest.mark.slow
 def test_the_credit_of_another_part_would_be_seen(monkeypatch):
     def late(centred, node):
         return jnp.roll(rule(centred, node), 1, 1)

@@ -1,4 +1,4 @@
-"""Weight gradients of scanned layers at all steps at once, and noise drawn step by step."""
+"""Weight gradients of loops at all steps at once, and noise drawn step by step."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import bpfree
-from bpfree import _jaxpr, timewise
+from bpfree import _jaxpr, program, timewise
 from bpfree.estimators import redrawn
 from bpfree.models import recurrent
 from tests import problems, programs
@@ -22,41 +22,40 @@ KERNELS = {"rnn": 2, "gru": 6, "lstm": 8}
 
 class Cells(nn.Module):
     cell: str
-    lengths: tuple[int, ...] | None
-    dtype: type = jnp.float64
 
     @nn.compact
     def __call__(self, x):
-        lengths = None if self.lengths is None else jnp.array(self.lengths, jnp.int32)
-        cell = recurrent.CELLS[self.cell](3, param_dtype=self.dtype)
-        y = nn.RNN(cell)(x, seq_lengths=lengths)
-        return nn.Dense(2, param_dtype=self.dtype)(y.sum(1))
+        cell = recurrent.CELLS[self.cell](3, param_dtype=jnp.float64)
+        y = nn.RNN(cell)(x, seq_lengths=jnp.array([4, 2, 1], jnp.int32))
+        return nn.Dense(2, param_dtype=jnp.float64)(y.sum(1))
 
 
-def pulled(loss_fn, params, batch, signals):
-    return bpfree.pullback(loss_fn)(params, batch)[2](signals)
-
-
-@pytest.mark.parametrize("lengths", [None, (4, 2, 1)], ids=["all", "lengths"])
 @pytest.mark.parametrize("cell", KERNELS)
-def test_one_product_for_each_kernel_and_no_loop(cell, lengths, monkeypatch):
+def test_one_product_for_each_kernel_and_no_loop(cell, monkeypatch):
     x = jax.random.normal(jax.random.key(0), (3, 4, 2), jnp.float64)
     batch = {"x": x, "label": jnp.arange(3) % 2}
-    model = Cells(cell, lengths)
-    params = model.init(jax.random.key(1), x)["params"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    loss_fn = bpfree.supervised(model, cross_entropy)
-    with jax.numpy_dtype_promotion("standard"):
+    loss_fn = bpfree.supervised(Cells(cell), cross_entropy)
+    texts = []
+
+    def pulled(params):
         _, values, pull = bpfree.pullback(loss_fn)(params, batch)
         signals = jax.tree.map(jnp.cos, values)
-        program = str(jax.make_jaxpr(pull)(signals))
-        found = pull(signals)
+        texts.append(str(jax.make_jaxpr(pull)(signals)))
+        return pull(signals)
+
+    @jax.jit
+    def both():
+        params = Cells(cell).init(jax.random.key(1), x)["params"]
+        apart = pulled(params)
         monkeypatch.setattr(timewise, "scan", _jaxpr.plain_scan)
-        _, _, backwards = bpfree.pullback(loss_fn)(params, batch)
-        assert "scan" in str(jax.make_jaxpr(backwards)(signals))
-        assert_close(found, backwards(signals), rtol=1e-12, atol=1e-14)
-    assert "scan" not in program and "while" not in program
-    assert program.count("dot_general") == KERNELS[cell] + 1
+        return apart, pulled(params)
+
+    with jax.numpy_dtype_promotion("standard"):
+        assert_close(*both(), rtol=1e-12, atol=1e-14)
+    assert "scan" not in texts[0] and "while" not in texts[0]
+    assert texts[0].count("dot_general") == KERNELS[cell] + 1
+    assert "scan" in texts[1]
 
 
 def tied(params, h, x):
@@ -87,8 +86,14 @@ def learned_start(params, batch):
 
 
 def loops_back(loss_fn):
-    _, values, pull = bpfree.pullback(loss_fn)(PARAMS, programs.SEQUENCES)
-    return "scan" in str(jax.make_jaxpr(pull)(values))
+    found = []
+
+    def traced(params, batch):
+        _, values, pull = bpfree.pullback(loss_fn)(params, batch)
+        found.append(str(jax.make_jaxpr(pull)(values)))
+
+    jax.eval_shape(traced, PARAMS, programs.SEQUENCES)
+    return "scan" in found[0]
 
 
 @pytest.mark.parametrize(
@@ -125,32 +130,58 @@ def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
 # ------------------------------------------------------------- noise drawn step by step
 
 
-def estimated(loss, batch=programs.SEQUENCES, **options):
-    tx = bpfree.node_perturbation(
-        lambda p, b: loss(p, b), num_samples=16, sigma=1e-3, redraw=True, **options
-    )
-    gate = gates.mean_gate(
-        problems.estimates(tx, PARAMS, batch, repeats=1024),
-        problems.gradient(loss, PARAMS, batch),
-    )
-    assert gate.error < 0.06, gate
-    return gate
-
-
 @pytest.mark.parametrize(
     "loss, options",
     [
-        (programs.recurrent, {}),
         (programs.scanned_layers, {"antithetic": True}),
         (functools.partial(programs.recurrent, body=leaky, reverse=True), {}),
     ],
-    ids=["recurrent", "layers_antithetic", "leaky_reversed"],
+    ids=["layers", "leaky"],
 )
-def test_redrawn_estimates_are_right_on_average(loss, options, monkeypatch):
+def test_signals_made_at_the_steps_pull_as_arrays_do(loss, options, monkeypatch):
+    def both(run, signals, loops):
+        _, values, pull = program.cut_vjp(run.program, run.args)
+        arrays = {}
+        for site in run.program.nodes:
+            make = lambda signal, y: signal(y).astype(y.dtype)  # noqa: E731
+            for _ in range(site.steps):
+                make = jax.vmap(make)
+            if site.name in signals:
+                arrays[site.name] = make(signals[site.name], values[site.name])
+        return in_segments(run, signals, loops), pull(arrays)
+
+    in_segments = redrawn._pulled
+    monkeypatch.setattr(redrawn, "_pulled", both)
     monkeypatch.setattr(redrawn, "SEGMENT", 3)  # of four steps: the last stands alone
-    assert estimated(loss, **options).passed
+    tx = bpfree.node_perturbation(
+        lambda p, b: loss(p, b), num_samples=4, chunk_size=2, redraw=True, **options
+    )
+
+    @jax.jit
+    def run(params, batch):
+        key, state = jax.random.key(0), tx.init(params)
+        return tx.estimator.estimate(key, params, batch, state).gradient
+
+    assert_close(*run(PARAMS, programs.SEQUENCES), rtol=1e-9, atol=1e-12)
 
 
+def gate_of_redrawn():
+    loss = programs.recurrent
+    tx = bpfree.node_perturbation(
+        lambda p, b: loss(p, b), num_samples=16, sigma=1e-3, redraw=True
+    )
+    return gates.mean_gate(
+        problems.estimates(tx, PARAMS, programs.SEQUENCES, repeats=512),
+        problems.gradient(loss, PARAMS, programs.SEQUENCES),
+    )
+
+
+def test_redrawn_estimates_are_right_on_average():
+    gate = gate_of_redrawn()
+    assert gate.error < 0.08 and gate.passed, gate
+
+
+@pytest.mark.slow
 def test_other_noise_in_the_second_draw_would_be_seen(monkeypatch):
     def other(run, site, draw):
         nonlocal calls
@@ -159,13 +190,37 @@ def test_other_noise_in_the_second_draw_would_be_seen(monkeypatch):
 
     keys, calls = redrawn._keys, 0
     monkeypatch.setattr(redrawn, "_keys", other)
-    assert not estimated(programs.recurrent).passed
+    assert not gate_of_redrawn().passed
+
+
+def memory(tx, params, batch):
+    """XLA's scratch bytes of an update; nothing is run."""
+
+    def update(params, batch):
+        return tx.update(None, tx.init(params), params, batch=batch)[0]
+
+    program = jax.jit(update).lower(params, batch).compile()
+    return program.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.usefixtures("optimized")
-def test_memory_is_a_quarter_of_that_of_backprop_through_time():
-    """A GRU over 1,024 steps, as XLA compiles it; nothing is run."""
-    model = recurrent.Model(2, cell="gru", hidden=32)
+def test_what_is_kept_of_all_steps():
+    """Inputs, outputs and carries, whatever the number of nodes and samples."""
+    steps, size, width = 512, 16, 32
+    params = problems.mlp_params(jnp.float32, width)
+    x = jax.ShapeDtypeStruct((size, steps, width), jnp.float32)
+    batch = {"x": x, "t": jax.ShapeDtypeStruct((size, width), jnp.float32)}
+    tx = bpfree.node_perturbation(
+        programs.recurrent, num_samples=8, chunk_size=1, redraw=True
+    )
+    assert memory(tx, params, batch) < 3.2 * x.size * 4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_memory_is_a_quarter_of_that_of_backprop_through_time(cell):
+    model = recurrent.Model(2, cell=cell, hidden=32)
     x = jax.ShapeDtypeStruct((16, 1024, 32), jnp.float32)
     batch = {"x": x, "label": jax.ShapeDtypeStruct((16,), jnp.int32)}
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -173,15 +228,8 @@ def test_memory_is_a_quarter_of_that_of_backprop_through_time():
     with jax.numpy_dtype_promotion("standard"):
         params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
         tx = bpfree.node_perturbation(loss_fn, num_samples=4, chunk_size=1, redraw=True)
-
-        def memory(tx):
-            def update(params, batch):
-                return tx.update(None, tx.init(params), params, batch=batch)[0]
-
-            program = jax.jit(update).lower(params, batch).compile()
-            return program.memory_analysis().temp_size_in_bytes
-
-        assert memory(tx) <= memory(bpfree.backprop(loss_fn)) / 4
+        ours = memory(tx, params, batch)
+        assert ours <= memory(bpfree.backprop(loss_fn), params, batch) / 4
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def estimate(run: _runs.Run):
 
 
 def _sizes(program: _program.Program):
-    """Visit of a clean pass that hands out the rms of the nodes, in loops of each step."""
+    """Visit of a clean pass that hands out the rms of nodes, at each step of loops."""
     plain = _program.adding(program)
 
     def visit(site, y, deltas):
