@@ -134,7 +134,11 @@ def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
     "loss, options",
     [
         (programs.scanned_layers, {"antithetic": True}),
-        (functools.partial(programs.recurrent, body=leaky, reverse=True), {}),
+        pytest.param(
+            functools.partial(programs.recurrent, body=leaky, reverse=True),
+            {},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["layers", "leaky"],
 )
@@ -166,7 +170,7 @@ def test_signals_made_at_the_steps_pull_as_arrays_do(loss, options, monkeypatch)
 
 
 def gate_of_redrawn():
-    loss = programs.recurrent
+    loss = programs.recurrent_per_example
     tx = bpfree.node_perturbation(
         lambda p, b: loss(p, b), num_samples=16, sigma=1e-3, redraw=True
     )
@@ -211,7 +215,7 @@ def test_what_is_kept_of_all_steps():
     x = jax.ShapeDtypeStruct((size, steps, width), jnp.float32)
     batch = {"x": x, "t": jax.ShapeDtypeStruct((size, width), jnp.float32)}
     tx = bpfree.node_perturbation(
-        programs.recurrent, num_samples=8, chunk_size=1, redraw=True
+        programs.recurrent_per_example, num_samples=8, chunk_size=1, redraw=True
     )
     assert memory(tx, params, batch) < 3.2 * x.size * 4
 
