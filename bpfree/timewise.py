@@ -69,13 +69,12 @@ def in_segments(done, segment: int) -> Callable[..., tuple[Any, Any]]:
     """
     (last, (outs, _)), carries = done
 
-    def scan(body: Body, consts, carry, xs, **options):
-        length = jax.tree.leaves(carries)[0].shape[0]
+    def scan(body: Body, consts, carry, xs, length: int, **options):
         whole = length // segment * segment
 
         def some(consts, carries, xs, start, size):
             cut = lambda a: lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
-            step = lambda c, x: body(consts, c, x)[1][1]  # noqa: E731
+            step = lambda c, x: body(consts, c, x)[1]  # noqa: E731
             return jax.vmap(step)(*jax.tree.map(cut, (carries, xs)))
 
         some = jax.checkpoint(some, static_argnums=4)
@@ -89,12 +88,12 @@ def in_segments(done, segment: int) -> Callable[..., tuple[Any, Any]]:
                 parts.append(jax.tree.map(joined, lax.map(many, starts)))
             if whole < length:
                 parts.append(some(consts, carries, xs, whole, length - whole))
-            found = jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-            return outs, found
+            return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
         def first(consts, carry, xs):
-            return (last, at_all_steps(consts, carries, xs)), carries
+            return (last, (outs, at_all_steps(consts, carries, xs)[1])), carries
 
+        options["length"] = length
         return _apart(body, first, at_all_steps, options)(consts, carry, xs)
 
     return scan
@@ -108,12 +107,18 @@ def _apart(body: Body, first, at_all_steps, options):
 
     def derivative(primals, tangents):
         moving = _moving(tangents)
-        if _carry_moves(body, primals, moving):
+        carry_moves, y_moves = _reached(body, primals, moving)
+        if any(carry_moves) or not jax.tree.leaves(primals[1:]):
             return _jvp(looped, primals, tangents, moving)
         (last, ys), carries = first(*primals)
         consts, _, xs = primals
         _, dys = _jvp(at_all_steps, (consts, carries, xs), tangents, moving)
-        return (last, ys), (jax.tree.map(_still, last), dys)
+        leaves, tree = jax.tree.flatten(ys)
+        dys = [
+            dy if moves else _still(y)
+            for y, dy, moves in zip(leaves, jax.tree.leaves(dys), y_moves, strict=True)
+        ]
+        return (last, ys), (jax.tree.map(_still, last), jax.tree.unflatten(tree, dys))
 
     run = jax.custom_jvp(lambda *args: first(*args)[0])
     run.defjvp(derivative, symbolic_zeros=True)
@@ -134,19 +139,21 @@ def _still(x):
     return zero_from_primal(x, symbolic_zeros=True)
 
 
-def _carry_moves(body: Body, primals, moving: list[bool]) -> bool:
-    """Whether one step moves its carry along what moves."""
+def _reached(body: Body, primals, moving: list[bool]) -> tuple[list[bool], list[bool]]:
+    """Which leaves of the new carry, and which of y, one step moves along what moves."""
     consts, carry, xs = primals
-    if any(moving[len(jax.tree.leaves(consts)) :][: len(jax.tree.leaves(carry))]):
-        return True
 
     def step(primals, tangents):
-        return _jvp(lambda *args: body(*args)[0], primals, tangents, moving)[1]
+        return _jvp(body, primals, tangents, moving)[1]
 
     one = consts, carry, jax.tree.map(lambda x: x[0], xs)
     jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(step)(one, one))
-    _, used = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))
-    return any(used[len(used) // 2 :])
+    ends = range(len(jaxpr.outvars))
+    used = [_jaxpr.dce(jaxpr, [i == j for j in ends])[1] for i in ends]
+    found = [any(of_end[len(of_end) // 2 :]) for of_end in used]
+    n, first = len(jax.tree.leaves(carry)), len(jax.tree.leaves(consts))
+    from_start = moving[first : first + n]
+    return [a or b for a, b in zip(found[:n], from_start, strict=True)], found[n:]
 
 
 def _jvp(function, primals, tangents, moving: list[bool]):

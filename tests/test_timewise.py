@@ -69,6 +69,12 @@ def leaky(params, h, x):
     return h, h
 
 
+def scaled(params, h, x):
+    """What the loop returns moves behind the node, and its carry does not."""
+    h = programs.layer(params["w1"], x, "x") + programs.layer(params["w2"], h, "h")
+    return h, params["scale"] * h
+
+
 def without_node(params, h, x):
     h = jnp.tanh(bpfree.node(x @ params["w1"], "x") + h @ params["w2"])
     return h, h
@@ -100,11 +106,12 @@ def loops_back(loss_fn):
     "loss, back",
     [
         (functools.partial(programs.recurrent, body=tied), False),
+        (functools.partial(programs.recurrent, body=scaled), False),
         (functools.partial(programs.recurrent, body=leaky), True),
         (functools.partial(programs.recurrent, body=without_node), True),
         (learned_start, True),
     ],
-    ids=["tied", "leaky", "without_node", "learned_start"],
+    ids=["tied", "scaled", "leaky", "without_node", "learned_start"],
 )
 def test_a_loop_runs_back_only_where_a_block_spans_the_steps(loss, back):
     def positional(params, batch):
@@ -119,7 +126,12 @@ def test_a_loop_runs_back_only_where_a_block_spans_the_steps(loss, back):
 
 
 def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
-    monkeypatch.setattr(timewise, "_carry_moves", lambda *_: False)
+    reached = timewise._reached
+
+    def nothing_carried(*args):
+        return [], reached(*args)[1]
+
+    monkeypatch.setattr(timewise, "_reached", nothing_carried)
     loss = functools.partial(programs.recurrent, body=leaky)
     found, truth = problems.pulled_and_truth(
         lambda p, b: loss(p, b), PARAMS, programs.SEQUENCES
@@ -133,14 +145,15 @@ def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
 @pytest.mark.parametrize(
     "loss, options",
     [
-        (programs.scanned_layers, {"antithetic": True}),
+        (functools.partial(programs.recurrent, body=scaled), {"antithetic": True}),
+        pytest.param(programs.scanned_layers, {}, marks=pytest.mark.slow),
         pytest.param(
             functools.partial(programs.recurrent, body=leaky, reverse=True),
             {},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["layers", "leaky"],
+    ids=["scaled", "layers", "leaky"],
 )
 def test_signals_made_at_the_steps_pull_as_arrays_do(loss, options, monkeypatch):
     def both(run, signals, loops):

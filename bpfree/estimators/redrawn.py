@@ -5,7 +5,8 @@
     gradient   sum over t of pull_t(s_t), a segment of steps at a time
 
 Between the two a sample keeps its losses only. What stays of all steps is what a clean
-pass leaves: the carries, inputs and outputs of its loops, and no node value.
+pass leaves: the carries, inputs and outputs of its loops, and no node value; and for each
+sample a weight per example and a key per node.
 """
 
 from typing import Any
@@ -101,7 +102,7 @@ def _signal(run: _runs.Run, site: Site, beside) -> Partial:
             noise = score(plan.draw(key, y.shape, _step_axis(site)))
             return total + sampling.weighted_sum(w, noise), None
 
-        start = jnp.zeros_like(y, jnp.float32)
+        start = _jaxpr.zeros(jax.typeof(y)).astype(jnp.float32)
         return _sigma.times(1 / sigma, lax.scan(add, start, (keys, weights))[0])
 
     lead = site.shape[: site.steps]
