@@ -1,9 +1,10 @@
-"""Convolutions in the one layout that XLA's CPU backend runs fast inside loops.
+"""Products in the one layout that XLA's CPU backend runs fast, or without a copy.
 
 Autodiff writes a weight gradient as a convolution with exchanged dimension numbers.
 Outside loops XLA brings it into its own layout; inside a `while` body it does not, and
 falls back to plain loops, some 45 times slower (BUILD_NOTES). Transposing by hand gives
-both the same speed.
+both the same speed. Of a dense layer's weight gradient over time and batch, it copies a
+factor.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,35 @@ def _bind(eqn, invals) -> list[Any]:
     numbers = lax.ConvDimensionNumbers(channels_last, kernel, channels_last)
     out = eqn.primitive.bind(lhs, rhs, dimension_numbers=numbers, **params)
     return [_arrange(out, channels_last, eqn.params["dimension_numbers"].out_spec)]
+
+
+def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, a pull, with the layer's input on the left of its weight gradients.
+
+    XLA's CPU backend copies the left factor of a product over several axes (time and
+    batch). Autodiff puts the signal there, of which every kernel has its own; the input
+    is the same for all kernels that read it.
+    """
+
+    def swapped(*args):
+        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+        jaxpr, consts = _jaxpr.open_jaxpr(closed)
+        outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), _swap)
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return swapped
+
+
+def _swap(eqn, invals) -> list[Any]:
+    if eqn.primitive is not lax.dot_general_p:
+        return _jaxpr.bind_eqn(eqn, invals)
+    (left, right), batch = eqn.params["dimension_numbers"]
+    if len(left) < 2 or batch[0] or eqn.params["out_sharding"] is not None:
+        return _jaxpr.bind_eqn(eqn, invals)
+    params = eqn.params | {"dimension_numbers": ((right, left), batch)}
+    out = lax.dot_general_p.bind(invals[1], invals[0], **params)
+    free = invals[1].ndim - len(right)
+    return [jnp.moveaxis(out, range(free), range(-free, 0))]
 
 
 def _arrange(x, spec, wanted):

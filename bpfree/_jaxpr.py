@@ -31,6 +31,7 @@ class Site(NamedTuple):
     batch_axis: int | None  # MAPPED until a vmap has said which
     shape: tuple[int, ...]
     dtype: Any
+    steps: int = 0  # leading axes that loops around the tag have added
 
     @property
     def example_axes(self) -> tuple[int, ...]:
@@ -125,7 +126,8 @@ def _sites_inside(eqn) -> list[Site]:
 def _stacked(site: Site, length: int) -> Site:
     axis = site.batch_axis
     moved = axis + 1 if isinstance(axis, int) else axis
-    return site._replace(batch_axis=moved, shape=(length, *site.shape))
+    shape = (length, *site.shape)
+    return site._replace(batch_axis=moved, shape=shape, steps=site.steps + 1)
 
 
 def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:
@@ -171,11 +173,22 @@ Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """visit(site, y, deltas) -> (value behind the tag, {name: what to hand out})."""
 
 
+def plain_scan(body, consts, carry, xs, **options):
+    """`lax.scan` of `body(consts, carry, x)`."""
+    return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
+
+
 class Run(NamedTuple):
-    """One evaluation: what to do at tags, and values already known from `prefix`."""
+    """One evaluation: what to do at tags, and values already known from `prefix`.
+
+    `scan` evaluates loops with tags inside, `inner_scan` those within a loop or remat;
+    the arguments are those of `plain_scan`.
+    """
 
     visit: Visit
     known: Known = {}
+    scan: Callable[..., tuple[Any, Any]] = plain_scan
+    inner_scan: Callable[..., tuple[Any, Any]] = plain_scan
 
 
 def run(
@@ -319,9 +332,9 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
     mine = {s.name: deltas[s.name] for s in sites if s.name in deltas}
     if eqn.primitive.name in INLINED:
         return run(spec, jaxpr, consts, invals, sites, mine, path)
-    fresh = spec._replace(known={})
+    fresh = spec._replace(known={}, scan=spec.inner_scan)
     if eqn.primitive.name == "scan":
-        return _run_scan(fresh, eqn, invals, sites, mine)
+        return _run_scan(fresh, spec.scan, eqn, invals, sites, mine)
     options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
 
     def body(invals, deltas):
@@ -337,15 +350,19 @@ def split_scan(params, invals):
     return [list(part) for part in params["ft_in"].update(invals).unpack()]
 
 
-def _run_scan(spec, eqn, invals, sites, deltas):
+def _run_scan(spec, scan, eqn, invals, sites, deltas):
     jaxpr, closed = body_of(eqn)
     consts, carry, xs = split_scan(eqn.params, invals)
 
-    def body(carry, xs_and_deltas):
+    def body(consts, carry, xs_and_deltas):
+        closed, consts = consts
         xs, deltas = xs_and_deltas
         outs, taps = run(spec, jaxpr, closed, [*consts, *carry, *xs], sites, deltas)
         return outs[: len(carry)], (outs[len(carry) :], taps)
 
     options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    carry, (ys, taps) = lax.scan(body, list(carry), (list(xs), deltas), **options)
+    scan = plain_scan if eqn.effects else scan
+    carry, (ys, taps) = scan(
+        body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options
+    )
     return [*carry, *ys], taps

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr
+from bpfree import _jaxpr, timewise
+from bpfree._conv import inputs_first
 from bpfree._jaxpr import MAPPED, Run, Site
 
 NodeTree = dict[str, jax.Array]
@@ -129,9 +130,12 @@ def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
 def cut(program: Program, args, deltas: NodeTree | None = None):
     """(output of loss_fn, {node: y}) with no derivative across a node.
 
-    In a clean pass the values at the holds are handed out too.
+    In a clean pass the values at the holds are handed out too. Loops are differentiated
+    at all steps at once where the nodes cut one step from the next (`timewise`).
     """
-    return evaluate(program, Run(adding(program, lax.stop_gradient)), args, deltas)
+    visit = adding(program, lax.stop_gradient)
+    spec = Run(visit, scan=timewise.scan, inner_scan=timewise.scan)
+    return evaluate(program, spec, args, deltas)
 
 
 def cut_vjp(program: Program, args):
@@ -153,7 +157,7 @@ def cut_vjp(program: Program, args):
             name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
             for name, y in values.items()
         }
-        return vjp((share * behind_last, cotangents))[0]
+        return inputs_first(vjp)((share * behind_last, cotangents))[0]
 
     return out, values, pull
 
@@ -211,7 +215,11 @@ def _known(program, args, moved, clean) -> _jaxpr.Known:
 
 
 def adding(program: Program, behind=lambda y: y, tap=True):
-    """Visit that adds deltas at the active nodes, and keeps constant what is held."""
+    """Visit that adds deltas at the active nodes, and keeps constant what is held.
+
+    A delta is an array, or a `jax.tree_util.Partial` that makes it at the node, of its
+    value; in loops the leaves of both have the steps in front.
+    """
 
     def visit(site, y, deltas):
         if site.kind == "hold":
@@ -221,7 +229,8 @@ def adding(program: Program, behind=lambda y: y, tap=True):
             return y, {}
         value = behind(y)
         if site.name in deltas:
-            value = value + deltas[site.name].astype(y.dtype)
+            delta = deltas[site.name]
+            value = value + (delta(y) if callable(delta) else delta).astype(y.dtype)
         return value, ({site.name: y} if tap else {})
 
     return visit

@@ -84,7 +84,7 @@ ESTIMATORS = (
         bpfree.node_perturbation,
         contract="aligned",
         parameters=PERTURBATION,
-        extras=("noise", "layerwise", "derivative", "credit", "example_batch"),
+        extras=("noise", "layerwise", "derivative", "redraw", "credit", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),

@@ -30,6 +30,7 @@ def node_perturbation(
     credit: Credit = None,
     layerwise: bool = False,
     derivative: str = "finite_difference",
+    redraw: bool = False,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -76,6 +77,9 @@ def node_perturbation(
       derivative: "finite_difference" (L_k - L_0 of a noisy pass) or "jvp": its first
         order in sigma, exact, by forward-mode autodiff along the noise, for programs that
         have a derivative; sigma is then not used.
+      redraw: inside loops, draw the noise where each step needs it, once more for the
+        signals, and keep none of it: memory does not hold a node's values over all steps.
+        Costs a clean pass and the second draw.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -106,6 +110,7 @@ def node_perturbation(
         credit=credit,
         layerwise=layerwise,
         derivative=derivative,
+        redraw=redraw,
         seed=seed,
         example_batch=example_batch,
     )

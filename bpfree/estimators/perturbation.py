@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from bpfree import _jaxpr, locality, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
+from bpfree.estimators import redrawn
 from bpfree.estimators import runs as _runs
 from bpfree.estimators import sigma as _sigma
 from bpfree.estimators.runs import Run
@@ -87,6 +88,10 @@ def make_estimator(
         if _is_forward_only(run):
             aux, found = None, _noisy(run)
             gradient, value, sizes = found.gradient, found.loss, found.sizes
+        elif settings.redraw:
+            found = Found({})
+            gradient, clean, aux, sizes = redrawn.estimate(run)
+            value = clean.mean()
         else:
             out, values, pull = _program.cut_vjp(program, args)
             clean, aux = _program.split_aux(out)

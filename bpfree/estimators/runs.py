@@ -84,7 +84,7 @@ def signals(run: Run, weights, noise, rule) -> _program.NodeTree:
     score = run.settings.plan.score or (lambda noise: noise)
     return {
         name: _sigma.times(1 / run.sigma[name], rule(w, score(noise[name])))
-        for name, w in _beside(run, weights).items()
+        for name, w in beside(run, weights).items()
     }
 
 
@@ -93,10 +93,11 @@ def slopes(run: Run, weights, noise) -> _program.NodeTree:
     if run.settings.sigma_optimizer is None:
         return {}
     score, nodes = run.settings.plan.score, run.part.nodes
-    return _sigma.slopes(_beside(run, weights), noise, score, nodes)
+    return _sigma.slopes(beside(run, weights), noise, score, nodes)
 
 
-def _beside(run: Run, weights) -> _program.NodeTree:
+def beside(run: Run, weights) -> _program.NodeTree:
+    """{node: weights / B of the samples, by its credit rule}."""
     weights = weights / run.program.losses.size
     return _rules.weights(run.settings.credit, weights, run.part.nodes)
 

@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     sigma_optimizer: optax.GradientTransformation | None
     encode_weights: Encode
     encode_signals: Encode
+    redraw: bool
 
 
 def make_settings(
@@ -60,6 +61,7 @@ def make_settings(
     encode_weights: Encode = None,
     encode_signals: Encode = None,
     own_noise: bool = False,
+    redraw: bool = False,
 ) -> Settings:
     """Check the arguments of a constructor; raises ValueError with the choices.
 
@@ -87,6 +89,17 @@ def make_settings(
             "'clean' and no antithetic pairs; and it is taken at the clean values, so "
             "pairing='clean'"
         )
+    if redraw and (
+        (pairing, derivative, layerwise, sharding, sigma_optimizer)
+        != ("clean", "finite_difference", False, None, None)
+        or baseline == "leave_one_out"
+    ):
+        raise ValueError(
+            "redraw=True keeps one loss of every sample and example, and no noise: it "
+            "takes pairing='clean', derivative='finite_difference', no layerwise=, no "
+            "sharding=, a sigma that is not learned, and another baseline than "
+            "'leave_one_out'"
+        )
     schedule = _layerwise.make_schedule(
         plan, num_samples, chunk_size, sharding, layerwise
     )
@@ -109,6 +122,7 @@ def make_settings(
         sigma_optimizer,
         encode_weights,
         encode_signals,
+        redraw,
     )
 
 

@@ -1,0 +1,161 @@
+"""Noise that is not kept over the steps of a loop: it is drawn twice, step by step.
+
+    losses     L_k, every step of a noisy pass drawing its own noise
+    signals    s_t = 1 / (B K sigma) sum_k (L_k - c_k) eps_kt, eps_kt drawn again
+    gradient   sum over t of pull_t(s_t), a segment of steps at a time
+
+Between the two a sample keeps its losses only. What stays of all steps is what a clean
+pass leaves: the carries, inputs and outputs of its loops, and no node value; and for each
+sample a weight per example and a key per node.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from bpfree import _jaxpr, sampling, timewise
+from bpfree import program as _program
+from bpfree._jaxpr import Site
+from bpfree.estimators import runs as _runs
+from bpfree.estimators import sigma as _sigma
+from bpfree.resolution import rms
+
+SEGMENT = 16  # steps of a loop that are pulled side by side
+
+
+def estimate(run: _runs.Run):
+    """(gradient, losses of the clean pass, aux, {node: rms of its values})."""
+    loops: list[Any] = []
+
+    def keeping(*args, **options):
+        loops.append(timewise.with_carries(*args, **options))
+        return loops[-1][0]
+
+    spec = _jaxpr.Run(_sizes(run.program), scan=keeping)
+    out, values = _program.evaluate(run.program, spec, run.args)
+    clean, aux = _program.split_aux(out)
+    noisy = run.program.holding(values)
+    sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
+    (part,) = _runs.split(run._replace(program=noisy, clean=clean, values=sizes))
+    gradient = _pulled(run, _signals(part, _weights(part)), loops)
+    return gradient, clean, aux, sizes
+
+
+def _sizes(program: _program.Program):
+    """Visit of a clean pass that hands out the rms of nodes, at each step of loops."""
+    plain = _program.adding(program)
+
+    def visit(site, y, deltas):
+        value, out = plain(site, y, deltas)
+        return value, ({site.name: rms(y)} if site.name in program.active else out)
+
+    return visit
+
+
+def _weights(run: _runs.Run) -> jax.Array:
+    """Centred losses of all samples, (draws, group, *loss shape)."""
+    losses, weigh = _runs.losses(run), _runs.weigh(run)
+
+    def chunk(draws):
+        deltas = {site.name: _delta(run, site, draws) for site in run.part.nodes}
+        centred = weigh(draws, lambda: losses(deltas))
+        return (), centred.reshape(len(draws), -1, *centred.shape[1:])
+
+    return sampling.sum_over_draws(chunk, run.part.layout)[1]
+
+
+def _delta(run: _runs.Run, site: Site, draws) -> Partial:
+    """sigma times the noise of a chunk of draws, to be made at the node.
+
+    The leaves have the samples in front and then the steps.
+    """
+    plan, group = run.settings.plan, run.settings.plan.group
+
+    def at_node(key, member, sigma, y):
+        noise = plan.draw(key, y.shape, _step_axis(site))
+        return _sigma.times(sigma, noise[member])
+
+    keys = jnp.repeat(jax.vmap(lambda d: _keys(run, site, d))(draws), group, axis=0)
+    shape = keys.shape
+    members = jnp.tile(jnp.arange(group, dtype=jnp.int32), len(draws))
+    members = jnp.broadcast_to(_in_front(members, len(shape)), shape)
+    return Partial(at_node, keys, members, _repeated(run.sigma[site.name], shape))
+
+
+def _signals(run: _runs.Run, centred) -> dict[str, Partial]:
+    """{node: its signal, to be made at the node}; the leaves have the steps in front."""
+    weights = centred.reshape(-1, *centred.shape[2:])
+    beside = _runs.beside(run, weights / run.num_samples)
+    return {s.name: _signal(run, s, beside[s.name]) for s in run.part.nodes}
+
+
+def _signal(run: _runs.Run, site: Site, beside) -> Partial:
+    plan, num_draws = run.settings.plan, run.part.layout.num_draws
+    score = plan.score or (lambda noise: noise)
+
+    def at_node(keys, weights, sigma, y):
+        def add(total, one):
+            key, w = one
+            noise = score(plan.draw(key, y.shape, _step_axis(site)))
+            return total + sampling.weighted_sum(w, noise), None
+
+        start = _jaxpr.zeros(jax.typeof(y)).astype(jnp.float32)
+        return _sigma.times(1 / sigma, lax.scan(add, start, (keys, weights))[0])
+
+    lead = site.shape[: site.steps]
+    draws = jnp.arange(num_draws)
+    keys = jax.vmap(lambda d: _keys(run, site, d), out_axes=site.steps)(draws)
+    beside = jnp.broadcast_to(
+        beside, (len(beside), *lead, *beside.shape[1 + site.steps :])
+    )
+    beside = jnp.moveaxis(beside, 0, site.steps)
+    rest = beside.shape[1 + site.steps :]
+    weights = beside.reshape(*lead, num_draws, plan.group, *rest)
+    return Partial(at_node, keys, weights, _repeated(run.sigma[site.name], lead))
+
+
+def _keys(run: _runs.Run, site: Site, draw) -> jax.Array:
+    """The keys of a node's noise in one draw: one for each step of its loops."""
+    key = jax.random.fold_in(run.key, draw)
+    key = jax.random.fold_in(key, _program.name_hash(site.name))
+    return jax.random.split(key, site.shape[: site.steps])
+
+
+def _step_axis(site: Site) -> int | None:
+    return None if site.batch_axis is None else site.batch_axis - site.steps
+
+
+def _in_front(values, ndim: int):
+    return values.reshape(*values.shape, *[1] * (ndim - values.ndim))
+
+
+def _repeated(sigma, lead):
+    return jnp.broadcast_to(sigma, (*lead, *sigma.shape))
+
+
+def _pulled(run: _runs.Run, signals, loops):
+    """d/dparams of sum_t <y_t, s_t> + the mean loss, with the graph cut at the nodes."""
+    plain = _program.adding(run.program, lax.stop_gradient)
+
+    def visit(site, y, signals):
+        value, out = plain(site, y, {})
+        if site.name not in signals:
+            return value, {}
+        signal = lax.stop_gradient(signals[site.name](y)).astype(y.dtype)
+        return value, {site.name: (y * signal).sum()}
+
+    def again(*args, **options):
+        return timewise.in_segments(next(upcoming), SEGMENT)(*args, **options)
+
+    upcoming = iter(loops)
+    spec = _jaxpr.Run(visit, scan=again)
+
+    def surrogate(params):
+        args = (params, *run.args[1:])
+        out, products = _program.evaluate(run.program, spec, args, signals)
+        return _program.split_aux(out)[0].mean() + sum(p.sum() for p in products.values())
+
+    return jax.grad(surrogate)(run.args[0])
