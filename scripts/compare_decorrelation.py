@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--look", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7, help="of --time")
     args = parser.parse_args()
     dense = args.net == "mlp"
     name = args.data or ("fashion_mnist" if dense else "cifar10_jpeg")
@@ -228,7 +229,8 @@ def main() -> None:
     chosen = {arm: ARMS[arm] for arm in given}
     print(json.dumps(vars(args)), jax.__version__, jax.devices()[0].device_kind)
     if args.time:
-        return show_times(setting, chosen, (28, 28, 1) if dense else (32, 32, 3))
+        shape = (28, 28, 1) if dense else (32, 32, 3)
+        return show_times(setting, chosen, shape, args.rounds)
     load = cache(lambda kind: images.load(name, preprocess=kind))
     first = {
         arm: {k: v[: args.batch] for k, v in load(a.preprocess).train.items()}
@@ -238,14 +240,15 @@ def main() -> None:
     compare(setting, chosen, given, programs, load, args)
 
 
-def show_times(setting: Setting, chosen, shape) -> None:
+def show_times(setting: Setting, chosen, shape, rounds: int) -> None:
     """On random images: their content is nothing to the clock."""
     rng = np.random.default_rng(0)
     size = setting.batch_size
     images = rng.normal(size=(size, *shape)).astype(np.float32)
     batch = {"x": images, "label": np.arange(size) % 10}
     programs = {arm: program(setting, a, batch) for arm, a in chosen.items()}
-    times = seconds_per_step(setting, programs, dict.fromkeys(programs, batch))
+    batches = dict.fromkeys(programs, batch)
+    times = seconds_per_step(setting, programs, batches, rounds)
     base = next(iter(times.values()))
     for arm, t in times.items():
         print(
