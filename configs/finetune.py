@@ -12,6 +12,14 @@ that are fixed). With each of them the arms: nothing (node perturbation, layer b
 the readout alone, by backprop: the control. `finetune.py:smoke`: one step on tiny shapes
 of another set, the digits, from random weights.
 
+Test accuracy, seeds 0 to 2, from one first run (.9803 on MNIST); JAX 0.10.2, CPU beside
+other jobs, 2 to 46 s each; frozen .812 +- .001:
+
+                       all             last            adapters
+    node perturbation  .859 +- .001    .842 +- .001    .858 +- .002
+    feedback           .877 +- .001    .850 +- .002    .844 +- .004
+    bp                 .878 +- .002    .850 +- .001    .862 +- .001
+
 --config.pretrained.workdir=... names another run to begin from. Seeds: --config.seed=1.
 """
 
