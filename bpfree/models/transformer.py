@@ -93,9 +93,6 @@ def attention(
     query, key, value = (
         a.reshape(size, steps, heads, width // heads) for a in (query, key, value)
     )
-    scores = jnp.einsum("bthd,bshd->bhts", query, key) * (width // heads) ** -0.5
-    if causal:
-        past = jnp.tri(steps, dtype=bool)[None, None]
-        scores = jnp.where(past, scores, -jnp.inf)
-    mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), value)
+    past = nn.make_causal_mask(jnp.ones((1, steps))) if causal else None
+    mixed = nn.dot_product_attention(query, key, value, mask=past)
     return mixed.reshape(size, steps, width)
