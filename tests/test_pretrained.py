@@ -104,8 +104,8 @@ def test_running_statistics_come_along(tmp_path):
         ({"fresh": ("Dense_7",)}, "module 'Dense_7' is unknown.*Dense_0"),
         ({"frosen": ()}, "entry 'frosen' is unknown.*frozen"),
         ({"fresh": "Dense_1"}, "fresh='Dense_1' has the wrong type"),
-        ({"workdir": ""}, "workdir is missing"),
-        ({"workdir": "/nowhere/at/all"}, "/nowhere/at/all holds no run"),
+        ({"workdir": ""}, "^config.pretrained.workdir is missing"),
+        ({"workdir": "/nowhere/at"}, "^config.pretrained.workdir: /nowhere/at holds no"),
         (
             {"model": {"name": "mlp", "hidden": (7,)}},
             r"Dense_0 has the shapes .*64, 7.* here and .*64, 6.*pretrained.fresh",

@@ -124,6 +124,8 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
 
     try:
         shapes, state_shapes = jax.eval_shape(init, keys.init)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
     batch = steps.with_state(batch, state_shapes)
