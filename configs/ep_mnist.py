@@ -19,7 +19,7 @@ Variants:
 * `noisy`, `noisy_online`, `noisy_classic`: noise of 0.04 on the drives while nudged
   (one-sided at beta = 0.1 for the last); five epochs. Measured: `noisy` .9698 and .9682
   with --config.num_steps=8250 (three epochs, seeds 0 and 1), .9738, .9730 and .9738 in
-  full (seeds 0 to 2); `noisy_online` ONLINE;
+  full (seeds 0 to 2); `noisy_online` .9735, .9707 and .9710;
   with --config.num_steps=2750 (one epoch, seed 0) `noisy_classic` .1135, which is chance
 * `published`, `published_online`, `published_noisy`: their sweeps and rate, one radius
   for all, 50 epochs of 55,000 images. Their last-epoch validation errors, mean and
