@@ -14,8 +14,8 @@ Seeds: `--config.seed=1`.
 
 The run reads the folder `text_small` of the directory that BPFREE_DATA_DIR names.
 
-Test accuracy (500 questions), the GRU first, seeds 0 to 2, each by the command above; mean
-and standard deviation; JAX 0.10.2, one CPU core beside other jobs:
+Test accuracy (500 questions), seeds 0 to 2, each by the command above, the GRU first;
+mean and standard deviation; JAX 0.10.2, one CPU core beside other jobs:
 
     node perturbation  .8180 .8140 .7780  .803 +- .022   about 80 s
     feedback           .8720 .8400 .8460  .853 +- .017   25 s
