@@ -20,17 +20,22 @@ from bpfree import _jaxpr
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with every convolution outside its loops as NHWC, HWIO -> NHWC."""
+    return _rewritten(fn, _canonical)
 
-    def canonical(*args):
+
+def _rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callable:
+    """`fn` with its equations bound by `bind(eqn, invals)`."""
+
+    def rewritten(*args):
         closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
         jaxpr, consts = _jaxpr.open_jaxpr(closed)
-        outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), _bind)
+        outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), bind)
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
-    return canonical
+    return rewritten
 
 
-def _bind(eqn, invals) -> list[Any]:
+def _canonical(eqn, invals) -> list[Any]:
     if eqn.primitive is not lax.conv_general_dilated_p:
         return _jaxpr.bind_eqn(eqn, invals)
     params = dict(eqn.params)
@@ -52,17 +57,10 @@ def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     batch). Autodiff puts the signal there, of which every kernel has its own; the input
     is the same for all kernels that read it.
     """
-
-    def swapped(*args):
-        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        jaxpr, consts = _jaxpr.open_jaxpr(closed)
-        outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), _swap)
-        return jax.tree.unflatten(jax.tree.structure(out), outs)
-
-    return swapped
+    return _rewritten(fn, _swapped)
 
 
-def _swap(eqn, invals) -> list[Any]:
+def _swapped(eqn, invals) -> list[Any]:
     if eqn.primitive is not lax.dot_general_p:
         return _jaxpr.bind_eqn(eqn, invals)
     (left, right), batch = eqn.params["dimension_numbers"]

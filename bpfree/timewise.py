@@ -103,7 +103,7 @@ def _apart(body: Body, first, at_all_steps, options):
     """A loop with the derivative of `at_all_steps`, if its carry does not move."""
 
     def looped(consts, carry, xs):
-        return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
+        return _jaxpr.plain_scan(body, consts, carry, xs, **options)
 
     def derivative(primals, tangents):
         moving = _moving(tangents)
