@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import runs
+import trainer
 from absl import app, flags
 
 import bpfree
@@ -52,10 +52,10 @@ def make_model(num_classes):
 
 def compile_runs(make, model, data):
     """`(seeds, learning rates) -> [validation, test accuracies]`, vmapped."""
-    data = runs.on_device(data)
+    data = trainer.on_device(data)
 
     def run(seed, rate):
-        state = runs.train(
+        state = trainer.train(
             make, model, data, seed, rate, batch_size=BATCH.value, num_steps=STEPS.value
         )
         return [

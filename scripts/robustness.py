@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import runs
+import trainer
 from absl import app, flags
 
 import bpfree
@@ -130,7 +130,9 @@ def make_trainer(rule, data):
 
         size = {"batch_size": BATCH.value, "num_steps": rule.steps or STEPS.value}
         wrap = partial(rule.wrap, loss_fn=loss_fn, example=example)
-        return runs.train(make, model, data, seed, RATE.value, wrap=wrap, **size).params
+        return trainer.train(
+            make, model, data, seed, RATE.value, wrap=wrap, **size
+        ).params
 
     def logits(params, x):
         if not hasattr(model, "objective"):
@@ -175,7 +177,7 @@ def looks(bounds, transferred):
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    data = runs.on_device(images.load(name=DATA.value, preprocess="none"))
+    data = trainer.on_device(images.load(name=DATA.value, preprocess="none"))
     mean = float(data.train["x"].mean())
     shifted = lambda part: {**part, "x": part["x"] - mean}  # noqa: E731
     data = data._replace(train=shifted(data.train), test=shifted(data.test))

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-import runs
+import trainer
 from absl import app, flags
 
 import bpfree
@@ -49,7 +49,7 @@ def look(loss_fn, params, batch):
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    data = runs.on_device(images.load(name=DATA.value, preprocess="standardise"))
+    data = trainer.on_device(images.load(name=DATA.value, preprocess="standardise"))
     model = resnet5.Model(data.num_classes)
     loss_fn = bpfree.supervised(model, optax.softmax_cross_entropy_with_integer_labels)
     batch = {k: v[: BATCH.value] for k, v in data.test.items()}
@@ -60,7 +60,7 @@ def main(argv) -> None:
     def make(key):
         return bpfree.backprop(loss_fn, seed=key)
 
-    train = functools.partial(runs.train, make, model, data, batch_size=BATCH.value)
+    train = functools.partial(trainer.train, make, model, data, batch_size=BATCH.value)
     state = jax.jit(functools.partial(train, num_steps=STEPS.value))(0, jnp.float32(1e-3))
     print(f"after {STEPS.value} steps of backprop")
     look(loss_fn, state.params, batch)
