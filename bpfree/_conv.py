@@ -20,19 +20,19 @@ from bpfree import _jaxpr
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with every convolution outside its loops as NHWC, HWIO -> NHWC."""
-    return _rewritten(fn, _canonical)
+    return rewritten(fn, _canonical)
 
 
-def _rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callable:
+def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callable:
     """`fn` with its equations bound by `bind(eqn, invals)`."""
 
-    def rewritten(*args):
+    def run(*args):
         closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
         jaxpr, consts = _jaxpr.open_jaxpr(closed)
         outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), bind)
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
-    return rewritten
+    return run
 
 
 def _canonical(eqn, invals) -> list[Any]:
@@ -57,7 +57,7 @@ def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     batch). Autodiff puts the signal there, of which every kernel has its own; the input
     is the same for all kernels that read it.
     """
-    return _rewritten(fn, _swapped)
+    return rewritten(fn, _swapped)
 
 
 def _swapped(eqn, invals) -> list[Any]:

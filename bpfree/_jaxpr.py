@@ -158,10 +158,13 @@ def fold_in_shards(key: jax.Array, like: Any) -> jax.Array:
     return key
 
 
-def sum_shards(tree, like: jax.Array):
-    """The sum over the devices of a `shard_map` over which `like` differs."""
-    axes = _varying(jax.typeof(like))
-    return jax.tree.map(lambda x: lax.psum(x, axes), tree) if axes else tree
+def sum_shards(tree, like: Any, reduce: Callable[..., Any] = lax.psum):
+    """The sum over the devices of a `shard_map` over which `like` differs.
+
+    `like` is an array, or the aval of one.
+    """
+    axes = _varying(getattr(like, "aval", like))
+    return jax.tree.map(lambda x: reduce(x, axes), tree) if axes else tree
 
 
 # --------------------------------------------------------------------- the interpreter
@@ -178,17 +181,30 @@ def plain_scan(body, consts, carry, xs, **options):
     return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
 
 
+Bind = Callable[[Any, list[Any]], list[Any]]
+"""bind(eqn, inputs) -> outputs."""
+
+
+def bind_eqn(eqn, invals) -> list[Any]:
+    """Bind one equation as it stands."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*invals, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
 class Run(NamedTuple):
     """One evaluation: what to do at tags, and values already known from `prefix`.
 
     `scan` evaluates loops with tags inside, `inner_scan` those within a loop or remat;
-    the arguments are those of `plain_scan`.
+    the arguments are those of `plain_scan`. `bind` evaluates all else.
     """
 
     visit: Visit
     known: Known = {}
     scan: Callable[..., tuple[Any, Any]] = plain_scan
     inner_scan: Callable[..., tuple[Any, Any]] = plain_scan
+    bind: Bind = bind_eqn
 
 
 def run(
@@ -216,7 +232,7 @@ def run(
         elif inner:
             outvals, out = _run_inner(spec, eqn, invals, inner, deltas, here)
         else:
-            outvals, out = bind_eqn(eqn, invals), {}
+            outvals, out = spec.bind(eqn, invals), {}
         taps.update(out)
         _bind(env, eqn.outvars, outvals)
     return [_read(env, v) for v in jaxpr.outvars], taps
@@ -302,9 +318,6 @@ def _bind(env, variables, values):
     env.update(zip(variables, values, strict=True))
 
 
-Bind = Callable[[Any, list[Any]], list[Any]]
-
-
 def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
     """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, jit inlined."""
     env: dict[Any, Any] = {}
@@ -317,14 +330,6 @@ def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
             outvals = bind(eqn, invals)
         _bind(env, eqn.outvars, outvals)
     return [_read(env, v) for v in jaxpr.outvars]
-
-
-def bind_eqn(eqn, invals) -> list[Any]:
-    """Bind one equation as it stands."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*invals, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):

@@ -17,6 +17,7 @@ from jax import lax
 from bpfree import _jaxpr, timewise
 from bpfree._conv import inputs_first
 from bpfree._jaxpr import MAPPED, Run, Site
+from bpfree._partition import rows_merged
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
@@ -27,6 +28,7 @@ class Program(NamedTuple):
     """A traced loss function: its jaxpr, its active nodes, and how to unpack it.
 
     `held` is empty in a clean pass; in noisy ones it says what stands at the holds.
+    `bind` evaluates the equations.
     """
 
     jaxpr: Any
@@ -36,6 +38,7 @@ class Program(NamedTuple):
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
     held: NodeTree = {}
+    bind: _jaxpr.Bind = _jaxpr.bind_eqn
 
     @property
     def nodes(self) -> tuple[Site, ...]:
@@ -122,7 +125,12 @@ def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
     flat = jax.tree.leaves(args)
     given = {**program.held, **(deltas or {})}
     outs, taps = _jaxpr.run(
-        spec, program.jaxpr, program.consts, flat, program.sites, given
+        spec._replace(bind=program.bind),
+        program.jaxpr,
+        program.consts,
+        flat,
+        program.sites,
+        given,
     )
     return jax.tree.unflatten(program.out_tree, outs), taps
 
@@ -138,26 +146,31 @@ def cut(program: Program, args, deltas: NodeTree | None = None):
     return evaluate(program, spec, args, deltas)
 
 
-def cut_vjp(program: Program, args):
-    """One clean pass: `(output, {node or hold: y}, pull)`; see `pullback`.
+def cut_vjp(program: Program, args, spread: Callable | None = None):
+    """One clean pass: `(output of loss_fn, {node or hold: y}, pull)`; see `pullback`.
 
-    `pull(signals, share)` counts the block behind the last node `share` times: pulls of
-    parts of the signals add up to the pull of their sum if the shares add up to 1.
+    Args:
+      spread: `sampling.copies` of a layout: every device makes the pass and has its own
+        row of all results and signals. `pull` then adds up the pulls of all rows.
     """
 
     def cut_params(params):
-        out, values = cut(program, (params, *args[1:]))
+        one = lambda batch: cut(program, (params, *batch))  # noqa: E731
+        out, values = (spread(one) if spread else one)(args[1:])
         return (split_aux(out)[0], values), out
 
     (losses, values), vjp, out = jax.vjp(cut_params, args[0], has_aux=True)
+    if spread and program.batch_size:
+        vjp = rows_merged(vjp, len(losses), program.batch_size)
+    vjp = inputs_first(vjp)
     behind_last = jnp.full_like(losses, 1 / max(losses.size, 1))
 
-    def pull(signals: NodeTree, share: float = 1.0):
+    def pull(signals: NodeTree):
         cotangents = {
             name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
             for name, y in values.items()
         }
-        return inputs_first(vjp)((share * behind_last, cotangents))[0]
+        return vjp((behind_last, cotangents))[0]
 
     return out, values, pull
 

@@ -200,6 +200,10 @@ class Layout(NamedTuple):
         names = (axes,) if isinstance(axes, str) else axes
         return math.prod(self.sharding.mesh.shape[name] for name in names)
 
+    @property
+    def mesh_size(self) -> int:
+        return 1 if self.sharding is None else self.sharding.mesh.size
+
 
 def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Layout):
     """Sum one result of `chunk_fn(indices)` over all draws, and stack another.
@@ -271,6 +275,19 @@ def on_devices(layout: Layout, function: Callable) -> Callable:
         return jax.tree.map(rows, out)
 
     return run
+
+
+def copies(layout: Layout, function: Callable) -> Callable:
+    """`function` of a tree on every device: rows of one result, in front of all leaves.
+
+    What is differentiated by something they share is a sum over rows *and* over a
+    sharded batch, which the partitioner reduces once. The barrier hides that rows are
+    equal: XLA would add up cotangents over the rows first, a reduction of its own.
+    """
+    run = on_devices(layout, lambda tree: function(lax.optimization_barrier(tree)))
+    return lambda tree: run(
+        jax.tree.map(lambda a: jnp.broadcast_to(a, (layout.devices, *a.shape)), tree)
+    )
 
 
 def make_layout(

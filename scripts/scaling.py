@@ -6,10 +6,10 @@ A step of the clean pairing with S samples on a mesh of s x d devices (axes `sam
 `data`) costs each device
 
     flops    C / d + S N / (s d) + U
-    bytes    (P, if d > 1) + (P if P < G, else G / d, if s > 1)
+    bytes    P, if d > 1, else min(P, G), if s > 1
 
-that it hands to all-reduces: gradients over `data`; over `sample` gradients or signals,
-whichever are smaller. C is the clean pass and the pull of all examples, N one noisy pass
+that it hands to all-reduces: gradients, once over both axes; over `sample` alone
+gradients or signals, whichever are smaller. C is the clean pass and the pull of all examples, N one noisy pass
 of them, U the update, P the bytes of the parameters, G the bytes of the signals. C + U
 and N are read off two programs of one device, and U is counted as four operations a
 parameter. The programs are compiled for up to eight virtual CPU devices; the loop over
@@ -93,10 +93,9 @@ class Model(NamedTuple):
         return self.clean / d + noisy + self.update
 
     def reduced(self, s: int, d: int) -> float:
-        over_data = self.parameters * (d > 1)
-        apart = self.parameters < self.signals
-        over_samples = self.parameters if apart else self.signals / d
-        return over_data + over_samples * (s > 1)
+        if d > 1:
+            return self.parameters
+        return min(self.parameters, self.signals) * (s > 1)
 
 
 def measured(make, samples: int, batch: int) -> Model:

@@ -170,16 +170,16 @@ def size_of(made):
 
 @pytest.mark.parametrize("text", MESHES)
 def test_devices_exchange_sums_only(programs, text):
-    """Gradients and losses, no activation; over two axes, gradients twice at most."""
+    """Gradients and losses, each once on any mesh; no activation."""
     made, compiled = programs[text]
     for exchange in ("all-gather", "all-to-all", "collective-permute"):
         assert exchange not in compiled.as_text()
-    losses, axes = 64 * 16 * 4, len(mesh.parse(text))
-    assert 0 < reduced(compiled) <= axes * size_of(made) + losses
+    losses = 64 * 4
+    assert 0 < reduced(compiled) <= size_of(made) + losses
 
 
 def test_devices_add_up_gradients_where_signals_are_larger():
     made, compiled = program("sample:8", hidden=(16, 16, 16))
     signals = 64 * (3 * 16 + 10) * 4
     assert size_of(made) < signals / 1.5
-    assert 0 < reduced(compiled) <= size_of(made)
+    assert 0 < reduced(compiled) <= size_of(made) + 2 * 64 * 4

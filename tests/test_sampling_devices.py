@@ -3,11 +3,13 @@
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import optax
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
+from bpfree import _jaxpr
 from bpfree.estimators import perturbation
 from tests import problems
 from tests.statistics import assert_close, relative_error
@@ -133,6 +135,29 @@ def test_an_estimator_inside_shard_map_sums_over_devices(name):
     assert 0.5 < scale < 1.5  # not D, and not 1 / D
     same = jax.tree.map(lambda *g: sum(g), *(update(PARAMS, part) for part in parts))
     assert relative_error(same, found) > 0.1  # shards draw noise of their own
+
+
+def test_a_learned_sigma_is_one_for_all_shards(monkeypatch):
+    """Its step is the mean of those of the shards, each with noise of its own."""
+    learned = {"sigma_optimizer": optax.sgd(0.1), "example_batch": BATCH}
+    tx = estimator("noisy", **learned)
+    state = tx.init(PARAMS)
+
+    def updated(params, batch):
+        log_sigma = tx.update(None, state, params, batch=batch)[1].inner.log_sigma
+        return jax.tree.map(lambda a: a[None], log_sigma)
+
+    def mapped(out):
+        specs = {"in_specs": (PartitionSpec(), PartitionSpec("data")), "out_specs": out}
+        run = jax.shard_map(updated, mesh=mesh_of(data=4), **specs)
+        return jax.jit(run)(PARAMS, BATCH)
+
+    found = mapped(PartitionSpec())
+    monkeypatch.setattr(_jaxpr, "sum_shards", lambda tree, *_: tree)
+    own = mapped(PartitionSpec("data"))  # (4, channels)
+    mean = jax.tree.map(lambda a: a.mean(0, keepdims=True), own)
+    assert_close(found, mean, rtol=1e-6)
+    assert float(own["h"].std(0).min()) > 1e-4
 
 
 def flat(tree):

@@ -12,15 +12,19 @@ nodes are perturbed at once, or layer-wise, one at a time (`layerwise`); L_k - L
 measured, or its first order computed (`derivative`).
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bpfree import _jaxpr, locality, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
+from bpfree._partition import samples_inside
 from bpfree.estimators import redrawn
 from bpfree.estimators import runs as _runs
 from bpfree.estimators import sigma as _sigma
@@ -93,21 +97,21 @@ def make_estimator(
             gradient, clean, aux, sizes = redrawn.estimate(run)
             value = clean.mean()
         else:
-            out, values, pull = _program.cut_vjp(program, args)
-            clean, aux = _program.split_aux(out)
-            noisy = program.holding(values)
+            run = run._replace(apart=signals is None and _is_apart(run))
+            clean, aux, values, pull = _clean_pass(run)
+            noisy = program.holding(values)._replace(bind=_binding(settings))
             run = run._replace(program=noisy, clean=clean, values=values)
             if settings.pairing == "noisy":
                 found = _noisy(run)
                 gradient = found.gradient
             else:
-                run = run._replace(apart=signals is None and _is_apart(run))
                 found = _clean(run, signals)
-                gradient = _pulled(run, pull, found.gradient)
+                gradient = pull(_runs.encoded(settings.encode_signals, found.gradient))
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
         fault = find_fault(program, sizes, value, injected)
-        inner = _sigma.updated(state.inner, found.slopes, settings.sigma_optimizer)
+        slopes = _jaxpr.sum_shards(found.slopes, program.losses, lax.pmean)
+        inner = _sigma.updated(state.inner, slopes, settings.sigma_optimizer)
         return Estimate(gradient, value.astype(jnp.float32), aux, fault, inner)
 
     return Estimator(init, estimate)
@@ -162,23 +166,42 @@ def _clean(run: Run, signals: Signals | None) -> Found:
 
 
 def _is_apart(run: Run) -> bool:
-    """Whether each device pulls its own part of the signals: gradients are smaller."""
-    settings = run.settings
-    if settings.encode_signals is not None or settings.schedule.layouts[0].devices == 1:
+    """Whether each device pulls its own part of the signals, and gradients are summed.
+
+    They are where the mesh has further axes: gradients are summed over the batch's in any
+    case, and over all axes at once. On samples alone it pays where signals are larger.
+    """
+    settings, program = run.settings, run.program
+    layout = settings.schedule.layouts[0]
+    holds = any(site.kind == "hold" for site in program.sites)
+    if settings.pairing == "noisy" or settings.encode_signals is not None:
         return False
-    signals = [y for name, y in run.values.items() if name in run.program.active]
-    size = lambda arrays: sum(a.size for a in arrays)  # noqa: E731
-    return size(jax.tree.leaves(run.args[0])) < size(signals)
+    if layout.devices == 1 or holds or program.has_aux or program.jaxpr.effects:
+        return False
+    signals = sum(math.prod(site.shape) for site in program.nodes)
+    parameters = sum(p.size for p in jax.tree.leaves(run.args[0]))
+    return layout.mesh_size > layout.devices or parameters < signals
 
 
-def _pulled(run: Run, pull, signals):
-    """The gradient; devices add up their signals before, or their gradients behind."""
+def _binding(settings: Settings) -> _jaxpr.Bind:
+    """How noisy passes evaluate equations, with samples in front of the batch, or inside.
+
+    Only forward passes: what evaluates them inside has no reverse mode.
+    """
+    layout, plain = settings.schedule.layouts[0], settings.pairing == "clean"
+    plain = plain and settings.derivative == "finite_difference"
+    inside = plain and layout.mesh_size > layout.devices and not layout.sequential
+    return samples_inside if inside else _jaxpr.bind_eqn
+
+
+def _clean_pass(run: Run):
+    """(losses, aux, {node: y}, pull); where devices stay apart, each makes the pass."""
     if not run.apart:
-        return pull(_runs.encoded(run.settings.encode_signals, signals))
-    layout = run.settings.schedule.layouts[0]
-    share = 1 / layout.devices
-    parts = sampling.on_devices(layout, lambda s: pull(s, share))(signals)
-    return sampling.total(parts)
+        out, values, pull = _program.cut_vjp(run.program, run.args)
+        return *_program.split_aux(out), values, pull
+    spread = partial(sampling.copies, run.settings.schedule.layouts[0])
+    losses, values, pull = _program.cut_vjp(run.program, run.args, spread)
+    return losses.mean(0), None, values, pull
 
 
 def _clean_part(run: Run) -> Found:

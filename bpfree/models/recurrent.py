@@ -53,5 +53,8 @@ class Model(nn.Module):
             )
         layer = nn.RNN(CELLS[self.cell](self.hidden))
         outputs: Any = layer(x, seq_lengths=lengths)
-        last = jnp.full(len(x), x.shape[1]) if lengths is None else lengths
-        return nn.Dense(self.num_classes)(outputs[jnp.arange(len(x)), last - 1])
+        last = outputs[:, -1]
+        if lengths is not None:
+            places = (lengths - 1)[:, None, None]
+            last = jnp.take_along_axis(outputs, places, axis=1)[:, 0]
+        return nn.Dense(self.num_classes)(last)

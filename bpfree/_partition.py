@@ -1,0 +1,89 @@
+"""Sums and convolutions as XLA's partitioner can spread them without an exchange."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree import _jaxpr
+from bpfree._conv import rewritten
+
+
+def rows_merged(fn: Callable[..., Any], rows: int, batch: int) -> Callable[..., Any]:
+    """`fn`, a pull, with sums over axes of `rows` and `batch` as sums over their product.
+
+    Both are sharded, one over devices. XLA's partitioner reduces a sum over two sharded
+    axes twice, one after the other, and a sum over one axis once.
+    """
+    return rewritten(fn, partial(_merged, (rows, batch)))
+
+
+def _merged(sizes, eqn, invals) -> list[Any]:
+    """Axes are told by their sizes: a mistake costs time, and no number changes."""
+    if eqn.primitive is lax.dot_general_p:
+        summed, batch = eqn.params["dimension_numbers"]
+    elif eqn.primitive is lax.reduce_sum_p:
+        summed, batch = (eqn.params["axes"],), ((), ())
+    else:
+        return _jaxpr.bind_eqn(eqn, invals)
+    found = _find(sizes, invals, summed)
+    if found is None or batch[0]:
+        return _jaxpr.bind_eqn(eqn, invals)
+    places = list(zip(*found, strict=True))  # of rows and batch, in each input
+    kept = tuple(
+        tuple(a - (a > row) for a in axes if a != row)
+        for (row, _), axes in zip(places, summed, strict=True)
+    )
+    named = {"axes": kept[0]} if len(kept) == 1 else {"dimension_numbers": (kept, batch)}
+    merged = [_collapse(x, *place) for x, place in zip(invals, places, strict=True)]
+    return [eqn.primitive.bind(*merged, **eqn.params | named)]
+
+
+def _find(sizes, invals, summed):
+    """The summed axes of these sizes, each as its places in all inputs, or None."""
+    together = list(zip(*summed, strict=True))
+    found = []
+    for size in sizes:
+        of_size = [t for t in together if invals[0].shape[t[0]] == size]
+        found += [t for t in of_size if t not in found][:1]
+    return found if len(found) == len(sizes) else None
+
+
+def _collapse(x, row: int, batch: int):
+    """One axis for two, in the place of the second; rows change more slowly."""
+    order = [axis for axis in range(x.ndim) if axis != row]
+    place = order.index(batch)
+    order.insert(place, row)
+    return lax.collapse(x.transpose(order), place, place + 2)
+
+
+def samples_inside(eqn, invals) -> list[Any]:
+    """One equation; samples of a convolution stand behind its batch, not in front.
+
+    `vmap` of a convolution makes one axis of samples and batch, samples in front. Where
+    the batch is sharded no device has a piece of that axis, and the partitioner gathers
+    the whole batch on all of them. Samples behind the batch leave each piece in place.
+    """
+    if eqn.primitive is not lax.conv_general_dilated_p:
+        return _jaxpr.bind_eqn(eqn, invals)
+
+    @jax.custom_batching.custom_vmap
+    def conv(x, kernel):
+        return _jaxpr.bind_eqn(eqn, [x, kernel])[0]
+
+    @conv.def_vmap
+    def of_samples(size, batched, x, kernel):
+        if batched != [True, False]:
+            axes = tuple(0 if b else None for b in batched)
+            return jax.vmap(lambda *a: _jaxpr.bind_eqn(eqn, a)[0], axes)(x, kernel), True
+        numbers = eqn.params["dimension_numbers"]
+        before, behind = numbers.lhs_spec[0], numbers.out_spec[0]
+        x = lax.collapse(jnp.moveaxis(x, 0, before + 1), before, before + 2)
+        y = _jaxpr.bind_eqn(eqn, [x, kernel])[0]
+        y = y.reshape(*y.shape[:behind], -1, size, *y.shape[behind + 1 :])
+        return jnp.moveaxis(y, behind + 1, 0), True
+
+    return [conv(*invals)]

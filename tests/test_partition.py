@@ -1,0 +1,131 @@
+"""Nets over samples and data: every device exchanges one sum of gradients, no more."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import bpfree
+from bpfree import _jaxpr, _partition
+from bpfree.estimators import perturbation
+from bpfree.models import convnet, recurrent, vit
+from tests.statistics import assert_close
+from tests.test_mesh import reduced
+
+IMAGES, SEQUENCES = (16, 8, 8, 1), (16, 12, 4)
+NETS = {
+    "convnet": (convnet.Model(10, channels=(4, 8)), IMAGES),
+    "gru": (recurrent.Model(10, hidden=8), SEQUENCES),
+    "vit": (vit.Model(10, width=8, depth=1, heads=2, patch=4), IMAGES),
+}
+
+
+def case(name):
+    """(loss function, params, batch) in float32, as nets are trained."""
+    model, shape = NETS[name]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    batch = {"x": x, "label": np.arange(shape[0]) % 10}
+    params = model.init(jax.random.key(0), x)["params"]
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return bpfree.supervised(model, loss), params, batch
+
+
+def compiled(loss_fn, params, batch, sharding=None, **options):
+    options = {"num_samples": 8, "chunk_size": 4, "sigma": 0.1} | options
+    tx = bpfree.node_perturbation(loss_fn, sharding=sharding, **options)
+    state = tx.init(params)
+    update = jax.jit(lambda p, b: tx.update(None, state, p, batch=b)[0])
+    return update.lower(params, batch).compile()
+
+
+def spread(params, batch):
+    """(sharding of the samples, params, batch) over 2 x 4 devices."""
+    types = (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 4), ("sample", "data"), axis_types=types)
+    everywhere, by_data, by_sample = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), ("sample",))
+    )
+    return by_sample, jax.device_put(params, everywhere), jax.device_put(batch, by_data)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_devices_exchange_gradients_once(name):
+    """One sum of gradients over both axes; no activation, signal or noise."""
+    loss_fn, params, batch = case(name)
+    sharding, far_params, far_batch = spread(params, batch)
+    program = compiled(loss_fn, far_params, far_batch, sharding)
+    for exchange in ("all-gather", "all-to-all", "collective-permute"):
+        assert exchange not in program.as_text()
+    size = sum(p.nbytes for p in jax.tree.leaves(params))
+    losses = 4 * len(batch["label"])
+    assert size <= reduced(program) <= size + 2 * losses
+    one = compiled(loss_fn, params, batch)(params, batch)
+    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gate_sees_samples_in_front_of_the_batch(monkeypatch):
+    """The fault, planted: convolutions as `vmap` makes them gather the batch."""
+    monkeypatch.setattr(perturbation, "samples_inside", _jaxpr.bind_eqn)
+    loss_fn, params, batch = case("convnet")
+    sharding, params, batch = spread(params, batch)
+    assert "all-gather" in compiled(loss_fn, params, batch, sharding).as_text()
+
+
+# ------------------------------------------------------------------------- by themselves
+
+SPECS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("HWNC", "HWIO", "HWNC")]
+
+
+@pytest.mark.parametrize("specs", SPECS)
+@pytest.mark.parametrize("mapped", [(0, None), (0, 0), (None, 0)])
+def test_samples_inside_a_convolution(specs, mapped):
+    sizes = {"N": 2, "H": 5, "W": 4, "C": 3, "I": 3, "O": 6}
+    kernels = sizes | {"H": 3, "W": 2}
+    rng = np.random.default_rng(0)
+    shapes = [[sizes[c] for c in specs[0]], [kernels[c] for c in specs[1]]]
+    shapes = [[7] * (m == 0) + s for s, m in zip(shapes, mapped, strict=True)]
+    args = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+    def conv(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (2, 1), "SAME", dimension_numbers=specs
+        )
+
+    one = [a[0] if m == 0 else a for a, m in zip(args, mapped, strict=True)]
+    (eqn,) = jax.make_jaxpr(conv)(*one).eqns
+    inside = jax.vmap(lambda *a: _partition.samples_inside(eqn, a)[0], mapped)
+    np.testing.assert_allclose(
+        inside(*args), jax.vmap(conv, mapped)(*args), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "sums, axes_left",
+    [
+        (lambda a, b: jnp.einsum("rbi,rbo->io", a[:, 0], b[:, 0]), 1),
+        (lambda a, b: jnp.einsum("rtbi,rtbo->io", a, b), 2),
+        (lambda a, b: jnp.einsum("trbi,rbto->io", a.swapaxes(0, 1), b.swapaxes(1, 2)), 2),
+        (lambda a, b: jnp.einsum("rtbi,rtbo->tio", a, b), None),  # a batched product
+        (lambda a, b: a.sum((0, 1, 2)), 2),
+        (lambda a, b: b[:, 0].sum((0, 1)), 1),
+        (lambda a, b: b.sum((0, 1)), 2),  # rows and time: nothing to merge
+    ],
+)
+def test_rows_and_batch_are_one_axis_of_a_sum(sums, axes_left):
+    """Of 3 rows and 5 examples, wherever the axes stand and with 4 steps between."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(3, 4, 5, n))) for n in (2, 6))
+    merged = _partition.rows_merged(sums, 3, 5)
+    np.testing.assert_allclose(merged(a, b), sums(a, b), rtol=1e-12)
+    jaxpr = jax.make_jaxpr(merged)(a, b)
+    summed = [
+        eqn.params["dimension_numbers"][0][0]
+        if eqn.primitive is lax.dot_general_p
+        else eqn.params["axes"]
+        for eqn in jaxpr.eqns
+        if eqn.primitive in (lax.dot_general_p, lax.reduce_sum_p)
+    ]
+    assert axes_left is None or [len(axes) for axes in summed] == [axes_left]
