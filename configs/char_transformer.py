@@ -59,8 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": 1e-2, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arg == "frozen":
-        layers = {"Dense_0": True, "Block_0": True, "Block_1": True, "Dense_1": False}
-        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": layers})
+        config.frozen = ("Dense_0", "Block_0", "Block_1")
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data.length = 4

@@ -61,8 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arm == "":
         config.estimator.credit = ("models.gcn.local_credit", {"graph": graph})
     if arm == "frozen":
-        mask = {"Dense_0": True, "Dense_1": False}
-        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
+        config.frozen = ("Dense_0",)
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

@@ -63,8 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrained = {
         "workdir": "runs/pretrained",
         "fresh": ("Dense_2", *(_ADAPTERS if moves == "adapters" else ())),
-        "frozen": _FROZEN[moves],
     }
+    config.frozen = _FROZEN[moves]
     config.mesh = ""
     config.batch_size = 64
     config.num_steps = 1000
@@ -87,6 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.schedule.init_value = 1e-3
     if arg == "smoke":
         del config.pretrained
+        config.frozen = ("Dense_0",)
         config.data = {"name": "digits"}
         config.model.update({"hidden": (8,), "adapters": 2})
         config.batch_size = 8

@@ -50,8 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": rate, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arg == "frozen":
-        mask = {f"Dense_{i}": i < 5 for i in range(6)}
-        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
+        config.frozen = tuple(f"Dense_{i}" for i in range(5))
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

@@ -30,10 +30,9 @@ _MODELS = {
     },
 }
 _FROZEN = {
-    "resnet5": [f"Conv_{i}" for i in range(4)],
-    "vgg8": [f"Conv_{i}" for i in range(6)] + ["Dense_0"],
+    "resnet5": tuple(f"Conv_{i}" for i in range(4)),
+    "vgg8": (*(f"Conv_{i}" for i in range(6)), "Dense_0"),
 }
-_LAST = {"resnet5": "Dense_0", "vgg8": "Dense_1"}
 _NOISE = {"num_samples": 16, "sigma": 1e-3, "layerwise": True}
 _ARMS = {
     "": ("node_perturbation", _NOISE),
@@ -68,8 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": 1e-3, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arm == "frozen":
-        mask = {**dict.fromkeys(_FROZEN[net], True), _LAST[net]: False}
-        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
+        config.frozen = _FROZEN[net]
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

@@ -69,8 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": 3e-3, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arm == "frozen":
-        mask = {"Embed_0": True, _CELLS[cell]: True, "Dense_0": False}
-        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": mask})
+        config.frozen = ("Embed_0", _CELLS[cell])
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.data = {"name": "digits"}

@@ -60,8 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = {"init_value": rate, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arg == "frozen":
-        layers = {"Dense_0": True, "Block_0": True, "Block_1": True, "Dense_1": False}
-        adam = ("selective_transform", {"optimizer": adam, "freeze_mask": layers})
+        config.frozen = ("Dense_0", "Block_0", "Block_1")
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
         config.model.update({"patch": 4, "width": 4, "depth": 1, "heads": 2})

@@ -9,10 +9,10 @@ A step of the clean pairing with S samples on a mesh of s x d devices (axes `sam
     bytes    P, if d > 1, else min(P, G), if s > 1
 
 that it hands to all-reduces: gradients, once over both axes; over `sample` alone
-gradients or signals, whichever are smaller. C is the clean pass and the pull of all examples, N one noisy pass
-of them, U the update, P the bytes of the parameters, G the bytes of the signals. C + U
-and N are read off two programs of one device, and U is counted as four operations a
-parameter. The programs are compiled for up to eight virtual CPU devices; the loop over
+gradients or signals, whichever are smaller. C is the clean pass and the pull of all
+examples, N one noisy pass of them, U the update, P the bytes of the parameters, G the
+bytes of the signals. C + U and N are read off two programs of one device, and U is
+counted as four operations a parameter. The programs are compiled for up to eight virtual CPU devices; the loop over
 samples runs once in each, because XLA counts its body once.
 """
 

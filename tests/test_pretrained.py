@@ -45,8 +45,9 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def begun(workdir, model=None, **section):
+def begun(workdir, model=None, frozen=(), **section):
     changes = {"seed": 1, "pretrained": {"workdir": str(workdir), **section}}
+    changes["frozen"] = frozen
     if model:
         changes["model"] = model
     return settings(**changes)
@@ -102,7 +103,10 @@ def test_running_statistics_come_along(tmp_path):
     "change, message",
     [
         ({"fresh": ("Dense_7",)}, "module 'Dense_7' is unknown.*Dense_0"),
-        ({"frosen": ()}, "entry 'frosen' is unknown.*frozen"),
+        ({"frosen": ()}, "entry 'frosen' is unknown.*workdir"),
+        ({"frozen": ("Dense_7",)}, "config.frozen: module 'Dense_7' is unknown.*Dense_0"),
+        ({"frozen": "Dense_0"}, "config.frozen='Dense_0' must be names"),
+        ({"frozen": (0,)}, r"config.frozen=\(0,\) must be names"),
         ({"fresh": "Dense_1"}, "fresh='Dense_1' has the wrong type"),
         ({"workdir": ""}, "^config.pretrained.workdir is missing"),
         ({"workdir": "/nowhere/at"}, "^config.pretrained.workdir: /nowhere/at holds no"),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bpfree.training import pretrained
+from bpfree.training import frozen, pretrained
 from bpfree.training.names import ConfigError, unknown
 
 # May differ when a run is resumed.
@@ -31,6 +31,7 @@ class Settings(NamedTuple):
         the gradient, 0 for none, "repeats": estimates in a look}; optional.
       mesh: the devices, "sample:4,data:2" for instance; optional, "" is one device.
       pretrained: an earlier run to begin from, see `training/pretrained.py`; optional.
+      frozen: names of the model's modules that never move; optional.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Settings(NamedTuple):
     diagnostics: dict[str, int]
     mesh: str = ""
     pretrained: dict[str, Any] = {}
+    frozen: tuple[str, ...] = ()
 
 
 _TYPES: dict[str, Any] = {
@@ -70,6 +72,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     values = plain(config)
     diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
     begin = pretrained.check(values.pop("pretrained", {}))
+    still = frozen.check(values.pop("frozen", ()))
     mesh = values.pop("mesh", "")
     if not isinstance(mesh, str):
         raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
@@ -89,7 +92,12 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
     chosen = {k: values[k] for k in _TYPES}
     return Settings(
-        **chosen, sections=extra, diagnostics=diagnostics, mesh=mesh, pretrained=begin
+        **chosen,
+        sections=extra,
+        diagnostics=diagnostics,
+        mesh=mesh,
+        pretrained=begin,
+        frozen=still,
     )
 
 

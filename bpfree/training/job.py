@@ -24,7 +24,7 @@ from bpfree.data import (
     text,
 )
 from bpfree.equilibrium.energy import Energy
-from bpfree.training import chain, config, feed, mesh, pretrained, steps
+from bpfree.training import chain, config, feed, frozen, mesh, pretrained, steps
 from bpfree.training.names import ConfigError, call, member, unknown
 
 LOADERS = ("device", "grain")
@@ -128,8 +128,9 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
+    frozen.check_modules(settings.frozen, shapes)
     batch = steps.with_state(batch, state_shapes)
-    loss_fn = _objective(model, tuple(state_shapes), settings.pretrained)
+    loss_fn = _objective(model, tuple(state_shapes), settings.frozen)
     if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
         raise ConfigError(
             "config.diagnostics compares with backprop through a loss function, and this "
@@ -149,22 +150,17 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
     return Draft(task, built, loss_fn, init, batch, shapes)
 
 
-def _objective(model: Any, mutable: tuple[str, ...], begin: dict[str, Any]) -> Any:
-    """What the model itself says is minimised, or else its cross-entropy; frozen modules
-    have no nodes."""
-    frozen = tuple(begin.get("frozen", ()))
+def _objective(model: Any, mutable: tuple[str, ...], still: tuple[str, ...]) -> Any:
+    """What the model itself says is minimised, or else its cross-entropy."""
     if hasattr(model, "objective"):
-        if frozen:
-            raise ConfigError("config.pretrained.frozen: this model has an energy")
+        if still:
+            raise ConfigError("config.frozen: this model has an energy")
         return model.objective()
+    where = frozen.moving(still)
     loss_fn = bpfree.supervised(
-        model,
-        _cross_entropy,
-        where=(lambda module: module.path[0] not in frozen) if frozen else None,
-        mutable=mutable,
-        train=True,
+        model, _cross_entropy, where=where, mutable=mutable, train=True
     )
-    return pretrained.freeze(begin, loss_fn)
+    return frozen.hold(still, loss_fn)
 
 
 def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:

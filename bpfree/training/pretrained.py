@@ -1,30 +1,28 @@
-"""Fine-tuning: parameters of an earlier run to begin from, some of them fixed.
+"""Fine-tuning: parameters of an earlier run to begin from.
 
-config.pretrained = {"workdir": "runs/first", "fresh": ("Dense_2",), "frozen": ()}
+config.pretrained = {"workdir": "runs/first", "fresh": ("Dense_2",)}
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax import lax
 
 from bpfree.training import checkpoint
 from bpfree.training.names import ConfigError, unknown
 from bpfree.training.workdir import WorkdirError
 
 Section = Mapping[str, Any]
-_KEYS = ("workdir", "fresh", "frozen")
+_KEYS = ("workdir", "fresh")
 
 
 def check(section: Any) -> dict[str, Any]:
     """The config's entry `pretrained`, or {}; raises ConfigError.
 
     Its keys: "workdir", of the run to begin from; "fresh", names of the model's modules
-    that begin at random all the same (a readout for other classes, adapters); "frozen",
-    names of those that never move.
+    that begin at random all the same (a readout for other classes, adapters).
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"config.pretrained={section!r} has the wrong type")
@@ -50,7 +48,7 @@ def begin(section: Section, params: Any, model_state: Any) -> tuple[Any, Any]:
     if not section:
         return params, model_state
     fresh = tuple(section.get("fresh", ()))
-    for name in (*fresh, *section.get("frozen", ())):
+    for name in fresh:
         if name not in params:
             raise unknown("config.pretrained: module", name, params)
     found = _read(str(Path(section["workdir"]).absolute()))
@@ -92,14 +90,3 @@ def _read(workdir: str) -> Any:
             return jax.device_get(checkpoint.read(Path(workdir)))
     except WorkdirError as error:
         raise ConfigError(f"config.pretrained.workdir: {error}") from error
-
-
-def freeze(section: Section, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss function of (params, batch) with no derivative by frozen modules."""
-    names = frozenset(section.get("frozen", ()))
-
-    def objective(params, batch):
-        held = {k: lax.stop_gradient(v) if k in names else v for k, v in params.items()}
-        return loss_fn(held, batch)
-
-    return objective if names else loss_fn

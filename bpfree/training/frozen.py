@@ -1,0 +1,41 @@
+"""Modules that never move: config.frozen = ("Dense_0", "Block_1").
+
+No derivative reaches their parameters, and they have no nodes: no noise is spent on them.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from jax import lax
+
+from bpfree.training.names import ConfigError, unknown
+
+
+def check(names: Any) -> tuple[str, ...]:
+    """The config's entry `frozen`, or (); raises ConfigError."""
+    listed = isinstance(names, (list, tuple))
+    if not listed or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config.frozen={names!r} must be names of the model's modules")
+    return tuple(names)
+
+
+def check_modules(names: Collection[str], params: Any) -> None:
+    """Raises ConfigError for a name that the model does not have."""
+    for name in names:
+        if name not in params:
+            raise unknown("config.frozen: module", name, params)
+
+
+def moving(names: Collection[str]) -> Callable[[Any], bool] | None:
+    """Which modules have nodes, for `bpfree.supervised`; None: all that it knows."""
+    return (lambda module: module.path[0] not in names) if names else None
+
+
+def hold(names: Collection[str], loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss function of (params, batch) with no derivative by frozen modules."""
+
+    def held(params, batch):
+        still = {k: lax.stop_gradient(v) if k in names else v for k, v in params.items()}
+        return loss_fn(still, batch)
+
+    return held if names else loss_fn
