@@ -12,8 +12,8 @@ that it hands to all-reduces: gradients, once over both axes; over `sample` alon
 gradients or signals, whichever are smaller. C is the clean pass and the pull of all
 examples, N one noisy pass of them, U the update, P the bytes of the parameters, G the
 bytes of the signals. C + U and N are read off two programs of one device, and U is
-counted as four operations a parameter. The programs are compiled for up to eight virtual CPU devices; the loop over
-samples runs once in each, because XLA counts its body once.
+counted as four operations a parameter. The programs are compiled for up to eight virtual
+CPU devices; the loop over samples runs once in each, because XLA counts its body once.
 """
 
 import argparse

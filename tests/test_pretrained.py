@@ -56,6 +56,8 @@ def begun(workdir, model=None, frozen=(), **section):
 def test_frozen_modules_keep_the_earlier_values_and_fresh_ones_do_not(earlier, tmp_path):
     workdir, before = earlier
     made = begun(workdir, fresh=("Dense_1",), frozen=("Dense_0",))
+    decay = {"learning_rate": 0.01, "weight_decay": 0.5}
+    made["chain"] = (("backprop", {}), ("adamw", decay))
     start = job.prepare(config.read(made))
     jax.tree.map(
         np.testing.assert_array_equal, start.params["Dense_0"], before["Dense_0"]

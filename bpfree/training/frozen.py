@@ -1,11 +1,13 @@
 """Modules that never move: config.frozen = ("Dense_0", "Block_1").
 
-No derivative reaches their parameters, and they have no nodes: no noise is spent on them.
+No derivative reaches their parameters, and no weight decay; modules of a plain Flax model
+have no nodes then, so that no noise is spent on them.
 """
 
 from collections.abc import Callable, Collection
 from typing import Any
 
+import optax
 from jax import lax
 
 from bpfree.training.names import ConfigError, unknown
@@ -39,3 +41,19 @@ def hold(names: Collection[str], loss_fn: Callable[..., Any]) -> Callable[..., A
         return loss_fn(still, batch)
 
     return held if names else loss_fn
+
+
+def keep(
+    names: Collection[str], transformation: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation without updates of frozen modules; its state is the same."""
+
+    def update(gradients, state, params=None, **extra):
+        updates, state = transformation.update(gradients, state, params, **extra)
+        zero = optax.tree.zeros_like
+        still = {k: zero(v) if k in names else v for k, v in updates.items()}
+        return still, state
+
+    if not names:
+        return transformation
+    return optax.GradientTransformationExtraArgs(transformation.init, update)

@@ -144,18 +144,18 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         batch,
         mesh.samples(devices),
     )
-    task = steps.Task(
-        model, built.transformation, data.augment, keys, settings.batch_size, devices
-    )
+    moves = frozen.keep(settings.frozen, built.transformation)
+    task = steps.Task(model, moves, data.augment, keys, settings.batch_size, devices)
     return Draft(task, built, loss_fn, init, batch, shapes)
 
 
 def _objective(model: Any, mutable: tuple[str, ...], still: tuple[str, ...]) -> Any:
     """What the model itself says is minimised, or else its cross-entropy."""
     if hasattr(model, "objective"):
-        if still:
+        objective = model.objective()
+        if still and isinstance(objective, Energy):
             raise ConfigError("config.frozen: this model has an energy")
-        return model.objective()
+        return frozen.hold(still, objective)
     where = frozen.moving(still)
     loss_fn = bpfree.supervised(
         model, _cross_entropy, where=where, mutable=mutable, train=True
