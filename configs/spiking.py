@@ -36,7 +36,12 @@ _STEPS = {"nmnist": 1500, "fashion_mnist": 4000}
 _ARMS = {
     "": (
         "likelihood_ratio",
-        {"num_samples": 32, "sigma": 0.3, "noise": "shared_gaussian"},
+        {
+            "num_samples": 32,
+            "sigma": 0.3,
+            "noise": "shared_gaussian",
+            "nodes": ("Dense_0",),
+        },
     ),
     "bp": ("backprop", {}),
     "frozen": ("backprop", {}),

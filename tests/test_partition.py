@@ -51,7 +51,9 @@ def spread(params, batch):
     return by_sample, jax.device_put(params, everywhere), jax.device_put(batch, by_data)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", ["convnet", "gru", pytest.param("vit", marks=pytest.mark.slow)]
+)
 def test_devices_exchange_gradients_once(name):
     """One sum of gradients over both axes; no activation, signal or noise."""
     loss_fn, params, batch = case(name)
