@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree import _jaxpr
 from bpfree._jaxpr import Site
+from bpfree._partition import samples_inside
 from bpfree.program import NodeTree, name_hash
 
 _WORD = 32  # signs in one random word
@@ -288,6 +289,12 @@ def copies(layout: Layout, function: Callable) -> Callable:
     return lambda tree: run(
         jax.tree.map(lambda a: jnp.broadcast_to(a, (layout.devices, *a.shape)), tree)
     )
+
+
+def binding(layout: Layout) -> _jaxpr.Bind:
+    """How noisy passes that nobody differentiates evaluate their equations."""
+    spread = layout.mesh_size > layout.devices  # over samples and something else
+    return samples_inside if spread and not layout.sequential else _jaxpr.bind_eqn
 
 
 def make_layout(

@@ -9,8 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr, _partition
-from bpfree.estimators import perturbation
+from bpfree import _jaxpr, _partition, sampling
 from bpfree.models import convnet, recurrent, vit
 from tests.statistics import assert_close
 from tests.test_mesh import reduced
@@ -70,7 +69,7 @@ def test_devices_exchange_gradients_once(name):
 
 def test_the_gate_sees_samples_in_front_of_the_batch(monkeypatch):
     """The fault, planted: convolutions as `vmap` makes them gather the batch."""
-    monkeypatch.setattr(perturbation, "samples_inside", _jaxpr.bind_eqn)
+    monkeypatch.setattr(sampling, "binding", lambda layout: _jaxpr.bind_eqn)
     loss_fn, params, batch = case("convnet")
     sharding, params, batch = spread(params, batch)
     assert "all-gather" in compiled(loss_fn, params, batch, sharding).as_text()

@@ -162,10 +162,11 @@ def learned_feedback(
         losses, aux = _program.split_aux(out)
         older = state.inner.weights
         predicted, refit = jax.vjp(lambda w: predictor.predict(w, clean), older)
+        noisy = clean.program.holding(clean.values)
         step = _Step(
             clean,
             losses,
-            clean.program.holding(clean.values),
+            noisy._replace(bind=sampling.binding(layout)),
             predicted,
             _jaxpr.fold_in_shards(noise_key, losses),
             _sigma.at(sigma, state.count),

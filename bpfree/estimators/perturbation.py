@@ -24,7 +24,6 @@ from jax import lax
 from bpfree import _jaxpr, locality, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
-from bpfree._partition import samples_inside
 from bpfree.estimators import redrawn
 from bpfree.estimators import runs as _runs
 from bpfree.estimators import sigma as _sigma
@@ -99,7 +98,11 @@ def make_estimator(
         else:
             run = run._replace(apart=signals is None and _is_apart(run))
             clean, aux, values, pull = _clean_pass(run)
-            noisy = program.holding(values)._replace(bind=_binding(settings))
+            noisy = program.holding(values)
+            if settings.pairing == "clean" and settings.derivative == "finite_difference":
+                noisy = noisy._replace(
+                    bind=sampling.binding(settings.schedule.layouts[0])
+                )
             run = run._replace(program=noisy, clean=clean, values=values)
             if settings.pairing == "noisy":
                 found = _noisy(run)
@@ -181,17 +184,6 @@ def _is_apart(run: Run) -> bool:
     signals = sum(math.prod(site.shape) for site in program.nodes)
     parameters = sum(p.size for p in jax.tree.leaves(run.args[0]))
     return layout.mesh_size > layout.devices or parameters < signals
-
-
-def _binding(settings: Settings) -> _jaxpr.Bind:
-    """How noisy passes evaluate equations, with samples in front of the batch, or inside.
-
-    Only forward passes: what evaluates them inside has no reverse mode.
-    """
-    layout, plain = settings.schedule.layouts[0], settings.pairing == "clean"
-    plain = plain and settings.derivative == "finite_difference"
-    inside = plain and layout.mesh_size > layout.devices and not layout.sequential
-    return samples_inside if inside else _jaxpr.bind_eqn
 
 
 def _clean_pass(run: Run):
