@@ -84,6 +84,14 @@ def _has_tags(jaxpr) -> bool:
     )
 
 
+def has_custom_vjp(jaxpr) -> bool:
+    """Whether there is a derivative that is known in reverse mode only."""
+    return any(
+        "custom_vjp" in eqn.primitive.name or any(map(has_custom_vjp, sub_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
 INLINED = {"jit", "pjit", "closed_call", "core_call"}
 REMAT = {"checkpoint", "remat", "remat2"}
 

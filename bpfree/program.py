@@ -8,6 +8,7 @@ import inspect
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -146,33 +147,69 @@ def cut(program: Program, args, deltas: NodeTree | None = None):
     return evaluate(program, spec, args, deltas)
 
 
-def cut_vjp(program: Program, args, spread: Callable | None = None):
-    """One clean pass: `(output of loss_fn, {node or hold: y}, pull)`; see `pullback`.
-
-    Args:
-      spread: `sampling.copies` of a layout: every device makes the pass and has its own
-        row of all results and signals. `pull` then adds up the pulls of all rows.
-    """
-
-    def cut_params(params):
-        one = lambda batch: cut(program, (params, *batch))  # noqa: E731
-        out, values = (spread(one) if spread else one)(args[1:])
-        return (split_aux(out)[0], values), out
-
-    (losses, values), vjp, out = jax.vjp(cut_params, args[0], has_aux=True)
-    if spread and program.batch_size:
-        vjp = rows_merged(vjp, len(losses), program.batch_size)
+def cut_vjp(program: Program, args):
+    """One clean pass: `(output of loss_fn, {node or hold: y}, pull)`; see `pullback`."""
+    differentiated = partial(_of_params, program, args)
+    (losses, values), vjp, out = jax.vjp(differentiated, args[0], has_aux=True)
     vjp = inputs_first(vjp)
-    behind_last = jnp.full_like(losses, 1 / max(losses.size, 1))
 
     def pull(signals: NodeTree):
-        cotangents = {
-            name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
-            for name, y in values.items()
-        }
-        return vjp((behind_last, cotangents))[0]
+        return vjp(_cotangents(losses, values, signals))[0]
 
     return out, values, pull
+
+
+def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
+    """`cut_vjp` whose signals have an axis of `rows` in front, which pull adds up.
+
+    Every device pulls its row of the signals. A gradient is one sum over rows and batch:
+    the transpose of a tangent map with rows of what it keeps of the clean pass. Blocks
+    with a `custom_vjp` have no such map.
+
+    Args:
+      spread: `(function of a tree) -> the same with rows in front`, `sampling.copies`.
+    """
+    differentiated = partial(_of_params, program, args)
+    (losses, values), tangents, out = jax.linearize(differentiated, args[0], has_aux=True)
+    jaxpr, kept = _jaxpr.open_jaxpr(jax.make_jaxpr(tangents)(args[0]))
+    results = jax.tree.structure((losses, values))
+
+    def by_rows(changes):
+        def one(kept):
+            leaves = jax.tree.leaves(changes)
+            outs = _jaxpr.replay(jaxpr, kept, leaves, _jaxpr.bind_eqn)
+            return jax.tree.unflatten(results, outs)
+
+        return spread(one)(kept)
+
+    transposed = jax.linear_transpose(by_rows, args[0])
+    if program.batch_size:
+        transposed = rows_merged(transposed, rows, program.batch_size)
+    transposed = inputs_first(transposed)
+
+    def pull(signals: NodeTree):
+        behind, none = _cotangents(losses, values, {})
+        alike = lambda a: jnp.broadcast_to(a, (rows, *a.shape))  # noqa: E731
+        behind, none = jax.tree.map(alike, (behind / rows, none))
+        given = {name: s.astype(none[name].dtype) for name, s in signals.items()}
+        return transposed((behind, none | given))[0]
+
+    return out, values, pull
+
+
+def _of_params(program: Program, args, params):
+    """((losses, values at nodes and holds), output of loss_fn)."""
+    out, values = cut(program, (params, *args[1:]))
+    return (split_aux(out)[0], values), out
+
+
+def _cotangents(losses, values: NodeTree, signals: NodeTree):
+    """Of the mean loss behind the last node, and of the nodes."""
+    given = {
+        name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
+        for name, y in values.items()
+    }
+    return jnp.full_like(losses, 1 / max(losses.size, 1)), given
 
 
 def perturbed(

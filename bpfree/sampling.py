@@ -281,9 +281,8 @@ def on_devices(layout: Layout, function: Callable) -> Callable:
 def copies(layout: Layout, function: Callable) -> Callable:
     """`function` of a tree on every device: rows of one result, in front of all leaves.
 
-    What is differentiated by something they share is a sum over rows *and* over a
-    sharded batch, which the partitioner reduces once. The barrier hides that rows are
-    equal: XLA would add up cotangents over the rows first, a reduction of its own.
+    The barrier hides that rows are equal: XLA would add up their cotangents first, which
+    is a reduction of its own.
     """
     run = on_devices(layout, lambda tree: function(lax.optimization_barrier(tree)))
     return lambda tree: run(

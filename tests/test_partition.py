@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import bpfree
 from bpfree import _jaxpr, _partition, sampling
 from bpfree.models import convnet, recurrent, vit
+from tests import problems
 from tests.statistics import assert_close
 from tests.test_mesh import reduced
 
@@ -65,6 +66,33 @@ def test_devices_exchange_gradients_once(name):
     assert size <= reduced(program) <= size + 2 * losses
     one = compiled(loss_fn, params, batch)(params, batch)
     assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=1e-6)
+
+
+@jax.custom_vjp
+def twice(x):
+    return 2 * x
+
+
+twice.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+
+
+def loss_with_aux(params, batch):
+    return problems.mlp_loss(params, batch), {"size": jnp.abs(batch["x"]).max()}
+
+
+def loss_in_reverse_only(params, batch):
+    halved = {name: p / 2 for name, p in params.items()}
+    return problems.mlp_loss(jax.tree.map(twice, halved), batch)
+
+
+@pytest.mark.parametrize("loss_fn", [loss_with_aux, loss_in_reverse_only])
+def test_losses_with_aux_and_blocks_without_a_tangent_map(loss_fn):
+    params, batch = problems.mlp_params(), problems.mlp_batch(8)
+    sharding, far_params, far_batch = spread(params, batch)
+    batches = {"example_batch": batch}
+    program = compiled(loss_fn, far_params, far_batch, sharding, **batches)
+    one = compiled(loss_fn, params, batch, **batches)(params, batch)
+    assert_close(program(far_params, far_batch), one, rtol=1e-5, atol=1e-6)
 
 
 def test_the_gate_sees_samples_in_front_of_the_batch(monkeypatch):

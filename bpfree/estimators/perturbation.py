@@ -96,8 +96,9 @@ def make_estimator(
             gradient, clean, aux, sizes = redrawn.estimate(run)
             value = clean.mean()
         else:
-            run = run._replace(apart=signals is None and _is_apart(run))
-            clean, aux, values, pull = _clean_pass(run)
+            run = run._replace(apart=_is_apart(run))
+            out, values, pull = _clean_pass(run)
+            clean, aux = _program.split_aux(out)
             noisy = program.holding(values)
             if settings.pairing == "clean" and settings.derivative == "finite_difference":
                 noisy = noisy._replace(
@@ -176,10 +177,9 @@ def _is_apart(run: Run) -> bool:
     """
     settings, program = run.settings, run.program
     layout = settings.schedule.layouts[0]
-    holds = any(site.kind == "hold" for site in program.sites)
     if settings.pairing == "noisy" or settings.encode_signals is not None:
         return False
-    if layout.devices == 1 or holds or program.has_aux or program.jaxpr.effects:
+    if layout.devices == 1 or _jaxpr.has_custom_vjp(program.jaxpr):
         return False
     signals = sum(math.prod(site.shape) for site in program.nodes)
     parameters = sum(p.size for p in jax.tree.leaves(run.args[0]))
@@ -187,13 +187,12 @@ def _is_apart(run: Run) -> bool:
 
 
 def _clean_pass(run: Run):
-    """(losses, aux, {node: y}, pull); where devices stay apart, each makes the pass."""
+    """(output of loss_fn, {node: y}, pull); of rows of signals where devices are apart."""
     if not run.apart:
-        out, values, pull = _program.cut_vjp(run.program, run.args)
-        return *_program.split_aux(out), values, pull
-    spread = partial(sampling.copies, run.settings.schedule.layouts[0])
-    losses, values, pull = _program.cut_vjp(run.program, run.args, spread)
-    return losses.mean(0), None, values, pull
+        return _program.cut_vjp(run.program, run.args)
+    layout = run.settings.schedule.layouts[0]
+    spread = partial(sampling.copies, layout)
+    return _program.cut_vjp_by_rows(run.program, run.args, layout.devices, spread)
 
 
 def _clean_part(run: Run) -> Found:
