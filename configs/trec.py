@@ -31,6 +31,16 @@ mean and standard deviation; JAX 0.10.2, one CPU core beside other jobs:
     rnn_bp             .8520 .8420 .8500  .848 +- .005
     rnn_frozen         .4700 .5020 .4780  .483 +- .017
 
+AG News (7,600 test items, 4,999 for training) by the same nets, with
+--config.data.name=ag_news_5k --config.data.length=32, which reads the folder `ag_news`
+(20 s to 4 minutes on half a core):
+
+           node perturbation  feedback       bp             frozen
+    gru    .706 +- .032       .764 +- .008   .768 +- .005   .295 +- .004
+    lstm   .649 +- .045       .636 +- .208   .757 +- .006   .298 +- .009
+    rnn    .436 +- .091       .627 +- .091   .705 +- .047   .278 +- .002
+
+Learned feedback of the LSTM ended at .395 with seed 0, and at .752 and .760 with 1 and 2.
 Nothing was tuned.
 """
 

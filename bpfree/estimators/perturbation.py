@@ -187,7 +187,7 @@ def _is_apart(run: Run) -> bool:
 
 
 def _clean_pass(run: Run):
-    """(output of loss_fn, {node: y}, pull); of rows of signals where devices are apart."""
+    """(output of loss_fn, {node: y}, pull), of rows of signals if devices are apart."""
     if not run.apart:
         return _program.cut_vjp(run.program, run.args)
     layout = run.settings.schedule.layouts[0]
