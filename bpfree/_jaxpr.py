@@ -286,6 +286,31 @@ def prefix(
     return known
 
 
+def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[int]:
+    """`id` of the equations that a moved tag reaches, loops as wholes; holds stop it."""
+    found: set[int] = set()
+
+    def walk(jaxpr, inputs, sites):
+        env: dict[Any, bool] = {}
+        upcoming = iter(sites)
+        _bind(env, [*jaxpr.constvars, *jaxpr.invars], inputs)
+        for eqn in jaxpr.eqns:
+            inner = _take(upcoming, eqn)
+            invals = [not isinstance(v, jcore.Literal) and env[v] for v in eqn.invars]
+            reached = [any(invals) or any(map(moved, inner))] * len(eqn.outvars)
+            if eqn.primitive is tag_p:
+                reached = [moved(inner[0]) or (invals[0] and inner[0].kind != "hold")]
+            elif inner and eqn.primitive.name in INLINED:
+                body, consts = body_of(eqn)
+                reached = walk(body, [False] * len(consts) + invals, inner)
+            found.update([id(eqn)] if any(reached) else [])
+            _bind(env, eqn.outvars, reached)
+        return [not isinstance(v, jcore.Literal) and env[v] for v in jaxpr.outvars]
+
+    walk(jaxpr, [False] * (len(jaxpr.constvars) + len(jaxpr.invars)), sites)
+    return found
+
+
 _UNKNOWN = object()
 
 

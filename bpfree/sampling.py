@@ -9,7 +9,7 @@ is never stored.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bpfree import _jaxpr
 from bpfree._jaxpr import Site
 from bpfree._partition import samples_inside
-from bpfree.program import NodeTree, name_hash
+from bpfree.program import NodeTree, Program, name_hash
 
 _WORD = 32  # signs in one random word
 
@@ -290,10 +290,24 @@ def copies(layout: Layout, function: Callable) -> Callable:
     )
 
 
-def binding(layout: Layout) -> _jaxpr.Bind:
-    """How noisy passes that nobody differentiates evaluate their equations."""
-    spread = layout.mesh_size > layout.devices  # over samples and something else
-    return samples_inside if spread and not layout.sequential else _jaxpr.bind_eqn
+def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Program:
+    """The program of noisy passes, their samples where a sharded batch is not gathered.
+
+    Only what noise reaches has samples; the rest is bound as it stands, because what
+    `samples_inside` makes of an equation without samples has no derivative.
+
+    Args:
+      moved: names of the nodes with noise.
+    """
+    if layout.sequential or layout.mesh_size == layout.devices:  # no further axis
+        return program
+    noisy = _jaxpr.behind(program.jaxpr, program.sites, lambda s: s.name in moved)
+
+    def bind(eqn, invals):
+        inside = id(eqn) in noisy
+        return (samples_inside if inside else _jaxpr.bind_eqn)(eqn, invals)
+
+    return program._replace(bind=bind)
 
 
 def make_layout(

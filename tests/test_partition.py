@@ -35,7 +35,8 @@ def case(name):
 
 def compiled(loss_fn, params, batch, sharding=None, **options):
     options = {"num_samples": 8, "chunk_size": 4, "sigma": 0.1} | options
-    tx = bpfree.node_perturbation(loss_fn, sharding=sharding, **options)
+    make = options.pop("make", bpfree.node_perturbation)
+    tx = make(loss_fn, sharding=sharding, **options)
     state = tx.init(params)
     update = jax.jit(lambda p, b: tx.update(None, state, p, batch=b)[0])
     return update.lower(params, batch).compile()
@@ -68,6 +69,17 @@ def test_devices_exchange_gradients_once(name):
     assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_noisy_pairing_of_a_convnet(layerwise):
+    """Only what noise reaches has samples: the rest is differentiated as it stands."""
+    loss_fn, params, batch = case("convnet")
+    sharding, far_params, far_batch = spread(params, batch)
+    options = {"make": bpfree.likelihood_ratio, "layerwise": layerwise}
+    program = compiled(loss_fn, far_params, far_batch, sharding, **options)
+    one = compiled(loss_fn, params, batch, **options)(params, batch)
+    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=1e-6)
+
+
 @jax.custom_vjp
 def twice(x):
     return 2 * x
@@ -97,7 +109,7 @@ def test_losses_with_aux_and_blocks_without_a_tangent_map(loss_fn):
 
 def test_the_gate_sees_samples_in_front_of_the_batch(monkeypatch):
     """The fault, planted: convolutions as `vmap` makes them gather the batch."""
-    monkeypatch.setattr(sampling, "binding", lambda layout: _jaxpr.bind_eqn)
+    monkeypatch.setattr(sampling, "samples_inside", _jaxpr.bind_eqn)
     loss_fn, params, batch = case("convnet")
     sharding, params, batch = spread(params, batch)
     assert "all-gather" in compiled(loss_fn, params, batch, sharding).as_text()

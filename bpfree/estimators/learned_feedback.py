@@ -163,10 +163,11 @@ def learned_feedback(
         older = state.inner.weights
         predicted, refit = jax.vjp(lambda w: predictor.predict(w, clean), older)
         noisy = clean.program.holding(clean.values)
+        hidden = {site.name for site in predictors.hidden(clean.program)}
         step = _Step(
             clean,
             losses,
-            noisy._replace(bind=sampling.binding(layout)),
+            sampling.laid_out(noisy, layout, hidden),
             predicted,
             _jaxpr.fold_in_shards(noise_key, losses),
             _sigma.at(sigma, state.count),

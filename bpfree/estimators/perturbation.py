@@ -100,10 +100,6 @@ def make_estimator(
             out, values, pull = _clean_pass(run)
             clean, aux = _program.split_aux(out)
             noisy = program.holding(values)
-            if settings.pairing == "clean" and settings.derivative == "finite_difference":
-                noisy = noisy._replace(
-                    bind=sampling.binding(settings.schedule.layouts[0])
-                )
             run = run._replace(program=noisy, clean=clean, values=values)
             if settings.pairing == "noisy":
                 found = _noisy(run)

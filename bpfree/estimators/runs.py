@@ -51,7 +51,14 @@ def split(run: Run) -> list[Run]:
     cached = len(parts) > 1 and run.settings.pairing == "clean"
     known = _program.clean_values(run.program, run.args) if cached else None
     share = 1 / len(parts)
-    return [run._replace(part=part, share=share, known=known) for part in parts]
+
+    def one(part):
+        program = run.program
+        if run.settings.derivative == "finite_difference":
+            program = sampling.laid_out(program, part.layout, part.names)
+        return run._replace(program=program, part=part, share=share, known=known)
+
+    return [one(part) for part in parts]
 
 
 def draw(run: Run, draws) -> _program.NodeTree:
