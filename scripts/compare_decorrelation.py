@@ -11,9 +11,10 @@ Each arm is Adam behind backprop: on raw, standardised or ZCA-whitened inputs, a
 decorrelation of the input layer, of the hidden layers, or of all. The learning rate is
 the one of the grid with the lowest final loss at seed 0; an arm whose choice is at the
 grid's edge is marked. `--arms="backprop=4e-3,foof=4e-3"` gives rates instead. Then fresh
-seeds: per seed, the target is the best loss of standardised backprop in that many steps,
-and `steps` is the first look that is there, as a share of the step at which backprop was.
-Loss is that of the first 1,000 training examples, looked at every `--look` steps.
+seeds (`--seeds=0`: none): per seed, the target is the best loss of standardised backprop
+in that many steps, and `steps` is the first look that is there, as a share of the step at
+which backprop was. Loss is that of the first 1,000 training examples, looked at every
+`--look` steps.
 `--time` measures steps in turn, in one process.
 """
 
@@ -189,6 +190,10 @@ def reached(curve: Curve, target: float) -> float:
     return float(curve.steps[below[0]]) if len(below) else float("inf")
 
 
+def spread(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
 def seconds_per_step(setting, programs, batches, rounds: int = 7, cycle: int = 20):
     """{arm: median CPU and wall seconds of a step}; all arms in turn, whole cycles."""
     carries = {name: made.init(0) for name, made in programs.items()}
@@ -273,6 +278,8 @@ def compare(setting: Setting, chosen, given, programs, load, args) -> None:
         grid = ", ".join(f"{r:g}: {e:.4f}" for r, e in zip(rates, ends, strict=True))
         print(f"{arm:16} rate {rates[best]:g}{edge}   {grid}", flush=True)
     targets: dict[int, Curve] = {}
+    if not args.seeds:
+        return
     for arm in sorted(chosen, key=lambda n: n != "backprop"):
         data = load(chosen[arm].preprocess)
         curves = [
@@ -291,7 +298,7 @@ def compare(setting: Setting, chosen, given, programs, load, args) -> None:
         print(
             f"{arm:16} rate {picked[arm]:g}  steps {np.mean(shares):.2f} "
             f"({' '.join(f'{s:.2f}' for s in shares)})  loss {ends.mean():.4f} +- "
-            f"{ends.std(ddof=1):.4f}  test {tests.mean():.4f} +- {tests.std(ddof=1):.4f}",
+            f"{spread(ends):.4f}  test {tests.mean():.4f} +- {spread(tests):.4f}",
             flush=True,
         )
 
