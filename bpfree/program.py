@@ -188,11 +188,9 @@ def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
     transposed = inputs_first(transposed)
 
     def pull(signals: NodeTree):
-        behind, none = _cotangents(losses, values, {})
-        alike = lambda a: jnp.broadcast_to(a, (rows, *a.shape))  # noqa: E731
-        behind, none = jax.tree.map(alike, (behind / rows, none))
-        given = {name: s.astype(none[name].dtype) for name, s in signals.items()}
-        return transposed((behind, none | given))[0]
+        of_row = partial(_cotangents, losses, values)
+        behind, given = jax.vmap(of_row, axis_size=rows)(signals)
+        return transposed((behind / rows, given))[0]
 
     return out, values, pull
 

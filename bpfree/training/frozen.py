@@ -10,7 +10,7 @@ from typing import Any
 import optax
 from jax import lax
 
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training.names import ConfigError
 
 
 def check(names: Any) -> tuple[str, ...]:
@@ -19,13 +19,6 @@ def check(names: Any) -> tuple[str, ...]:
     if not listed or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"config.frozen={names!r} must be names of the model's modules")
     return tuple(names)
-
-
-def check_modules(names: Collection[str], params: Any) -> None:
-    """Raises ConfigError for a name that the model does not have."""
-    for name in names:
-        if name not in params:
-            raise unknown("config.frozen: module", name, params)
 
 
 def moving(names: Collection[str]) -> Callable[[Any], bool] | None:

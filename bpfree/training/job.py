@@ -25,7 +25,7 @@ from bpfree.data import (
 )
 from bpfree.equilibrium.energy import Energy
 from bpfree.training import chain, config, feed, frozen, mesh, pretrained, steps
-from bpfree.training.names import ConfigError, call, member, unknown
+from bpfree.training.names import ConfigError, call, check_known, member, unknown
 
 LOADERS = ("device", "grain")
 _NAMED = (
@@ -128,7 +128,7 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
-    frozen.check_modules(settings.frozen, shapes)
+    check_known("config.frozen: module", settings.frozen, shapes)
     batch = steps.with_state(batch, state_shapes)
     loss_fn = _objective(model, tuple(state_shapes), settings.frozen)
     if settings.diagnostics["every"] and isinstance(loss_fn, Energy):

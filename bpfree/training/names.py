@@ -23,6 +23,13 @@ def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:
     )
 
 
+def check_known(what: str, names: Collection[Any], choices: Collection[str]) -> None:
+    """Raises `unknown` for the first of the names that is none of `choices`."""
+    for name in names:
+        if name not in choices:
+            raise unknown(what, name, choices)
+
+
 def member(package: types.ModuleType, name: str, what: str) -> types.ModuleType:
     """The module `name` of a package such as `bpfree.data`."""
     choices = [m.name for m in pkgutil.iter_modules(package.__path__)]
@@ -51,9 +58,7 @@ def call(
     parameters = inspect.signature(constructor).parameters
     choices = [n for n, p in parameters.items() if p.kind in _NAMED and n not in given]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in kwargs:
-            if name not in choices:
-                raise unknown(f"{where}: argument", name, choices)
+        check_known(f"{where}: argument", kwargs, choices)
     _check_types(constructor, parameters, kwargs, where)
     try:
         inspect.signature(constructor).bind(**given, **kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from bpfree.training import checkpoint
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training.names import ConfigError, check_known, unknown
 from bpfree.training.workdir import WorkdirError
 
 Section = Mapping[str, Any]
@@ -48,9 +48,7 @@ def begin(section: Section, params: Any, model_state: Any) -> tuple[Any, Any]:
     if not section:
         return params, model_state
     fresh = tuple(section.get("fresh", ()))
-    for name in fresh:
-        if name not in params:
-            raise unknown("config.pretrained: module", name, params)
+    check_known("config.pretrained: module", fresh, params)
     found = _read(str(Path(section["workdir"]).absolute()))
     where = f"the run in {section['workdir']}"
     state = {
