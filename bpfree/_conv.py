@@ -19,7 +19,7 @@ from bpfree import _jaxpr
 
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` with every convolution outside its loops as NHWC, HWIO -> NHWC."""
+    """`fn` with every convolution as NHWC, HWIO -> NHWC, those of its scans included."""
     return rewritten(fn, _canonical)
 
 
@@ -36,6 +36,8 @@ def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callabl
 
 
 def _canonical(eqn, invals) -> list[Any]:
+    if eqn.primitive is lax.scan_p:
+        return _jaxpr.replay_scan(eqn, invals, _canonical)
     if eqn.primitive is not lax.conv_general_dilated_p:
         return _jaxpr.bind_eqn(eqn, invals)
     params = dict(eqn.params)

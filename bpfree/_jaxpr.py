@@ -390,6 +390,23 @@ def split_scan(params, invals):
     return [list(part) for part in params["ft_in"].update(invals).unpack()]
 
 
+def replay_scan(eqn, invals, bind: Bind) -> list[Any]:
+    """A scan equation whose body is replayed."""
+    jaxpr, closed = body_of(eqn)
+    consts, carry, xs = split_scan(eqn.params, invals)
+
+    def body(consts, carry, xs):
+        outs = replay(jaxpr, closed, [*consts, *carry, *xs], bind)
+        return outs[: len(carry)], outs[len(carry) :]
+
+    options = {k: eqn.params[k] for k in _OF_LOOPS}
+    carry, ys = plain_scan(body, list(consts), list(carry), list(xs), **options)
+    return [*carry, *ys]
+
+
+_OF_LOOPS = ("length", "reverse", "unroll")
+
+
 def _run_scan(spec, scan, eqn, invals, sites, deltas):
     jaxpr, closed = body_of(eqn)
     consts, carry, xs = split_scan(eqn.params, invals)
@@ -400,7 +417,7 @@ def _run_scan(spec, scan, eqn, invals, sites, deltas):
         outs, taps = run(spec, jaxpr, closed, [*consts, *carry, *xs], sites, deltas)
         return outs[: len(carry)], (outs[len(carry) :], taps)
 
-    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+    options = {k: eqn.params[k] for k in _OF_LOOPS}
     scan = plain_scan if eqn.effects else scan
     carry, (ys, taps) = scan(
         body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options

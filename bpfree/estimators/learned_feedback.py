@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 
 from bpfree import _jaxpr, locality, predictors, sampling
 from bpfree import program as _program
+from bpfree._conv import canonical_convs
 from bpfree.estimators import perturbation
 from bpfree.estimators import sigma as _sigma
 from bpfree.estimators.settings import check_choice, frozen
@@ -276,7 +277,8 @@ def _residual_and_misfit(step: _Step, predictor, weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
             return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
 
-        slope = jax.tree.map(at_least_float32, jax.grad(misfit)(weights))
+        slope = canonical_convs(jax.grad(misfit))(weights)
+        slope = jax.tree.map(at_least_float32, slope)
         return (_credit(step, noise, noisy), slope), ()
 
     residual, slope = _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
