@@ -33,29 +33,41 @@ def per_example(centred: jax.Array, node: Site) -> jax.Array:
     return sampling.beside(by_example, 1 + len(node.shape), node.batch_axis)
 
 
-def causal(axis: int = 0, reverse: bool = False) -> Rule:
+def causal(axis: int = 0, reverse: bool = False, window: int | None = None) -> Rule:
     r"""Credit rule for losses (B, T), one for each example and time step.
 
-    .. math:: w_{k,b,t} = \sum_{t' \ge t} (L_{k,b,t'} - c_{b,t'})
+    .. math:: w_{k,b,t} = \sum_{t \le t' < t + W} (L_{k,b,t'} - c_{b,t'})
 
     A node at step t is credited with the losses from t on: its noise reaches no earlier
     one. A node without a time axis (it is shared by the batch, or `axis` is its batch
     axis) is credited with all losses of the example.
 
     Contract: the expectation of `per_example`, with less variance, if the program is
-    causal. Nothing checks that it is.
+    causal and the node reaches no loss beyond the window; with a shorter window biased,
+    and with less variance still. Nothing checks what a node reaches.
 
     Args:
       axis: the node's time axis: 0 is where `lax.scan` puts it; 1 for values (B, T, ...).
         Where nodes differ, pass `credit=` a mapping from their names to rules.
       reverse: time runs backwards (`lax.scan(..., reverse=True)`): losses up to t.
+      window: W >= 1, the losses that answer; None for all from t on. 1 is the loss of the
+        step itself: exact for nodes behind the last exchange between steps, such as
+        those after a transformer's last attention.
 
-    Returns a rule. It raises ValueError, when traced, for losses that are not (B, T), and
-    for a node whose axis is not T long.
+    Returns a rule. Raises ValueError for a window below 1; and when traced, for losses
+    that are not (B, T), and for a node whose axis is not T long.
     """
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1")
 
     def future(losses):
-        return lax.cumsum(losses, axis=losses.ndim - 1, reverse=not reverse)
+        last = losses.ndim - 1
+        if window is None or window >= losses.shape[-1]:
+            return lax.cumsum(losses, axis=last, reverse=not reverse)
+        beyond = (window - 1, 0) if reverse else (0, window - 1)
+        sizes, padding = (*[1] * last, window), (*[(0, 0)] * last, beyond)
+        zero = np.zeros((), losses.dtype)
+        return lax.reduce_window(losses, zero, lax.add, sizes, [1] * len(sizes), padding)
 
     def rule(centred, node):
         if centred.ndim != 3:

@@ -29,10 +29,25 @@ seed 0); the others take it, untuned. The control does not gain by a rate of 1e-
 
 from ml_collections import ConfigDict
 
+# Behind the last keys and values no position reaches another one: its own loss answers.
+_OWN = ("Block_1/query", "Block_1/out", "Block_1/expand", "Block_1/contract", "Dense_1")
+_FROM_THERE_ON = (
+    "Dense_0",
+    *(f"Block_0/{n}" for n in ("query", "key", "value", "out", "expand", "contract")),
+    "Block_1/key",
+    "Block_1/value",
+)
+_CREDIT = {
+    **{name: ("causal", {"axis": 1, "window": 1}) for name in _OWN},
+    **{name: ("causal", {"axis": 1}) for name in _FROM_THERE_ON},
+}
+_NOISE = {"num_samples": 1, "sigma": 0.01, "layerwise": True}
 _ARMS = {
-    "": ("node_perturbation", {"num_samples": 1, "sigma": 0.01, "layerwise": True}),
+    "": ("node_perturbation", {**_NOISE, "credit": _CREDIT}),
+    "dnp": ("node_perturbation", {**_NOISE, "credit": _CREDIT}),
     "feedback": ("learned_feedback", {}),
     "bp": ("backprop", {}),
+    "dbp": ("backprop", {}),
     "frozen": ("backprop", {}),
 }
 
@@ -41,14 +56,15 @@ def get_config(arg: str = "") -> ConfigDict:
     """Text by a causal transformer; arg: "feedback", "bp", "frozen" or "smoke"."""
     if arg not in (*_ARMS, "smoke"):
         raise ValueError(
-            f"unknown argument {arg!r}; the choices are feedback, bp, frozen, smoke, or "
-            "none at all"
+            f"unknown argument {arg!r}; the choices are dnp, feedback, bp, dbp, frozen, "
+            "smoke, or none at all"
         )
     name, kwargs = _ARMS.get(arg, _ARMS[""])
     config = ConfigDict()
     config.seed = 0
     config.data = {"name": "python_topics", "length": 32}
     config.model = {"name": "transformer", "width": 32, "depth": 2, "heads": 4}
+    config.objective = {"losses": "step" if "credit" in kwargs else "example"}
     config.mesh = ""
     config.batch_size = 64
     config.num_steps = 1000
@@ -61,10 +77,14 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "frozen":
         config.frozen = ("Dense_0", "Block_0", "Block_1")
     config.chain = ((name, "estimator"), adam)
+    if arg in ("dnp", "dbp"):
+        config.decorrelation = {"inner": adam}
+        config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
         config.data.length = 4
         config.model.update({"width": 4, "depth": 1, "heads": 2})
         config.batch_size = 8
-        config.estimator.layerwise = False  # one program in place of nine
+        del config.estimator  # all nodes at once: one program in place of nine
+        config.estimator = {"num_samples": 1, "credit": ("causal", {"axis": 1})}
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

@@ -40,9 +40,11 @@ _FROZEN = {
 _NOISE = {"num_samples": 16, "sigma": 1e-3, "layerwise": True}
 _ARMS = {
     "": ("node_perturbation", _NOISE),
+    "dnp": ("node_perturbation", _NOISE),
     "published": ("node_perturbation", {**_NOISE, "num_samples": 150}),
     "feedback": ("learned_feedback", {}),
     "bp": ("backprop", {}),
+    "dbp": ("backprop", {}),
     "frozen": ("backprop", {}),
 }
 
@@ -53,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if net not in _MODELS or arm not in _ARMS:
         raise ValueError(
             f"unknown argument {arg!r}; the choices are resnet5, vgg8, each alone or "
-            "with _feedback, _bp, _frozen or _published behind it, and smoke"
+            "with _dnp, _feedback, _bp, _dbp, _frozen or _published behind it, and smoke"
         )
     name, kwargs = _ARMS[arm]
     config = ConfigDict()
@@ -73,6 +75,9 @@ def get_config(arg: str = "") -> ConfigDict:
     if arm == "frozen":
         config.frozen = _FROZEN[net]
     config.chain = ((name, "estimator"), adam)
+    if arm in ("dnp", "dbp"):
+        config.decorrelation = {"inner": adam}
+        config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
         config.data = {"name": "digits"}
         config.model = {"name": "resnet5", "image": (8, 8, 1)}

@@ -47,10 +47,13 @@ Nothing was tuned.
 from ml_collections import ConfigDict
 
 _CELLS = {"gru": "GRUCell_0", "rnn": "SimpleCell_0", "lstm": "LSTMCell_0"}
+_NOISE = {"num_samples": 32, "sigma": 0.01}
 _ARMS = {
-    "": ("node_perturbation", {"num_samples": 32, "sigma": 0.01}),
+    "": ("node_perturbation", _NOISE),
+    "dnp": ("node_perturbation", _NOISE),
     "feedback": ("learned_feedback", {}),
     "bp": ("backprop", {}),
+    "dbp": ("backprop", {}),
     "frozen": ("backprop", {}),
 }
 
@@ -61,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if cell not in _CELLS or arm not in _ARMS:
         raise ValueError(
             f"unknown argument {arg!r}; the choices are gru, rnn, lstm, each alone or "
-            "with _feedback, _bp or _frozen behind it, and smoke"
+            "with _dnp, _feedback, _bp, _dbp or _frozen behind it, and smoke"
         )
     name, kwargs = _ARMS[arm]
     config = ConfigDict()
@@ -81,6 +84,9 @@ def get_config(arg: str = "") -> ConfigDict:
     if arm == "frozen":
         config.frozen = ("Embed_0", _CELLS[cell])
     config.chain = ((name, "estimator"), adam)
+    if arm in ("dnp", "dbp"):
+        config.decorrelation = {"inner": adam}
+        config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
         config.data = {"name": "digits"}
         config.model = {"name": "recurrent", "sequence": (8, 8), "hidden": 4}

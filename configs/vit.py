@@ -28,10 +28,13 @@ which feedback and bp take as it is.
 
 from ml_collections import ConfigDict
 
+_NOISE = {"num_samples": 2, "sigma": 0.01, "layerwise": True}
 _ARMS = {
-    "": ("node_perturbation", {"num_samples": 2, "sigma": 0.01, "layerwise": True}),
+    "": ("node_perturbation", _NOISE),
+    "dnp": ("node_perturbation", _NOISE),
     "feedback": ("learned_feedback", {}),
     "bp": ("backprop", {}),
+    "dbp": ("backprop", {}),
     "frozen": ("backprop", {}),
 }
 
@@ -40,8 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """Digits by a vision transformer; arg: "feedback", "bp", "frozen" or "smoke"."""
     if arg not in (*_ARMS, "smoke"):
         raise ValueError(
-            f"unknown argument {arg!r}; the choices are feedback, bp, frozen, smoke, or "
-            "none at all"
+            f"unknown argument {arg!r}; the choices are dnp, feedback, bp, dbp, frozen, "
+            "smoke, or none at all"
         )
     name, kwargs = _ARMS.get(arg, _ARMS[""])
     config = ConfigDict()
@@ -62,6 +65,9 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "frozen":
         config.frozen = ("Dense_0", "Block_0", "Block_1")
     config.chain = ((name, "estimator"), adam)
+    if arg in ("dnp", "dbp"):
+        config.decorrelation = {"inner": adam}
+        config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
         config.model.update({"patch": 4, "width": 4, "depth": 1, "heads": 2})
         config.estimator.layerwise = False  # one program in place of nine

@@ -8,7 +8,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from bpfree import program
 from bpfree.training import ConfigError, chain, config, fit, job
+from tests.statistics import assert_close
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -65,6 +67,35 @@ def test_schedules_follow_an_overridden_number_of_steps():
     assert made.to_dict()["schedule"]["decay_steps"] == 77
 
 
+# --------------------------------------------------------------------------- objective
+
+
+def prepared(stem, **objective):
+    made = load(next(p for p in FILES if p.stem == stem)).get_config("smoke").to_dict()
+    if objective.get("losses") == "example":
+        made["estimator"].pop("credit")
+    return job.prepare(config.read({**made, "objective": objective}))
+
+
+def test_a_loss_for_each_step_has_the_mean_of_the_losses_of_examples():
+    each, mean = (prepared("char_transformer", losses=n) for n in ("step", "example"))
+    of_steps = each.loss_fn(each.params, each.batch)
+    assert of_steps.shape == each.batch["label"].shape == (8, 4)
+    assert_close(of_steps.mean(1), mean.loss_fn(mean.params, mean.batch), rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise, shared", [("logit", False), ("weight", True)])
+def test_nodes_stand_where_the_objective_says(noise, shared):
+    ready = prepared("digits", noise=noise)
+    traced = program.trace(ready.loss_fn, ready.params, ready.batch)
+    assert {site.batch_axis is None for site in traced.nodes} == {shared}
+
+
+def test_a_model_with_an_objective_takes_no_other():
+    with pytest.raises(ConfigError, match="this model has an objective of its own"):
+        prepared("ep_mnist", noise="weight")
+
+
 # ---------------------------------------------------------------------------- mistakes
 
 
@@ -111,6 +142,10 @@ MISTAKES = {
         r"chain\[0\].*'likelihod_ratio'.*Did you mean 'likelihood_ratio'",
     ),
     "no estimator": (link(0, "sgd", {"learning_rate": 0.1}), "begin with an estimator"),
+    "objective entry": (put("objective", {"loss": "step"}), "'loss'.*'losses'"),
+    "objective choice": (put("objective", {"losses": "steps"}), "'steps'.*'step'"),
+    "objective type": (put("objective", "step"), "objective='step' has the wrong type"),
+    "one label": (put("objective", {"losses": "step"}), r"labels \(B, T\).*\(8,\)"),
     "optimiser name": (link(1, "adm", {}), r"chain\[1\].*'adm'.*'adam'"),
     "optimiser argument": (link(1, "adam", {"lr": 0.1}), "'lr'.*learning_rate"),
     "missing argument": (link(1, "adam", {}), r"chain\[1\].*missing.*learning_rate"),

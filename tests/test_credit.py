@@ -211,6 +211,36 @@ def test_causal_sums_the_losses_from_now_on():
     assert outside.ravel().tolist() == [7, 70]
 
 
+@pytest.mark.parametrize(
+    "window, reverse, expected",
+    [
+        (1, False, [1, 2, 4]),
+        (2, False, [3, 6, 4]),
+        (2, True, [1, 3, 6]),
+        (3, False, [7, 6, 4]),
+        (9, True, [1, 3, 7]),
+    ],
+)
+def test_a_window_leaves_later_losses_out(window, reverse, expected):
+    losses = jnp.asarray([[[1.0, 2.0, 4.0]]], jnp.float32)
+    rule = bpfree.causal(reverse=reverse, window=window)
+    assert rule(losses, site((3, 1, 5), 1)).ravel().tolist() == expected
+
+
+def steps_apart(params, batch):
+    """No step reaches another: the loss of the step itself is all that answers."""
+    y = bpfree.node(batch["x"] @ params["w1"], "y")
+    return ((jnp.tanh(y) - batch["t"]) ** 2).sum(2)
+
+
+def test_a_window_of_one_step_is_exact_where_steps_are_apart_and_biased_elsewhere():
+    for loss_fn, axis, exact in ((steps_apart, 1, True), (sequence_losses, 0, False)):
+        rule = bpfree.causal(axis, window=1)
+        truth = problems.gradient(loss_fn, PARAMS, SEQUENCES)
+        found = estimates(loss_fn, SEQUENCES, credit=rule)
+        assert mean_gate(found, truth).passed == exact
+
+
 def test_within_hops_counts_edges():
     """Losses 1, 10, 100, ... on a path: digits show which were added up."""
     digits = jnp.asarray([[1.0, 1e1, 1e2, 1e3, 1e4, 1e5]])
@@ -251,3 +281,8 @@ def test_misuse_is_a_clear_error(loss_fn, rule, message):
 def test_a_graph_that_is_none(adjacency, hops, message):
     with pytest.raises(ValueError, match=message):
         bpfree.within_hops(adjacency, hops)
+
+
+def test_a_window_of_nothing():
+    with pytest.raises(ValueError, match="window=0 must be at least 1"):
+        bpfree.causal(window=0)

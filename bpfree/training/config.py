@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bpfree.training import frozen, pretrained
+from bpfree.training import frozen, objective, pretrained
 from bpfree.training.names import ConfigError, unknown
 
 # May differ when a run is resumed.
@@ -32,6 +32,8 @@ class Settings(NamedTuple):
       mesh: the devices, "sample:4,data:2" for instance; optional, "" is one device.
       pretrained: an earlier run to begin from, see `training/pretrained.py`; optional.
       frozen: names of the model's modules that never move; optional.
+      objective: a loss for each example or step, and where layers have their nodes, see
+        `training/objective.py`; optional.
     """
 
     seed: int
@@ -47,6 +49,7 @@ class Settings(NamedTuple):
     mesh: str = ""
     pretrained: dict[str, Any] = {}
     frozen: tuple[str, ...] = ()
+    objective: dict[str, str] = {}
 
 
 _TYPES: dict[str, Any] = {
@@ -73,6 +76,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
     begin = pretrained.check(values.pop("pretrained", {}))
     still = frozen.check(values.pop("frozen", ()))
+    minimised = objective.check(values.pop("objective", {}))
     mesh = values.pop("mesh", "")
     if not isinstance(mesh, str):
         raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
@@ -98,6 +102,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         mesh=mesh,
         pretrained=begin,
         frozen=still,
+        objective=minimised,
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 import bpfree
 import bpfree.models
@@ -24,7 +23,16 @@ from bpfree.data import (
     text,
 )
 from bpfree.equilibrium.energy import Energy
-from bpfree.training import chain, config, feed, frozen, mesh, pretrained, steps
+from bpfree.training import (
+    chain,
+    config,
+    feed,
+    frozen,
+    mesh,
+    objective,
+    pretrained,
+    steps,
+)
 from bpfree.training.names import ConfigError, call, check_known, member, unknown
 
 LOADERS = ("device", "grain")
@@ -130,7 +138,9 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         raise ConfigError(f"config.model: {error}") from error
     check_known("config.frozen: module", settings.frozen, shapes)
     batch = steps.with_state(batch, state_shapes)
-    loss_fn = _objective(model, tuple(state_shapes), settings.frozen)
+    loss_fn = objective.make(
+        settings.objective, model, tuple(state_shapes), settings.frozen
+    )
     if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
         raise ConfigError(
             "config.diagnostics compares with backprop through a loss function, and this "
@@ -147,26 +157,6 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
     moves = frozen.keep(settings.frozen, built.transformation)
     task = steps.Task(model, moves, data.augment, keys, settings.batch_size, devices)
     return Draft(task, built, loss_fn, init, batch, shapes)
-
-
-def _objective(model: Any, mutable: tuple[str, ...], still: tuple[str, ...]) -> Any:
-    """What the model itself says is minimised, or else its cross-entropy."""
-    if hasattr(model, "objective"):
-        objective = model.objective()
-        if still and isinstance(objective, Energy):
-            raise ConfigError("config.frozen: this model has an energy")
-        return frozen.hold(still, objective)
-    where = frozen.moving(still)
-    loss_fn = bpfree.supervised(
-        model, _cross_entropy, where=where, mutable=mutable, train=True
-    )
-    return frozen.hold(still, loss_fn)
-
-
-def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
-    """(B,): of an example's one label, or the mean over its labels (B, ...)."""
-    found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return found.mean(range(1, found.ndim))
 
 
 def _data(section: dict[str, Any]) -> Dataset:

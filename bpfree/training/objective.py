@@ -1,0 +1,74 @@
+"""What is minimised: config.objective = {"losses": "step", "noise": "auto"}.
+
+By default the cross-entropy of each example, with noise on the layers' outputs. A model
+with an `objective` of its own (an energy, a graph's nodes) says itself what it minimises.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+
+import bpfree
+from bpfree.adapters import noise
+from bpfree.equilibrium.energy import Energy
+from bpfree.training import frozen
+from bpfree.training.names import ConfigError, unknown
+
+CHOICES = {"losses": ("example", "step"), "noise": noise.CHOICES}
+
+
+def check(section: Any) -> dict[str, str]:
+    """The config's entry `objective`, or {}; raises ConfigError.
+
+    Its keys: "losses", "example" for one loss each (B,), the mean over its labels, or
+    "step" for one at each of its labels (B, T), which estimators with `credit=` take;
+    "noise", where layers have their nodes, as in `bpfree.supervised`.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"config.objective={section!r} has the wrong type")
+    for key, value in section.items():
+        if key not in CHOICES:
+            raise unknown("config.objective entry", key, CHOICES)
+        if value not in CHOICES[key]:
+            raise unknown(f"config.objective.{key}", value, CHOICES[key])
+    return dict(section)
+
+
+def make(
+    section: Mapping[str, str],
+    model: Any,
+    mutable: tuple[str, ...],
+    still: tuple[str, ...],
+) -> Any:
+    """The objective of the model, of which the modules `still` do not move."""
+    if not hasattr(model, "objective"):
+        loss_fn = bpfree.supervised(
+            model,
+            partial(_cross_entropy, section.get("losses", "example")),
+            where=frozen.moving(still),
+            noise=section.get("noise", "logit"),
+            mutable=mutable,
+            train=True,
+        )
+        return frozen.hold(still, loss_fn)
+    if section:
+        raise ConfigError("config.objective: this model has an objective of its own")
+    objective = model.objective()
+    if still and isinstance(objective, Energy):
+        raise ConfigError("config.frozen: this model has an energy")
+    return frozen.hold(still, objective)
+
+
+def _cross_entropy(losses: str, logits: Any, labels: jax.Array) -> jax.Array:
+    found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if losses == "example":
+        return found.mean(range(1, found.ndim))
+    if found.ndim != 2:
+        raise ValueError(
+            "config.objective.losses='step' needs labels (B, T), one for each step; the "
+            f"data set has {labels.shape}"
+        )
+    return found
