@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import ndimage
 
 from bpfree import robustness
 from tests.statistics import assert_close
@@ -167,3 +168,41 @@ def test_attacks_agree_with_foolbox():
     right = [robustness.accuracy(apply, made, label) for made in (x, ours, pgd)]
     assert right[0] - right[1] > 0.1
     assert abs(right[1] - right[2]) <= 2 / 64
+
+
+@pytest.mark.parametrize("severity", [0.5, 1.5])
+def test_blur_is_scipys(severity):
+    sigmas, options = (0, severity, severity, 0), {"mode": "nearest", "radius": 3}
+    theirs = ndimage.gaussian_filter(np.asarray(IMAGES), sigmas, **options)
+    found = robustness.blur(jax.random.key(0), IMAGES, severity)
+    assert_close(found, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_corruptions_agree_with_foolbox():
+    """Foolbox draws noise of a fixed length; in 144 dimensions ours has nearly one. It
+    lowers contrast around the middle of the range, where this image has its mean."""
+    foolbox = pytest.importorskip("foolbox")
+    keys = jax.random.split(jax.random.key(0), 6)
+    teacher = jax.random.normal(keys[0], (144, 3))
+    x = jax.random.uniform(keys[1], (4000, 144))
+    apply = jax.jit(lambda x: (x - 0.5) @ teacher)
+    label = apply(x).argmax(1)
+    model = foolbox.JAXModel(apply, bounds=(0, 1))
+
+    def theirs(attack, x, length):
+        with jax.numpy_dtype_promotion("standard"):
+            return attack(model, x, label[: len(x)], epsilons=float(length))[1]
+
+    attacks = foolbox.attacks
+    pairs = {
+        "gaussian": (attacks.L2AdditiveGaussianNoiseAttack(), 0.5 * 144**0.5),
+        "uniform": (attacks.L2AdditiveUniformNoiseAttack(), 1.0 * 48**0.5),
+    }
+    for name, (attack, length) in pairs.items():
+        noisy = robustness.corrupted(name, keys[2], x, 5), theirs(attack, x, length)
+        ours, other = (robustness.accuracy(apply, y, label) for y in noisy)
+        assert ours < 0.9 and abs(ours - other) < 4 * (2 * 0.2 / 4000) ** 0.5
+    one = 0.5 + 0.5 * (x[:1] - x[0].mean())
+    length = 0.75 * jnp.linalg.norm(one - 0.5)
+    dull = theirs(attacks.L2ContrastReductionAttack(), one, length)
+    assert_close(robustness.contrast(keys[3], one, 0.75), dull, rtol=0, atol=1e-6)
