@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpfree import _jaxpr
+from bpfree import _interpreter, _jaxpr
 
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callabl
     def run(*args):
         closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
         jaxpr, consts = _jaxpr.open_jaxpr(closed)
-        outs = _jaxpr.replay(jaxpr, consts, jax.tree.leaves(args), bind)
+        outs = _interpreter.replay(jaxpr, consts, jax.tree.leaves(args), bind)
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return run
@@ -37,7 +37,7 @@ def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callabl
 
 def _canonical(eqn, invals) -> list[Any]:
     if eqn.primitive is lax.scan_p:
-        return _jaxpr.replay_scan(eqn, invals, _canonical)
+        return _interpreter.replay_scan(eqn, invals, _canonical)
     if eqn.primitive is not lax.conv_general_dilated_p:
         return _jaxpr.bind_eqn(eqn, invals)
     params = dict(eqn.params)

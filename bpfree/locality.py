@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal
 
-from bpfree import _jaxpr
+from bpfree import _interpreter, _jaxpr, passes
 from bpfree import program as _program
 
 _PRODUCTS = {
@@ -130,7 +130,7 @@ def _tangent_program(program: _program.Program, args) -> tuple[Any, list[str]]:
 
     def tangents(params, directions, *rest):
         def cut(params):
-            out, values = _program.cut(program, (params, *rest))
+            out, values = passes.cut(program, (params, *rest))
             return *(values[name] for name in order), _program.split_aux(out)[0]
 
         return jax.jvp(cut, (params,), (directions,))[1]
@@ -159,8 +159,8 @@ def _check_batch_axes(program: _program.Program, args) -> None:
     order = [s for s in program.nodes if s.batch_axis is not None]
 
     def values(*args):
-        plain = _jaxpr.Run(_program.adding(program))
-        found = _program.evaluate(program, plain, args)[1]
+        plain = _interpreter.Run(passes.adding(program))
+        found = passes.evaluate(program, plain, args)[1]
         return [found[s.name] for s in order]
 
     jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(values)(*args))

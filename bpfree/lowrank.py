@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr
+from bpfree import _interpreter, _jaxpr
 
 
 class LowRank(NamedTuple):
@@ -42,7 +42,7 @@ def evaluate(fn: Callable[..., Any], *args) -> Any:
     shapes = [jax.typeof(a.base if _is_low_rank(a) else a) for a in leaves]
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(tree, shapes))
     jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    outs = map(_full, _jaxpr.replay(jaxpr, consts, leaves, _bind))
+    outs = map(_full, _interpreter.replay(jaxpr, consts, leaves, _bind))
     return jax.tree.unflatten(jax.tree.structure(out), list(outs))
 
 
@@ -61,7 +61,7 @@ def _bind(eqn, invals) -> list[Any]:
     if not any(map(_is_low_rank, invals)):
         return _jaxpr.bind_eqn(eqn, invals)
     if name in _jaxpr.REMAT:
-        return _jaxpr.replay(*_jaxpr.body_of(eqn), invals, _bind)
+        return _interpreter.replay(*_jaxpr.body_of(eqn), invals, _bind)
     rule = _RULES.get(name)
     out = rule(eqn, invals) if rule else None
     return _jaxpr.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
@@ -143,7 +143,7 @@ def _scan(eqn, invals):
         return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
 
     def body(carry, xs):
-        outs = _jaxpr.replay(jaxpr, closed, [*consts, *carry, *xs], _bind)
+        outs = _interpreter.replay(jaxpr, closed, [*consts, *carry, *xs], _bind)
         outs = list(map(_full, outs))
         return outs[: len(carry)], outs[len(carry) :]
 

@@ -25,17 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpfree import _jaxpr, locality
-from bpfree._jaxpr import MAPPED, Run
+from bpfree._interpreter import Run
+from bpfree._jaxpr import MAPPED
+from bpfree.passes import adding, cut, cut_vjp, evaluate
 from bpfree.program import (
     LossFn,
     NodeFilter,
     NodeTree,
     Program,
-    adding,
     arguments,
-    cut,
-    cut_vjp,
-    evaluate,
     trace,
 )
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality
+from bpfree import _jaxpr, locality, passes
 from bpfree import program as _program
-from bpfree._jaxpr import Run, Site
+from bpfree._interpreter import Run
+from bpfree._jaxpr import Site
 from bpfree.program import NodeTree
 
 _SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does lasting harm
@@ -293,7 +294,7 @@ def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: val
         return value, ({} if found is None else {site.name: found})
 
     args = (params, *clean.args[1:])
-    return _program.evaluate(clean.program, Run(visit), args, values)
+    return passes.evaluate(clean.program, Run(visit), args, values)
 
 
 def _without_derivative(fn, clean: Clean) -> list[str]:

@@ -9,6 +9,7 @@ the estimate fades to zero. So the smallest safe sigma is eps rms(y) / 2 at each
 import jax
 import jax.numpy as jnp
 
+from bpfree import passes
 from bpfree import program as _program
 from bpfree._jaxpr import Site
 
@@ -45,7 +46,7 @@ def smallest_at(name: str, loss_fn: _program.LossFn, params, batch, key) -> floa
     """The smallest safe sigma at a node with these parameters and this batch."""
     program = _program.trace(loss_fn, params, batch, key, [name], loss_axes=2)
     args = _program.arguments(loss_fn, params, batch, key)
-    values = _program.cut(program, args)[1]
+    values = passes.cut(program, args)[1]
     return float(smallest(values[name].dtype, rms(values[name])))
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from bpfree import _jaxpr
+from bpfree import _interpreter, _jaxpr
 
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -103,7 +103,7 @@ def _apart(body: Body, first, at_all_steps, options):
     """A loop with the derivative of `at_all_steps`, if its carry does not move."""
 
     def looped(consts, carry, xs):
-        return _jaxpr.plain_scan(body, consts, carry, xs, **options)
+        return _interpreter.plain_scan(body, consts, carry, xs, **options)
 
     def derivative(primals, tangents):
         moving = _moving(tangents)

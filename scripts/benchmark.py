@@ -23,7 +23,7 @@ from absl import app, flags
 from flax import linen as nn
 
 import bpfree
-from bpfree import program
+from bpfree import passes, program
 
 ONLY = flags.DEFINE_list("only", [""], "only estimators whose names contain one of these")
 MODELS = flags.DEFINE_list("models", ["mlp", "conv"], "which models: mlp, conv")
@@ -140,7 +140,7 @@ def floor_in_inferences(task: Task) -> Callable[[int], float]:
     traced = program.trace(task.loss_fn, task.params, task.batch)
 
     def noisy(params, deltas):
-        return jax.vmap(program.perturbed(traced, (params, task.batch)))(deltas)
+        return jax.vmap(passes.perturbed(traced, (params, task.batch)))(deltas)
 
     def pulled(params, signals):
         return bpfree.pullback(task.loss_fn)(params, task.batch)[2](signals)

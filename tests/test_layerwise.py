@@ -121,13 +121,13 @@ def node_by_node(loss, params, batch):
     first order, by `linearized`, by backprop; L of the clean pass)."""
     program = _program.trace(loss, params, batch)
     args = (params, batch)
-    clean = _program.clean_values(program, args)
+    clean = passes.clean_values(program, args)
     injected = lambda deltas: bpfree.inject(loss)(params, batch, deltas)[0]  # noqa: E731
     found = {}
     for site in program.nodes:
         key = jax.random.key(3)
         delta = {site.name: 0.1 * jax.random.normal(key, site.shape, jnp.float32)}
-        losses = _program.perturbed(program, args, [site.name], clean)
+        losses = passes.perturbed(program, args, [site.name], clean)
         exact = jax.tree.map(lambda d: d.astype(jnp.float64), delta)
         zeros = jax.tree.map(jnp.zeros_like, exact)
         gradient = jax.grad(lambda d: injected(d).sum())(zeros)[site.name]

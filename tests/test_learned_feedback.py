@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import bpfree
-from bpfree import predictors, program, sampling
+from bpfree import passes, predictors, program, sampling
 from tests import linen_models, problems
 from tests.statistics import assert_close, mean_gate, relative_error
 
@@ -31,7 +31,7 @@ def with_weights(tx, params, weights):
 
 def clean_pass(loss_fn, params, batch):
     traced = program.trace(loss_fn, params, batch)
-    _, values, _ = program.cut_vjp(traced, (params, batch))
+    _, values, _ = passes.cut_vjp(traced, (params, batch))
     return predictors.Clean(traced, (params, batch), values)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bpfree
-from bpfree import predictors, program
+from bpfree import passes, predictors, program
 from bpfree.models import transformer, vit
 from bpfree.training.job import _cross_entropy
 from tests import problems
@@ -92,7 +92,7 @@ def test_feedback_through_the_models_own_weights_is_the_gradient(name):
     @jax.jit
     def both(params, batch):
         traced = program.trace(objective, params, batch)
-        losses, values, pull = program.cut_vjp(traced, (params, batch))
+        losses, values, pull = passes.cut_vjp(traced, (params, batch))
         clean = predictors.Clean(traced, (params, batch), values)
         found = predictors.chained().predict(params, clean)
         signals = jax.tree.map(lambda g: g / len(losses), found)

@@ -14,6 +14,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import bpfree
+from bpfree import passes
 from bpfree import program as _program
 from bpfree.estimators import normalized
 from bpfree.estimators.derivative import linearized
@@ -206,8 +207,8 @@ def correlation_with_the_derivative(product):
     @jax.jit
     def both():
         args = (params, batch)
-        run = _program.perturbed(_program.trace(loss, *args), args)
-        slope = linearized(_program.perturbed(exact, args), exact.nodes)
+        run = passes.perturbed(_program.trace(loss, *args), args)
+        slope = linearized(passes.perturbed(exact, args), exact.nodes)
         return run(deltas) - loss(*args), slope(deltas)
 
     return np.corrcoef(*both())[0, 1]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import bpfree
-from bpfree import program
+from bpfree import passes, program
 from tests import problems
 from tests.statistics import assert_close
 
@@ -88,7 +88,7 @@ def test_the_pullback_keeps_no_kernel():
     traced = program.trace(LOSS, PARAMS, BATCH)
 
     def cut(params):
-        losses, values = program.cut(traced, (params, BATCH))
+        losses, values = passes.cut(traced, (params, BATCH))
         return losses, values
 
     _, pull = jax.vjp(cut, PARAMS)

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr, _partition, sampling
+from bpfree import _jaxpr, _partition, sample_loop
 from bpfree.models import convnet, recurrent, vit
 from tests import problems
 from tests.statistics import assert_close
@@ -109,7 +109,7 @@ def test_losses_with_aux_and_blocks_without_a_tangent_map(loss_fn):
 
 def test_the_gate_sees_samples_in_front_of_the_batch(monkeypatch):
     """The fault, planted: convolutions as `vmap` makes them gather the batch."""
-    monkeypatch.setattr(sampling, "samples_inside", _jaxpr.bind_eqn)
+    monkeypatch.setattr(sample_loop, "samples_inside", _jaxpr.bind_eqn)
     loss_fn, params, batch = case("convnet")
     sharding, params, batch = spread(params, batch)
     assert "all-gather" in compiled(loss_fn, params, batch, sharding).as_text()

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import bpfree
-from bpfree import sampling
+from bpfree import sample_loop, sampling
 from bpfree._jaxpr import Site
 from tests import problems
 from tests.statistics import LIMIT, assert_close
@@ -132,8 +132,8 @@ def test_the_loop_adds_every_draw_once_and_keeps_their_order(num_draws, chunk):
     def chunk_fn(indices):
         return (indices + 1).sum(), {"index": indices}
 
-    layout = sampling.Layout(num_draws, chunk)
-    total, stacked = sampling.sum_over_draws(chunk_fn, layout)
+    layout = sample_loop.Layout(num_draws, chunk)
+    total, stacked = sample_loop.sum_over_draws(chunk_fn, layout)
     assert int(total) == num_draws * (num_draws + 1) // 2
     assert stacked["index"].tolist() == list(range(num_draws))
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import bpfree
-from bpfree import _jaxpr, program, timewise
+from bpfree import _interpreter, passes, timewise
 from bpfree.estimators import redrawn
 from bpfree.models import recurrent
 from tests import problems, programs
@@ -48,7 +48,7 @@ def test_one_product_for_each_kernel_and_no_loop(cell, monkeypatch):
     def both():
         params = Cells(cell).init(jax.random.key(1), x)["params"]
         apart = pulled(params)
-        monkeypatch.setattr(timewise, "scan", _jaxpr.plain_scan)
+        monkeypatch.setattr(timewise, "scan", _interpreter.plain_scan)
         return apart, pulled(params)
 
     with jax.numpy_dtype_promotion("standard"):
@@ -157,7 +157,7 @@ def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
 )
 def test_signals_made_at_the_steps_pull_as_arrays_do(loss, options, monkeypatch):
     def both(run, signals, loops):
-        _, values, pull = program.cut_vjp(run.program, run.args)
+        _, values, pull = passes.cut_vjp(run.program, run.args)
         arrays = {}
         for site in run.program.nodes:
             make = lambda signal, y: signal(y).astype(y.dtype)  # noqa: E731

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality
+from bpfree import _interpreter, _jaxpr, locality
 from bpfree import program as _program
 from bpfree.decorrelation import layout as layout_module
 from bpfree.decorrelation.layout import Layout
@@ -105,19 +105,19 @@ def _read(loss_fn, params, batch, key, draw: Draw, structure: Structure) -> Taps
     ]
     taps: Taps = {}
     rest = jax.tree.leaves(args[1:])
-    _jaxpr.replay(jaxpr, consts, [*values, *rest], _reader(taps, draw, structure))
+    _interpreter.replay(jaxpr, consts, [*values, *rest], _reader(taps, draw, structure))
     return taps
 
 
 # ---------------------------------------------------------------- following a kernel
 
 
-def _reader(taps: Taps, draw: Draw, structure: Structure) -> _jaxpr.Bind:
+def _reader(taps: Taps, draw: Draw, structure: Structure) -> _interpreter.Bind:
     def bind(eqn, invals) -> list[Any]:
         name = eqn.primitive.name
         kernels = [v for v in invals if isinstance(v, Kernel)]
         if name in _OPENED and (kernels or name in _jaxpr.REMAT):
-            return _jaxpr.replay(*_jaxpr.body_of(eqn), invals, bind)
+            return _interpreter.replay(*_jaxpr.body_of(eqn), invals, bind)
         if name == "scan" and kernels:
             return _scan(eqn, invals, taps, draw, structure)
         outs = _jaxpr.bind_eqn(eqn, _plain(invals))
@@ -173,7 +173,7 @@ def _scan(eqn, invals, taps: Taps, draw: Draw, structure: Structure) -> list[Any
         inside: Taps = {}
         here = [_slice(x, value) for x, value in zip(xs, values, strict=True)]
         bind = _reader(inside, draw, structure)
-        outs = _plain(_jaxpr.replay(jaxpr, closed, [*consts, *carry, *here], bind))
+        outs = _plain(_interpreter.replay(jaxpr, closed, [*consts, *carry, *here], bind))
         layouts.update({path: found.layout for path, found in inside.items()})
         rows = {path: found.rows for path, found in inside.items()}
         return outs[: len(carry)], (outs[len(carry) :], rows)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from bpfree import _jaxpr, locality, lowrank, sampling
+from bpfree import _interpreter, _jaxpr, locality, lowrank, sample_loop
 from bpfree import program as _program
 from bpfree.estimators import perturbation, weight_noise
 from bpfree.estimators.settings import Credit, check_choice, make_settings
@@ -136,13 +136,13 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
             tangent = weight_noise.added(zeros, noise, 1.0)
             return lowrank.evaluate(slope, tangent).astype(jnp.float32)
 
-        along = _jaxpr.hoist(along, jax.eval_shape(draw, 0))
+        along = _interpreter.hoist(along, jax.eval_shape(draw, 0))
 
         def chunk(draws):
             noise = jax.vmap(draw)(draws)
             return weight_noise.credit(jax.vmap(along)(noise), noise), ()
 
-        sums = sampling.sum_over_draws(chunk, layout)[0]
+        sums = sample_loop.sum_over_draws(chunk, layout)[0]
         sums = jax.tree.map(lambda total: total / layout.num_draws, sums)
         gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, losses))
         fault = jnp.where(jnp.isfinite(losses).all(), NO_FAULT, BAD_LOSS)

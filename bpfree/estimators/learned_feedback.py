@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from bpfree import _jaxpr, locality, predictors, sampling
+from bpfree import _jaxpr, locality, passes, predictors, sample_loop, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
 from bpfree.estimators import perturbation
@@ -58,7 +58,7 @@ class _Step(NamedTuple):
     key: jax.Array
     sigma: jax.Array
     plan: sampling.Plan
-    layout: sampling.Layout
+    layout: sample_loop.Layout
 
 
 def learned_feedback(
@@ -141,7 +141,7 @@ def learned_feedback(
     nodes = frozen(nodes)
     plan = sampling.rademacher()
     plan = sampling.antithetic(plan) if antithetic else plan
-    layout = sampling.make_layout(plan, num_samples, chunk_size, sharding)
+    layout = sample_loop.make_layout(plan, num_samples, chunk_size, sharding)
 
     def init(params) -> FeedbackState:
         def shapes(key, params, batch):
@@ -168,7 +168,7 @@ def learned_feedback(
         step = _Step(
             clean,
             losses,
-            sampling.laid_out(noisy, layout, hidden),
+            sample_loop.laid_out(noisy, layout, hidden),
             predicted,
             _jaxpr.fold_in_shards(noise_key, losses),
             _sigma.at(sigma, state.count),
@@ -199,7 +199,7 @@ def learned_feedback(
 def _clean_pass(loss_fn, nodes, key, params, batch):
     args = _program.arguments(loss_fn, params, batch, key)
     program = _program.trace(loss_fn, params, batch, key, nodes)
-    out, values, pull = _program.cut_vjp(program, args)
+    out, values, pull = passes.cut_vjp(program, args)
     return predictors.Clean(program, args, values), out, pull
 
 
@@ -240,15 +240,15 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
 
 def _residual(step: _Step) -> NodeTree:
     """q of the module docstring, from the losses of the noisy passes alone."""
-    losses = _program.perturbed(step.noisy, step.clean.args)
-    evaluate = sampling.each(step.layout, losses)
+    losses = passes.perturbed(step.noisy, step.clean.args)
+    evaluate = sample_loop.each(step.layout, losses)
 
     def chunk(draws):
         noise = _draw(step, draws)
         noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
         return _credit(step, noise, noisy), ()
 
-    return _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
+    return _mean(step, sample_loop.sum_over_draws(chunk, step.layout)[0])
 
 
 def _residual_and_misfit(step: _Step, predictor, weights):
@@ -257,7 +257,7 @@ def _residual_and_misfit(step: _Step, predictor, weights):
 
     def observe(noise):
         deltas = jax.tree.map(lambda z: step.sigma * z, noise)
-        out, values = _program.cut(step.noisy, step.clean.args, deltas)
+        out, values = passes.cut(step.noisy, step.clean.args, deltas)
         change = jax.tree.map(
             lambda v, c: (v - c) / step.sigma.astype(v.dtype),
             {name: values[name] for name in names},
@@ -271,7 +271,7 @@ def _residual_and_misfit(step: _Step, predictor, weights):
 
     def chunk(draws):
         noise = _draw(step, draws)
-        noisy, moves, change = sampling.each(step.layout, observe)(noise)
+        noisy, moves, change = sample_loop.each(step.layout, observe)(noise)
 
         def misfit(weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
@@ -281,7 +281,7 @@ def _residual_and_misfit(step: _Step, predictor, weights):
         slope = jax.tree.map(at_least_float32, slope)
         return (_credit(step, noise, noisy), slope), ()
 
-    residual, slope = _mean(step, sampling.sum_over_draws(chunk, step.layout)[0])
+    residual, slope = _mean(step, sample_loop.sum_over_draws(chunk, step.layout)[0])
     size = step.losses.size
     return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
 

@@ -8,7 +8,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 
-from bpfree import plans, sampling
+from bpfree import plans, sample_loop, sampling
 from bpfree.estimators import perturbation
 from bpfree.estimators.settings import Credit, Sigma, check_choice
 from bpfree.program import LossFn, NodeFilter
@@ -112,7 +112,7 @@ def likelihood_ratio(
     """
     check_choice("noise", noise, tuple(NOISE))
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
-    whole = [sampling.whole("num_samples", count) for count in counts]
+    whole = [sample_loop.whole("num_samples", count) for count in counts]
     draws = math.gcd(*(count // 2 if antithetic else count for count in whole))
     return perturbation.build(
         loss_fn,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bpfree import passes, sample_loop, sampling
 from bpfree import program as _program
-from bpfree import sampling
 from bpfree.estimators import runs
 from bpfree.estimators.derivative import linearized
 from bpfree.estimators.runs import Run
@@ -49,7 +49,7 @@ def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
     Args:
       measure: `(change of the nodes before their own noise, noise) -> da`.
     """
-    change = sampling.each(run.part.layout, _change(run))
+    change = sample_loop.each(run.part.layout, _change(run))
 
     def chunk(draws):
         deltas = runs.deltas(run, runs.draw(run, draws))
@@ -66,7 +66,7 @@ def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
 
 def _change(run: Run):
     """`deltas -> (dL, {node: dy})`, measured or to first order."""
-    observe = _program.observed(run.program, run.args, run.part.names, run.known)
+    observe = passes.observed(run.program, run.args, run.part.names, run.known)
     if run.settings.derivative == "jvp":
         return linearized(observe, run.part.nodes)
     clean = run.clean, {name: run.values[name] for name in run.part.names}

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality, sampling
+from bpfree import _jaxpr, locality, passes, sample_loop, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
 from bpfree.estimators import redrawn
@@ -185,10 +185,10 @@ def _is_apart(run: Run) -> bool:
 def _clean_pass(run: Run):
     """(output of loss_fn, {node: y}, pull), of rows of signals if devices are apart."""
     if not run.apart:
-        return _program.cut_vjp(run.program, run.args)
+        return passes.cut_vjp(run.program, run.args)
     layout = run.settings.schedule.layouts[0]
-    spread = partial(sampling.copies, layout)
-    return _program.cut_vjp_by_rows(run.program, run.args, layout.devices, spread)
+    spread = partial(sample_loop.copies, layout)
+    return passes.cut_vjp_by_rows(run.program, run.args, layout.devices, spread)
 
 
 def _clean_part(run: Run) -> Found:
@@ -201,7 +201,7 @@ def _clean_part(run: Run) -> Found:
         return Found(signals, _runs.slopes(run, weights, noise)), ()
 
     found = _runs.mean_over_samples(run, chunk)
-    return found._replace(slopes=sampling.total(found.slopes)) if run.apart else found
+    return found._replace(slopes=sample_loop.total(found.slopes)) if run.apart else found
 
 
 def _noisy(run: Run) -> Found:
@@ -229,11 +229,11 @@ def _noisy_part(run: Run) -> Found:
         def surrogate(params):
             def one(deltas):
                 args = (params, *run.args[1:])
-                out, values = _program.cut(run.program, args, deltas)
+                out, values = passes.cut(run.program, args, deltas)
                 mine = {name: values[name] for name in deltas}
                 return _program.split_aux(out)[0], mine
 
-            losses, values = sampling.each(run.part.layout, one)(deltas)
+            losses, values = sample_loop.each(run.part.layout, one)(deltas)
             return (losses, values), (losses, values)
 
         _, vjp, (losses, values) = jax.vjp(surrogate, run.args[0], has_aux=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from bpfree import _jaxpr, sampling, timewise
+from bpfree import _interpreter, _jaxpr, passes, sample_loop, sampling, timewise
 from bpfree import program as _program
 from bpfree._jaxpr import Site
 from bpfree.estimators import runs as _runs
@@ -34,8 +34,8 @@ def estimate(run: _runs.Run):
         loops.append(timewise.with_carries(*args, **options))
         return loops[-1][0]
 
-    spec = _jaxpr.Run(_sizes(run.program), scan=keeping)
-    out, values = _program.evaluate(run.program, spec, run.args)
+    spec = _interpreter.Run(_sizes(run.program), scan=keeping)
+    out, values = passes.evaluate(run.program, spec, run.args)
     clean, aux = _program.split_aux(out)
     noisy = run.program.holding(values)
     sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
@@ -46,7 +46,7 @@ def estimate(run: _runs.Run):
 
 def _sizes(program: _program.Program):
     """Visit of a clean pass that hands out the rms of nodes, at each step of loops."""
-    plain = _program.adding(program)
+    plain = passes.adding(program)
 
     def visit(site, y, deltas):
         value, out = plain(site, y, deltas)
@@ -64,7 +64,7 @@ def _weights(run: _runs.Run) -> jax.Array:
         centred = weigh(draws, lambda: losses(deltas))
         return (), centred.reshape(len(draws), -1, *centred.shape[1:])
 
-    return sampling.sum_over_draws(chunk, run.part.layout)[1]
+    return sample_loop.sum_over_draws(chunk, run.part.layout)[1]
 
 
 def _delta(run: _runs.Run, site: Site, draws) -> Partial:
@@ -138,7 +138,7 @@ def _repeated(sigma, lead):
 
 def _pulled(run: _runs.Run, signals, loops):
     """d/dparams of sum_t <y_t, s_t> + the mean loss, with the graph cut at the nodes."""
-    plain = _program.adding(run.program, lax.stop_gradient)
+    plain = passes.adding(run.program, lax.stop_gradient)
 
     def visit(site, y, signals):
         value, out = plain(site, y, {})
@@ -151,11 +151,11 @@ def _pulled(run: _runs.Run, signals, loops):
         return timewise.in_segments(next(upcoming), SEGMENT)(*args, **options)
 
     upcoming = iter(loops)
-    spec = _jaxpr.Run(visit, scan=again)
+    spec = _interpreter.Run(visit, scan=again)
 
     def surrogate(params):
         args = (params, *run.args[1:])
-        out, products = _program.evaluate(run.program, spec, args, signals)
+        out, products = passes.evaluate(run.program, spec, args, signals)
         return _program.split_aux(out)[0].mean() + sum(p.sum() for p in products.values())
 
     return jax.grad(surrogate)(run.args[0])

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree import _jaxpr, sampling
+from bpfree import _interpreter, passes, sample_loop, sampling
 from bpfree import credit as _rules
 from bpfree import program as _program
 from bpfree.estimators import layerwise as _layerwise
@@ -25,7 +25,7 @@ class Run(NamedTuple):
       part: the nodes perturbed together, and their draws.
       share: of this part in the mean over all parts.
       known: values of the clean pass's equations, if they serve several parts.
-      apart: whether the devices' sums stay apart, see `sampling.Layout`.
+      apart: whether the devices' sums stay apart, see `sample_loop.Layout`.
     """
 
     settings: Settings
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     values: _program.NodeTree
     part: _layerwise.Part = _layerwise.NOTHING
     share: float = 1.0
-    known: _jaxpr.Known | None = None
+    known: _interpreter.Known | None = None
     apart: bool = False
 
     @property
@@ -49,13 +49,13 @@ def split(run: Run) -> list[Run]:
     """One run for each part: all nodes, or each of them."""
     parts = _layerwise.parts(run.settings.schedule, run.program)
     cached = len(parts) > 1 and run.settings.pairing == "clean"
-    known = _program.clean_values(run.program, run.args) if cached else None
+    known = passes.clean_values(run.program, run.args) if cached else None
     share = 1 / len(parts)
 
     def one(part):
         program = run.program
         if run.settings.derivative == "finite_difference":
-            program = sampling.laid_out(program, part.layout, part.names)
+            program = sample_loop.laid_out(program, part.layout, part.names)
         return run._replace(program=program, part=part, share=share, known=known)
 
     return [one(part) for part in parts]
@@ -73,16 +73,16 @@ def deltas(run: Run, noise: _program.NodeTree) -> _program.NodeTree:
 
 def losses(run: Run):
     """`deltas -> losses`, or their first-order change; samples in front of both."""
-    one = _program.perturbed(run.program, run.args, run.part.names, run.known)
+    one = passes.perturbed(run.program, run.args, run.part.names, run.known)
     if run.settings.derivative == "jvp":
         one = linearized(one, run.part.nodes)
-    return sampling.each(run.part.layout, one)
+    return sample_loop.each(run.part.layout, one)
 
 
 def mean_over_samples(run: Run, chunk):
     """Added up first and divided last, in float32: half precision loses neither."""
     layout = run.part.layout._replace(apart=run.apart)
-    sums, _ = sampling.sum_over_draws(chunk, layout)
+    sums, _ = sample_loop.sum_over_draws(chunk, layout)
     return jax.tree.map(lambda total: total / run.num_samples, sums)
 
 
@@ -159,7 +159,7 @@ def _left_out(run: Run) -> jax.Array:
         table = table - run.clean[None]  # a shift, for rounding
         return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
 
-    table = sampling.sum_over_draws(chunk, run.part.layout)[1]
+    table = sample_loop.sum_over_draws(chunk, run.part.layout)[1]
     of_draw = table.sum(1, keepdims=True)
     others = (of_draw.sum(0, keepdims=True) - of_draw) / (table.shape[0] * group - group)
     return table - others

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality, sampling
+from bpfree import _jaxpr, locality, passes, sample_loop, sampling
 from bpfree import program as _program
 from bpfree._conv import canonical_convs
 from bpfree.estimators import layerwise, normalized, perturbation, runs
@@ -94,7 +94,7 @@ def _gradient(run: Run, key, scale: normalized.Scale):
 
         def surrogate(params):
             one = partial(_pair, run, params)
-            return sampling.each(run.part.layout, one)(*keys, *deltas)
+            return sample_loop.each(run.part.layout, one)(*keys, *deltas)
 
         (losses, _), vjp, (pair, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
         weights = normalized.weigh(pair.change, pair.changes, nodes, scale)
@@ -109,7 +109,7 @@ def _gradient(run: Run, key, scale: normalized.Scale):
         report = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), report)
         return jax.tree.map(at_least_float32, gradient), report
 
-    sums, firsts = sampling.sum_over_draws(chunk, run.part.layout)
+    sums, firsts = sample_loop.sum_over_draws(chunk, run.part.layout)
     firsts = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), firsts)
     return jax.tree.map(lambda total: total / count, sums), firsts
 
@@ -120,7 +120,7 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
     def noisy_pass(program, params, key, deltas):
         batch = run.args[1]
         args = _program.arguments(run.settings.loss_fn, params, batch, key)
-        out, values = _program.cut(program, args, deltas)
+        out, values = passes.cut(program, args, deltas)
         return *_program.split_aux(out), values
 
     losses, aux, values = noisy_pass(run.program, params, key, deltas)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import locality, sampling
+from bpfree import locality, sample_loop, sampling
 from bpfree import program as _program
 from bpfree.lowrank import LowRank
 
@@ -34,11 +34,11 @@ Noise = dict[str, jax.Array | Factors]
 PLANS = {"rademacher": sampling.rademacher(), "gaussian": sampling.gaussian()}
 
 
-def make_layout(plan, rank, num_samples, chunk_size, sharding) -> sampling.Layout:
-    """`sampling.make_layout`; by default one draw at a time, 8 of factors."""
+def make_layout(plan, rank, num_samples, chunk_size, sharding) -> sample_loop.Layout:
+    """`sample_loop.make_layout`; by default one draw at a time, 8 of factors."""
     default = plan.group * (1 if rank is None else 8)
     size = default if chunk_size is None else chunk_size
-    return sampling.make_layout(plan, num_samples, size, sharding)
+    return sample_loop.make_layout(plan, num_samples, size, sharding)
 
 
 def check_rank(rank) -> None:

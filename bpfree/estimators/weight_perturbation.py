@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from bpfree import _jaxpr, lowrank, sampling
+from bpfree import _interpreter, _jaxpr, lowrank, sample_loop, sampling
 from bpfree import program as _program
 from bpfree.estimators import weight_noise
 from bpfree.estimators.settings import BASELINES, check_choice
@@ -138,7 +138,7 @@ def weight_perturbation(
             noise = jax.vmap(draw)(draws)
             return weight_noise.credit(weigh(draws, noise) @ signs, noise), ()
 
-        sums = sampling.sum_over_draws(credit, layout)[0]
+        sums = sample_loop.sum_over_draws(credit, layout)[0]
         sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
         gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, clean))
         fault = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
@@ -163,7 +163,7 @@ def _change(loss_fn, args, clean, noise):
 
         return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
 
-    hoisted = _jaxpr.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
+    hoisted = _interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.vmap(hoisted, (None, 0))
 
 
@@ -179,7 +179,7 @@ def _weigh(baseline, shaping, losses, draw, layout):
     def chunk(draws):
         return (), losses(jax.vmap(draw)(draws))
 
-    table = sampling.sum_over_draws(chunk, layout)[1]
+    table = sample_loop.sum_over_draws(chunk, layout)[1]
     if baseline == "leave_one_out":
         table = table - _left_out(table)
     table = SHAPING[shaping](table)

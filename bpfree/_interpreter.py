@@ -1,0 +1,257 @@
+"""The interpreter of programs with tags.
+
+`run` evaluates a jaxpr and lets `visit` replace the value behind each tag; it descends
+into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend import core as jcore
+
+from bpfree._jaxpr import (
+    INLINED,
+    Site,
+    bind_eqn,
+    body_of,
+    find_sites,
+    has_tags,
+    open_jaxpr,
+    split_scan,
+    sub_jaxprs,
+    tag_p,
+)
+
+Known = dict[tuple[int, ...], list[Any]]
+"""Values of equations, by their place in the program."""
+
+
+Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+"""visit(site, y, deltas) -> (value behind the tag, {name: what to hand out})."""
+
+
+def plain_scan(body, consts, carry, xs, **options):
+    """`lax.scan` of `body(consts, carry, x)`."""
+    return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
+
+
+Bind = Callable[[Any, list[Any]], list[Any]]
+"""bind(eqn, inputs) -> outputs."""
+
+
+class Run(NamedTuple):
+    """One evaluation: what to do at tags, and values already known from `prefix`.
+
+    `scan` evaluates loops with tags inside, `inner_scan` those within a loop or remat;
+    the arguments are those of `plain_scan`. `bind` evaluates all else.
+    """
+
+    visit: Visit
+    known: Known = {}
+    scan: Callable[..., tuple[Any, Any]] = plain_scan
+    inner_scan: Callable[..., tuple[Any, Any]] = plain_scan
+    bind: Bind = bind_eqn
+
+
+def run(
+    spec: Run, jaxpr, consts, args, sites: Sequence[Site], deltas, path=()
+) -> tuple[list[Any], dict[str, Any]]:
+    """Evaluate `jaxpr`, calling `spec.visit` at each of its tags.
+
+    Returns the outputs and what the visits handed out; inside `scan` both the handed
+    out values and `deltas` carry a leading time axis.
+    """
+    env: dict[Any, Any] = {}
+    taps: dict[str, Any] = {}
+    upcoming = iter(sites)
+    _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    for i, eqn in enumerate(jaxpr.eqns):
+        here = (*path, i)
+        inner = _take(upcoming, eqn)
+        if here in spec.known:
+            _bind(env, eqn.outvars, spec.known[here])
+            continue
+        invals = [_read(env, v) for v in eqn.invars]
+        if eqn.primitive is tag_p:
+            value, out = spec.visit(inner[0], invals[0], deltas)
+            outvals = [value]
+        elif inner:
+            outvals, out = _run_inner(spec, eqn, invals, inner, deltas, here)
+        else:
+            outvals, out = spec.bind(eqn, invals), {}
+        taps.update(out)
+        _bind(env, eqn.outvars, outvals)
+    return [_read(env, v) for v in jaxpr.outvars], taps
+
+
+def prefix(
+    jaxpr, consts, args, sites, moved: Callable[[Site], bool], clean: Known | None = None
+) -> Known:
+    """Values of all equations that no moved tag, and no effect, can reach.
+
+    The result is `Run.known` for evaluations that differ only behind the moved tags:
+    what they share is computed once. Loops are either wholly shared or not at all. Values
+    that are in `clean`, the result for no moved tag, are looked up there.
+    """
+    known: Known = {}
+    clean = clean or {}
+
+    def unknown(values):
+        return any(v is _UNKNOWN for v in values)
+
+    def walk(jaxpr, consts, args, sites, path):
+        env = {}
+        upcoming = iter(sites)
+        _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+        for i, eqn in enumerate(jaxpr.eqns):
+            here = (*path, i)
+            inner = _take(upcoming, eqn)
+            invals = [_read(env, v) for v in eqn.invars]
+            if eqn.primitive is tag_p:
+                outvals = [_UNKNOWN if moved(inner[0]) else invals[0]]
+            elif inner and eqn.primitive.name in INLINED:
+                outvals = walk(*body_of(eqn), invals, inner, here)
+            elif unknown(invals) or any(map(moved, inner)) or eqn.effects:
+                outvals = [_UNKNOWN] * len(eqn.outvars)
+            else:
+                outvals = clean[here] if here in clean else bind_eqn(eqn, invals)
+            if not unknown(outvals) and not eqn.effects:
+                known[here] = outvals
+            _bind(env, eqn.outvars, outvals)
+        return [_read(env, v) for v in jaxpr.outvars]
+
+    walk(jaxpr, consts, args, sites, ())
+    return known
+
+
+def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[int]:
+    """`id` of the equations that a moved tag reaches, loops as wholes; holds stop it."""
+    found: set[int] = set()
+
+    def walk(jaxpr, inputs, sites):
+        env: dict[Any, bool] = {}
+        upcoming = iter(sites)
+        _bind(env, [*jaxpr.constvars, *jaxpr.invars], inputs)
+        for eqn in jaxpr.eqns:
+            inner = _take(upcoming, eqn)
+            invals = [not isinstance(v, jcore.Literal) and env[v] for v in eqn.invars]
+            reached = [any(invals) or any(map(moved, inner))] * len(eqn.outvars)
+            if eqn.primitive is tag_p:
+                reached = [moved(inner[0]) or (invals[0] and inner[0].kind != "hold")]
+            elif inner and eqn.primitive.name in INLINED:
+                body, consts = body_of(eqn)
+                reached = walk(body, [False] * len(consts) + invals, inner)
+            found.update([id(eqn)] if any(reached) else [])
+            _bind(env, eqn.outvars, reached)
+        return [not isinstance(v, jcore.Literal) and env[v] for v in jaxpr.outvars]
+
+    walk(jaxpr, [False] * (len(jaxpr.constvars) + len(jaxpr.invars)), sites)
+    return found
+
+
+_UNKNOWN = object()
+
+
+def hoist(fn: Callable[..., Any], *shapes) -> Callable[..., Any]:
+    """`fn` with all that does not depend on its arguments computed once, here.
+
+    Args:
+      shapes: arguments of `fn`, or ShapeDtypeStructs of them.
+    """
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
+    jaxpr, consts = open_jaxpr(closed)
+    inputs = [_UNKNOWN] * len(jaxpr.invars)
+    spec = Run(_no_visit, prefix(jaxpr, consts, inputs, (), lambda site: False))
+
+    def hoisted(*args):
+        outs, _ = run(spec, jaxpr, consts, jax.tree.leaves(args), (), {})
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return hoisted
+
+
+def _no_visit(site, y, deltas):
+    raise AssertionError(f"mark {site.name!r} in a program that had none")
+
+
+def _take(upcoming: Iterator[Site], eqn) -> list[Site]:
+    if eqn.primitive is tag_p:
+        return [next(upcoming)]
+    count = sum(len(find_sites(j)) for j in sub_jaxprs(eqn) if has_tags(j))
+    return list(islice(upcoming, count))
+
+
+def _read(env, var):
+    return var.val if isinstance(var, jcore.Literal) else env[var]
+
+
+def _bind(env, variables, values):
+    env.update(zip(variables, values, strict=True))
+
+
+def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
+    """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, jit inlined."""
+    env: dict[Any, Any] = {}
+    _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    for eqn in jaxpr.eqns:
+        invals = [_read(env, v) for v in eqn.invars]
+        if eqn.primitive.name in INLINED:
+            outvals = replay(*body_of(eqn), invals, bind)
+        else:
+            outvals = bind(eqn, invals)
+        _bind(env, eqn.outvars, outvals)
+    return [_read(env, v) for v in jaxpr.outvars]
+
+
+def _run_inner(spec, eqn, invals, sites, deltas, path):
+    jaxpr, consts = body_of(eqn)
+    mine = {s.name: deltas[s.name] for s in sites if s.name in deltas}
+    if eqn.primitive.name in INLINED:
+        return run(spec, jaxpr, consts, invals, sites, mine, path)
+    fresh = spec._replace(known={}, scan=spec.inner_scan)
+    if eqn.primitive.name == "scan":
+        return _run_scan(fresh, spec.scan, eqn, invals, sites, mine)
+    options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
+
+    def body(invals, deltas):
+        return run(fresh, jaxpr, consts, invals, sites, deltas)
+
+    return jax.checkpoint(body, **options)(invals, mine)
+
+
+def replay_scan(eqn, invals, bind: Bind) -> list[Any]:
+    """A scan equation whose body is replayed."""
+    jaxpr, closed = body_of(eqn)
+    consts, carry, xs = split_scan(eqn.params, invals)
+
+    def body(consts, carry, xs):
+        outs = replay(jaxpr, closed, [*consts, *carry, *xs], bind)
+        return outs[: len(carry)], outs[len(carry) :]
+
+    options = {k: eqn.params[k] for k in _OF_LOOPS}
+    carry, ys = plain_scan(body, list(consts), list(carry), list(xs), **options)
+    return [*carry, *ys]
+
+
+_OF_LOOPS = ("length", "reverse", "unroll")
+
+
+def _run_scan(spec, scan, eqn, invals, sites, deltas):
+    jaxpr, closed = body_of(eqn)
+    consts, carry, xs = split_scan(eqn.params, invals)
+
+    def body(consts, carry, xs_and_deltas):
+        closed, consts = consts
+        xs, deltas = xs_and_deltas
+        outs, taps = run(spec, jaxpr, closed, [*consts, *carry, *xs], sites, deltas)
+        return outs[: len(carry)], (outs[len(carry) :], taps)
+
+    options = {k: eqn.params[k] for k in _OF_LOOPS}
+    scan = plain_scan if eqn.effects else scan
+    carry, (ys, taps) = scan(
+        body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options
+    )
+    return [*carry, *ys], taps

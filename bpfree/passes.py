@@ -1,0 +1,180 @@
+"""The ways to run a traced program: clean, cut at its nodes, pulled back, perturbed.
+
+`bpfree.nodes` has the public transformations.
+"""
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpfree import _interpreter, _jaxpr, timewise
+from bpfree._conv import inputs_first
+from bpfree._interpreter import Run
+from bpfree._partition import rows_merged
+from bpfree.program import NodeTree, Program, split_aux
+
+
+def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
+    """(output of loss_fn, taps) of one interpretation of the program."""
+    flat = jax.tree.leaves(args)
+    given = {**program.held, **(deltas or {})}
+    outs, taps = _interpreter.run(
+        spec._replace(bind=program.bind),
+        program.jaxpr,
+        program.consts,
+        flat,
+        program.sites,
+        given,
+    )
+    return jax.tree.unflatten(program.out_tree, outs), taps
+
+
+def cut(program: Program, args, deltas: NodeTree | None = None):
+    """(output of loss_fn, {node: y}) with no derivative across a node.
+
+    In a clean pass the values at the holds are handed out too. Loops are differentiated
+    at all steps at once where the nodes cut one step from the next (`timewise`).
+    """
+    visit = adding(program, lax.stop_gradient)
+    spec = Run(visit, scan=timewise.scan, inner_scan=timewise.scan)
+    return evaluate(program, spec, args, deltas)
+
+
+def cut_vjp(program: Program, args):
+    """One clean pass: `(output of loss_fn, {node or hold: y}, pull)`; see `pullback`."""
+    differentiated = partial(_of_params, program, args)
+    (losses, values), vjp, out = jax.vjp(differentiated, args[0], has_aux=True)
+    vjp = inputs_first(vjp)
+
+    def pull(signals: NodeTree):
+        return vjp(_cotangents(losses, values, signals))[0]
+
+    return out, values, pull
+
+
+def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
+    """`cut_vjp` whose signals have an axis of `rows` in front, which pull adds up.
+
+    Every device pulls its row of the signals. A gradient is one sum over rows and batch:
+    the transpose of a tangent map with rows of what it keeps of the clean pass. Blocks
+    with a `custom_vjp` have no such map.
+
+    Args:
+      spread: `(function of a tree) -> the same with rows in front`, `sample_loop.copies`.
+    """
+    differentiated = partial(_of_params, program, args)
+    (losses, values), tangents, out = jax.linearize(differentiated, args[0], has_aux=True)
+    jaxpr, kept = _jaxpr.open_jaxpr(jax.make_jaxpr(tangents)(args[0]))
+    results = jax.tree.structure((losses, values))
+
+    def by_rows(changes):
+        def one(kept):
+            leaves = jax.tree.leaves(changes)
+            outs = _interpreter.replay(jaxpr, kept, leaves, _jaxpr.bind_eqn)
+            return jax.tree.unflatten(results, outs)
+
+        return spread(one)(kept)
+
+    transposed = jax.linear_transpose(by_rows, args[0])
+    if program.batch_size:
+        transposed = rows_merged(transposed, rows, program.batch_size)
+    transposed = inputs_first(transposed)
+
+    def pull(signals: NodeTree):
+        of_row = partial(_cotangents, losses, values)
+        behind, given = jax.vmap(of_row, axis_size=rows)(signals)
+        return transposed((behind / rows, given))[0]
+
+    return out, values, pull
+
+
+def _of_params(program: Program, args, params):
+    """((losses, values at nodes and holds), output of loss_fn)."""
+    out, values = cut(program, (params, *args[1:]))
+    return (split_aux(out)[0], values), out
+
+
+def _cotangents(losses, values: NodeTree, signals: NodeTree):
+    """Of the mean loss behind the last node, and of the nodes."""
+    given = {
+        name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
+        for name, y in values.items()
+    }
+    return jnp.full_like(losses, 1 / max(losses.size, 1)), given
+
+
+def perturbed(
+    program: Program, args, moved: Collection[str] | None = None, clean=None
+) -> Callable[[NodeTree], jax.Array]:
+    """`{node: delta} -> losses`, with all that no moved node reaches computed once, here.
+
+    Args:
+      moved: names of the nodes that may get a delta; default all.
+      clean: `clean_values` of the same program, for callers that move one node after
+        the other: each then evaluates only what stands behind its node.
+    """
+    run = observed(program, args, moved, clean, tap=False)
+    return lambda deltas: run(deltas)[0]
+
+
+def observed(
+    program: Program,
+    args,
+    moved: Collection[str] | None = None,
+    clean: _interpreter.Known | None = None,
+    tap: bool = True,
+) -> Callable[[NodeTree], tuple[jax.Array, NodeTree]]:
+    """`{node: delta} -> (losses, {moved node: y})`; arguments as in `perturbed`.
+
+    `y` is the value before the node's own delta, downstream of the others.
+    """
+    names = program.active if moved is None else frozenset(moved)
+    known = _known(program, args, names, clean)
+    spec = Run(adding(program, tap=tap), known)
+
+    def run(deltas: NodeTree):
+        out, values = evaluate(program, spec, args, deltas)
+        return split_aux(out)[0], {n: y for n, y in values.items() if n in names}
+
+    return run
+
+
+def clean_values(program: Program, args) -> _interpreter.Known:
+    """The value of every equation in a clean pass, effects apart."""
+    return _known(program, args, frozenset(), None)
+
+
+def _known(program, args, moved, clean) -> _interpreter.Known:
+    return _interpreter.prefix(
+        program.jaxpr,
+        program.consts,
+        jax.tree.leaves(args),
+        program.sites,
+        lambda site: site.name in moved,
+        clean,
+    )
+
+
+def adding(program: Program, behind=lambda y: y, tap=True):
+    """Visit that adds deltas at the active nodes, and keeps constant what is held.
+
+    A delta is an array, or a `jax.tree_util.Partial` that makes it at the node, of its
+    value; in loops the leaves of both have the steps in front.
+    """
+
+    def visit(site, y, deltas):
+        if site.kind == "hold":
+            value = lax.stop_gradient(deltas.get(site.name, y))
+            return value, ({} if site.name in deltas or not tap else {site.name: value})
+        if site.name not in program.active:
+            return y, {}
+        value = behind(y)
+        if site.name in deltas:
+            delta = deltas[site.name]
+            value = value + (delta(y) if callable(delta) else delta).astype(y.dtype)
+        return value, ({site.name: y} if tap else {})
+
+    return visit

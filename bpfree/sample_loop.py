@@ -1,0 +1,208 @@
+"""The one loop over draws, in time and over devices.
+
+It changes time, memory and rounding of an estimate, never what is drawn.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bpfree import _interpreter, _jaxpr
+from bpfree._partition import samples_inside
+from bpfree.program import Program
+from bpfree.sampling import Plan
+
+
+class Layout(NamedTuple):
+    """How the draws of one estimate are laid out in time and over devices.
+
+    Attributes:
+      num_draws: draws in all.
+      chunk: draws evaluated side by side on each device.
+      sharding: NamedSharding whose first axis shards the draws, or None.
+      sequential: evaluate sample after sample, with no `vmap` (chunk_size=1).
+      apart: leave the sums of the devices unadded, in front: (devices, ...).
+    """
+
+    num_draws: int
+    chunk: int
+    sharding: NamedSharding | None = None
+    sequential: bool = False
+    apart: bool = False
+
+    @property
+    def devices(self) -> int:
+        if self.sharding is None:
+            return 1
+        axes = self.sharding.spec[0]
+        names = (axes,) if isinstance(axes, str) else axes
+        return math.prod(self.sharding.mesh.shape[name] for name in names)
+
+    @property
+    def mesh_size(self) -> int:
+        return 1 if self.sharding is None else self.sharding.mesh.size
+
+
+def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Layout):
+    """Sum one result of `chunk_fn(indices)` over all draws, and stack another.
+
+    Args:
+      chunk_fn: `(c,)` draw indices -> (tree to add up, tree of `(c, ...)` to stack).
+      layout: `num_draws`, `chunk` and `sharding`; it changes time, memory and rounding,
+        never the draws. Devices keep their own partial sums, which meet once, at the end,
+        or are returned with `apart`.
+
+    Returns: (sums, stacked), the latter `(num_draws, ...)` in order of the index.
+    """
+    devices = layout.devices
+    run = _rows_of(layout, chunk_fn)
+    full, rest = divmod(layout.num_draws, devices * layout.chunk)
+    indices = jnp.arange(layout.num_draws)
+    head = indices[: layout.num_draws - rest].reshape(full, devices, layout.chunk)
+
+    def body(sums, indices):
+        added, stacked = run(indices)
+        return jax.tree.map(jnp.add, sums, added), stacked
+
+    added, _ = jax.eval_shape(run, head[0])
+    sums = jax.tree.map(_jaxpr.zeros, added)
+    sums, stacked = lax.scan(body, sums, head)
+    parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), stacked)]
+    if rest:
+        sums, last = body(sums, indices[-rest:].reshape(devices, -1))
+        parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
+    sums = sums if layout.apart else total(sums)
+    return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def total(sums: Any) -> Any:
+    """The sum over devices of what `sum_over_draws` returns with `apart`."""
+    return jax.tree.map(lambda a: a.sum(0), sums)
+
+
+def each(layout: Layout, evaluate: Callable) -> Callable:
+    """`evaluate` with a leading axis of samples on its arguments and results.
+
+    Side by side, or one after another: a program with ordered effects has no `vmap`.
+    """
+    if not layout.sequential:
+        return jax.vmap(evaluate)
+    return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
+
+
+def _rows_of(layout: Layout, chunk_fn):
+    """`chunk_fn` on (devices, c) indices, one row and one partial sum per device."""
+    if layout.sharding is None:
+        return lambda indices: jax.tree.map(lambda a: a[None], chunk_fn(indices[0]))
+    return on_devices(layout, chunk_fn)
+
+
+def on_devices(layout: Layout, function: Callable) -> Callable:
+    """`function` of a tree, with an axis of devices in front of all leaves."""
+    assert layout.sharding is not None
+    axis = layout.sharding.spec[0]
+
+    def rows(a):
+        # Only the first axis is ours: naming the others would gather a sharded batch.
+        others = [PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)
+        sharding = NamedSharding(layout.sharding.mesh, PartitionSpec(axis, *others))
+        return lax.with_sharding_constraint(a, sharding)
+
+    def run(tree):
+        out = jax.vmap(function, spmd_axis_name=axis)(jax.tree.map(rows, tree))
+        return jax.tree.map(rows, out)
+
+    return run
+
+
+def copies(layout: Layout, function: Callable) -> Callable:
+    """`function` of a tree on every device: rows of one result, in front of all leaves.
+
+    The barrier hides that rows are equal: XLA would add up their cotangents first, which
+    is a reduction of its own.
+    """
+    run = on_devices(layout, lambda tree: function(lax.optimization_barrier(tree)))
+    return lambda tree: run(
+        jax.tree.map(lambda a: jnp.broadcast_to(a, (layout.devices, *a.shape)), tree)
+    )
+
+
+def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Program:
+    """The program of noisy passes, their samples where a sharded batch is not gathered.
+
+    Only what noise reaches has samples; the rest is bound as it stands, because what
+    `samples_inside` makes of an equation without samples has no derivative.
+
+    Args:
+      moved: names of the nodes with noise.
+    """
+    if layout.sequential or layout.mesh_size == layout.devices:  # no further axis
+        return program
+    noisy = _interpreter.behind(program.jaxpr, program.sites, lambda s: s.name in moved)
+
+    def bind(eqn, invals):
+        inside = id(eqn) in noisy
+        return (samples_inside if inside else _jaxpr.bind_eqn)(eqn, invals)
+
+    return program._replace(bind=bind)
+
+
+def make_layout(
+    plan: Plan,
+    num_samples: int,
+    chunk_size: int | None,
+    sharding: NamedSharding | None,
+) -> Layout:
+    """Check the counts of an estimate and lay it out.
+
+    Raises ValueError when num_samples is not a positive multiple of the plan's group, or
+    its draws do not divide over the devices.
+    """
+    num_samples = whole("num_samples", num_samples)
+    chunk_size = None if chunk_size is None else whole("chunk_size", chunk_size)
+    if num_samples < 1 or num_samples % plan.group:
+        pairs = " (antithetic samples come in pairs)" if plan.group == 2 else ""
+        raise ValueError(
+            f"num_samples={num_samples} must be a positive multiple of {plan.group}, the "
+            f"number of samples in one draw of this plan{pairs}"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if sharding is not None and not all(
+        kind == jax.sharding.AxisType.Auto for kind in sharding.mesh.axis_types
+    ):
+        raise ValueError(
+            "sharding needs a mesh whose axes the partitioner may choose layouts on: "
+            "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n)"
+        )
+    if sharding is not None and (not sharding.spec or sharding.spec[0] is None):
+        raise ValueError(
+            f"the first axis of sharding={sharding.spec} names no axis of the mesh to "
+            "spread the samples over; pass NamedSharding(mesh, PartitionSpec('sample'))"
+        )
+    draws = num_samples // plan.group
+    layout = Layout(draws, 1, sharding, sequential=chunk_size == 1)
+    if draws % layout.devices:
+        raise ValueError(
+            f"{draws} draws of {plan.group} samples do not divide over "
+            f"{layout.devices} devices; change num_samples or sharding"
+        )
+    local = draws // layout.devices
+    wanted = (chunk_size or _DEFAULT_CHUNK) // plan.group
+    return layout._replace(chunk=max(1, min(local, wanted)))
+
+
+def whole(name: str, value) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number") from None
+
+
+_DEFAULT_CHUNK = 8
