@@ -84,6 +84,9 @@ def get_config(arg: str = "") -> ConfigDict:
     if arm == "frozen":
         config.frozen = ("Embed_0", _CELLS[cell])
     config.chain = ((name, "estimator"), adam)
+    if arm in ("feedback", "bp"):
+        clip = ("clip_by_global_norm", {"max_norm": 1.0})
+        config.chain = ((name, "estimator"), clip, adam)
     if arm in ("dnp", "dbp"):
         config.decorrelation = {"inner": adam}
         config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))

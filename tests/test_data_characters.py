@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from bpfree.data import characters, raw
-from bpfree.training import job, steps
+from bpfree.training import objective, steps
 
 NAME = "python_topics"
 
@@ -83,6 +83,6 @@ def test_losses_and_accuracy_over_all_positions():
     found = jax.jit(lambda b: steps.accuracy(_Table(), {"table": table}, {}, b))(batch)
     np.testing.assert_allclose(found, np.mean(table.argmax(1)[x] == label), rtol=1e-6)
     each = np.log(np.exp(table).sum(1))[x] - table[x, label]
-    losses = jax.jit(job._cross_entropy)
+    losses = jax.jit(objective.cross_entropy)
     np.testing.assert_allclose(losses(table[x], label), each.mean(1), rtol=1e-5)
     np.testing.assert_allclose(losses(table[x[:, 0]], label[:, 0]), each[:, 0], rtol=1e-5)

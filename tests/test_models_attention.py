@@ -10,7 +10,7 @@ import pytest
 import bpfree
 from bpfree import passes, predictors, program
 from bpfree.models import transformer, vit
-from bpfree.training.job import _cross_entropy
+from bpfree.training.objective import cross_entropy
 from tests import problems
 from tests.statistics import assert_close
 
@@ -31,7 +31,7 @@ def standard_promotion():
 
 
 def objective_of(name):
-    return bpfree.supervised(CASES[name][0], _cross_entropy, train=True)
+    return bpfree.supervised(CASES[name][0], cross_entropy, train=True)
 
 
 @functools.cache

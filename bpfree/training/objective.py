@@ -47,7 +47,7 @@ def make(
     if not hasattr(model, "objective"):
         loss_fn = bpfree.supervised(
             model,
-            partial(_cross_entropy, section.get("losses", "example")),
+            partial(cross_entropy, losses=section.get("losses", "example")),
             where=frozen.moving(still),
             noise=section.get("noise", "logit"),
             mutable=mutable,
@@ -62,7 +62,8 @@ def make(
     return frozen.hold(still, objective)
 
 
-def _cross_entropy(losses: str, logits: Any, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Any, labels: jax.Array, losses: str = "example") -> jax.Array:
+    """Of each example (B,), the mean over its labels; or of each of its labels (B, T)."""
     found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if losses == "example":
         return found.mean(range(1, found.ndim))
