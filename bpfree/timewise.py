@@ -16,7 +16,8 @@ that reaches into the next step, a learned initial state) the loop is differenti
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,44 +58,85 @@ def with_carries(body: Body, consts, carry, xs, **options):
     return (last, ys), carries
 
 
+class _Part(NamedTuple):
+    """`number` segments of `size` steps, from step `start` on."""
+
+    start: int
+    number: int
+    size: int
+
+    @property
+    def starts(self):
+        return self.start + self.size * jnp.arange(self.number)
+
+    def segment(self, xs, start):
+        """(size, ...) of arrays with all steps in front; a reshape would be a copy."""
+        cut = lambda a: lax.dynamic_slice_in_dim(a, start, self.size)  # noqa: E731
+        return jax.tree.map(cut, xs)
+
+
+def _parts(length: int, segment: int) -> list[_Part]:
+    """Segments of one length, and what is left over."""
+    number, rest = divmod(length, segment)
+    parts = _Part(0, number, segment), _Part(length - rest, 1, rest)
+    return [part for part in parts if part.number and part.size]
+
+
+def _joined(parts):
+    """(steps, ...) of arrays (number, size, ...), one for each part."""
+    flat = lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])  # noqa: E731
+    return jax.tree.map(lambda *a: jnp.concatenate([*map(flat, a)]), *parts)
+
+
+def with_starts(segment, body: Body, consts, carry, xs, length, reverse=False, **options):
+    """`((last carry, ys), starts)`: for each of `_parts` the carries before segments."""
+
+    def steps(part, carry, start):
+        loop = partial(lax.scan, length=part.size, reverse=reverse, **options)
+        last, ys = loop(partial(body, consts), carry, part.segment(xs, start))
+        return last, (carry, ys)
+
+    parts = _parts(length, segment)
+    found = {}
+    for part in reversed(parts) if reverse else parts:
+        loop = partial(lax.scan, length=part.number, reverse=reverse)
+        carry, found[part] = loop(partial(steps, part), carry, part.starts)
+    starts, ys = zip(*(found[part] for part in parts), strict=True)
+    return (carry, _joined(ys)), starts
+
+
 def in_segments(done, segment: int) -> Callable[..., tuple[Any, Any]]:
     """A `scan` like the one above, for a loop that has been run before.
 
-    Its steps are taken `segment` at a time; what one computes on the way is made again
-    for the derivative, and not kept.
+    Its steps are taken `segment` at a time; the carries inside one, and what it computes
+    on the way, are made again for the derivative, and not kept.
 
     Args:
-      done: what `with_carries` returned of the same loop. Its first ys are returned; the
+      done: what `with_starts` returned of the same loop. Its first ys are returned; the
         second, which may be others, are computed here: `body` returns pairs.
     """
-    (last, (outs, _)), carries = done
+    (last, (outs, _)), starts = done
 
     def scan(body: Body, consts, carry, xs, length: int, **options):
-        whole = length // segment * segment
+        def some(part, consts, xs, at):
+            carry, start = at
+            xs = part.segment(xs, start)
+            still = lax.stop_gradient((consts, carry, xs))
+            _, carries = with_carries(body, *still, length=part.size, **options)
+            return jax.vmap(lambda c, x: body(consts, c, x)[1])(carries, xs)
 
-        def some(consts, carries, xs, start, size):
-            cut = lambda a: lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
-            step = lambda c, x: body(consts, c, x)[1]  # noqa: E731
-            return jax.vmap(step)(*jax.tree.map(cut, (carries, xs)))
-
-        some = jax.checkpoint(some, static_argnums=4)
-
-        def at_all_steps(consts, carries, xs):
-            parts = []
-            if whole:
-                starts = jnp.arange(0, whole, segment)
-                many = lambda start: some(consts, carries, xs, start, segment)  # noqa: E731
-                joined = lambda a: a.reshape(whole, *a.shape[2:])  # noqa: E731
-                parts.append(jax.tree.map(joined, lax.map(many, starts)))
-            if whole < length:
-                parts.append(some(consts, carries, xs, whole, length - whole))
-            return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+        def at_all_steps(consts, carry, xs):
+            found = []
+            for part, start in zip(_parts(length, segment), starts, strict=True):
+                one = jax.checkpoint(partial(some, part, consts, xs))
+                found.append(lax.map(one, (start, part.starts)))
+            return _joined(found)
 
         def first(consts, carry, xs):
-            return (last, (outs, at_all_steps(consts, carries, xs)[1])), carries
+            return (last, (outs, at_all_steps(consts, carry, xs)[1])), carry
 
-        options["length"] = length
-        return _apart(body, first, at_all_steps, options)(consts, carry, xs)
+        whole = {**options, "length": length}
+        return _apart(body, first, at_all_steps, whole)(consts, carry, xs)
 
     return scan
 

@@ -222,7 +222,7 @@ def memory(tx, params, batch):
 
 @pytest.mark.usefixtures("optimized")
 def test_what_is_kept_of_all_steps():
-    """Inputs, outputs and carries, whatever the number of nodes and samples."""
+    """The inputs, and little more, whatever the number of nodes and samples."""
     steps, size, width = 512, 16, 32
     params = problems.mlp_params(jnp.float32, width)
     x = jax.ShapeDtypeStruct((size, steps, width), jnp.float32)
@@ -230,16 +230,16 @@ def test_what_is_kept_of_all_steps():
     tx = bpfree.node_perturbation(
         programs.recurrent_per_example, num_samples=8, chunk_size=1, redraw=True
     )
-    assert memory(tx, params, batch) < 3.2 * x.size * 4
+    assert memory(tx, params, batch) < 1.7 * x.size * 4
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_memory_is_a_quarter_of_that_of_backprop_through_time(cell):
-    model = recurrent.Model(2, cell=cell, hidden=32)
-    x = jax.ShapeDtypeStruct((16, 1024, 32), jnp.float32)
-    batch = {"x": x, "label": jax.ShapeDtypeStruct((16,), jnp.int32)}
+    model = recurrent.Model(2, cell=cell, hidden=64)
+    x = jax.ShapeDtypeStruct((32, 1024, 64), jnp.float32)
+    batch = {"x": x, "label": jax.ShapeDtypeStruct((32,), jnp.int32)}
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     loss_fn = bpfree.supervised(model, cross_entropy)
     with jax.numpy_dtype_promotion("standard"):

@@ -5,8 +5,8 @@
     gradient   sum over t of pull_t(s_t), a segment of steps at a time
 
 Between the two a sample keeps its losses only. What stays of all steps is what a clean
-pass leaves: the carries, inputs and outputs of its loops, and no node value; and for each
-sample a weight per example and a key per node.
+pass leaves: the inputs and outputs of its loops, the carries before each segment, and no
+node value; and for each sample a weight per example and a key per node.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from bpfree.estimators import runs as _runs
 from bpfree.estimators import sigma as _sigma
 from bpfree.resolution import rms
 
-SEGMENT = 16  # steps of a loop that are pulled side by side
+SEGMENT = 16  # steps of a loop that are pulled side by side, from a carry that is kept
 
 
 def estimate(run: _runs.Run):
@@ -31,7 +31,7 @@ def estimate(run: _runs.Run):
     loops: list[Any] = []
 
     def keeping(*args, **options):
-        loops.append(timewise.with_carries(*args, **options))
+        loops.append(timewise.with_starts(SEGMENT, *args, **options))
         return loops[-1][0]
 
     spec = _interpreter.Run(_sizes(run.program), scan=keeping)

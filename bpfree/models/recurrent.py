@@ -1,6 +1,6 @@
 """Recurrent classifier: one layer of simple, gated or long short-term memory cells."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,9 @@ class Model(nn.Module):
                 f"examples of shape {x.shape[1:]} are no sequences: set vocabulary= for "
                 "word numbers, or sequence= to their (steps, features)"
             )
-        layer = nn.RNN(CELLS[self.cell](self.hidden))
-        outputs: Any = layer(x, seq_lengths=lengths)
-        last = outputs[:, -1]
+        layer = nn.RNN(CELLS[self.cell](self.hidden), return_carry=True)
+        carry, outputs = cast(Any, layer(x))
+        last = jax.tree.leaves(carry)[-1]  # of an LSTM's (c, h), h
         if lengths is not None:
             places = (lengths - 1)[:, None, None]
             last = jnp.take_along_axis(outputs, places, axis=1)[:, 0]
