@@ -70,7 +70,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint_every = config.num_steps // 4
     config.diagnostics = {"every": 0, "repeats": 8}
     config.estimator = kwargs
-    config.schedule = {"init_value": 1e-3, "decay_steps": config.get_ref("num_steps")}
+    rate = 3e-3 if arm == "dnp" else 1e-3
+    config.schedule = {"init_value": rate, "decay_steps": config.get_ref("num_steps")}
     adam = ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")})
     if arm == "frozen":
         config.frozen = _FROZEN[net]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bpfree
+from bpfree import passes
 from bpfree import program as _program
 from bpfree.estimators.derivative import linearized
 from tests import problems, programs
@@ -18,7 +19,7 @@ TRUTH = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
 SIGMA = 0.4
 
 
-def passes(estimates, truth, **options):
+def passes_gate(estimates, truth, **options):
     gate = gates.mean_gate(estimates, truth, **options)
     assert gate.passed and gate.error < 0.02, gate
 
@@ -40,7 +41,7 @@ def test_the_estimate_is_the_gradient(options):
     tx = bpfree.node_perturbation(
         problems.mlp_loss, sigma=1e-3, layerwise=True, **options
     )
-    passes(problems.estimates(tx, PARAMS, BATCH, repeats=1024), TRUTH)
+    passes_gate(problems.estimates(tx, PARAMS, BATCH, repeats=1024), TRUTH)
 
 
 def smoothed_at(node, repeats, samples=64):
@@ -73,7 +74,7 @@ def test_every_block_descends_the_loss_smoothed_at_its_own_node():
         "b2": y["b2"],
         "scale": (h["scale"] + y["scale"]) / 2,
     }
-    passes(estimates, truth, truth_repeats=True)
+    passes_gate(estimates, truth, truth_repeats=True)
 
 
 def test_the_variance_is_less_than_of_all_nodes_at_once():

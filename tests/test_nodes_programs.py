@@ -37,7 +37,7 @@ def test_passes_that_share_their_prefix_are_injections(loss, batch):
         shapes = {site.name: site.shape for site in traced.nodes}
         deltas = {name: 0.3 + jnp.zeros(shape) for name, shape in shapes.items()}
         clean = positional(params, batch)
-        shared = bpfree.program.perturbed(traced, (params, batch))(deltas)
+        shared = bpfree.passes.perturbed(traced, (params, batch))(deltas)
         return shared, bpfree.inject(positional)(params, batch, deltas)[0], clean
 
     shared, injected, clean = both(PARAMS, batch)
