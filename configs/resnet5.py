@@ -23,8 +23,9 @@ Test accuracy, seeds 0 to 2, JAX 0.10.2, one CPU core beside other jobs:
     bp                 .608 .608 .612    2.5 min  .6962 .7104 .7081   4 min
     frozen             .409 .435 .448     .5 min  .3062 .3036 .3171   1 min
 
-All at the rate of their recipe, 1e-3. With --config.schedule.init_value=3e-3 ResNet-5 ends
-at RESOTHER.
+All at the rate of their recipe, 1e-3. With --config.schedule.init_value=3e-3 every arm of
+ResNet-5 does better: dnp .5537 .5516 .5539, and seed 0 alone feedback .6774, bp .6740,
+frozen .4537; of the gap there dnp closes 45 %, feedback 102 %.
 
 The run reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names: a
 JPEG copy (quality about 75) of all 60,000 images, not the exact pixels. For the exact
