@@ -36,9 +36,9 @@ def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callabl
 
 
 def _canonical(eqn, invals) -> list[Any]:
-    if eqn.primitive is lax.scan_p:
+    if eqn.primitive is lax.scan_p and _jaxpr.contains(_jaxpr.body_of(eqn)[0], _is_conv):
         return _interpreter.replay_scan(eqn, invals, _canonical)
-    if eqn.primitive is not lax.conv_general_dilated_p:
+    if not _is_conv(eqn.primitive):
         return _jaxpr.bind_eqn(eqn, invals)
     params = dict(eqn.params)
     numbers = params.pop("dimension_numbers")
@@ -50,6 +50,10 @@ def _canonical(eqn, invals) -> list[Any]:
     numbers = lax.ConvDimensionNumbers(channels_last, kernel, channels_last)
     out = eqn.primitive.bind(lhs, rhs, dimension_numbers=numbers, **params)
     return [_arrange(out, channels_last, eqn.params["dimension_numbers"].out_spec)]
+
+
+def _is_conv(primitive) -> bool:
+    return primitive is lax.conv_general_dilated_p
 
 
 def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -224,33 +224,33 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
 
 def replay_scan(eqn, invals, bind: Bind) -> list[Any]:
     """A scan equation whose body is replayed."""
-    jaxpr, closed = body_of(eqn)
-    consts, carry, xs = split_scan(eqn.params, invals)
 
-    def body(consts, carry, xs):
-        outs = replay(jaxpr, closed, [*consts, *carry, *xs], bind)
-        return outs[: len(carry)], outs[len(carry) :]
+    def body(jaxpr, consts, args, deltas):
+        return replay(jaxpr, consts, args, bind), deltas
 
-    options = {k: eqn.params[k] for k in _OF_LOOPS}
-    carry, ys = plain_scan(body, list(consts), list(carry), list(xs), **options)
-    return [*carry, *ys]
-
-
-_OF_LOOPS = ("length", "reverse", "unroll")
+    return _scanned(plain_scan, eqn, invals, {}, body)[0]
 
 
 def _run_scan(spec, scan, eqn, invals, sites, deltas):
+    def body(jaxpr, consts, args, deltas):
+        return run(spec, jaxpr, consts, args, sites, deltas)
+
+    scan = plain_scan if eqn.effects else scan
+    return _scanned(scan, eqn, invals, deltas, body)
+
+
+def _scanned(scan, eqn, invals, deltas, evaluate):
+    """A scan equation with `evaluate(jaxpr, consts, args, deltas) -> (outs, taps)`."""
     jaxpr, closed = body_of(eqn)
     consts, carry, xs = split_scan(eqn.params, invals)
 
     def body(consts, carry, xs_and_deltas):
         closed, consts = consts
         xs, deltas = xs_and_deltas
-        outs, taps = run(spec, jaxpr, closed, [*consts, *carry, *xs], sites, deltas)
+        outs, taps = evaluate(jaxpr, closed, [*consts, *carry, *xs], deltas)
         return outs[: len(carry)], (outs[len(carry) :], taps)
 
-    options = {k: eqn.params[k] for k in _OF_LOOPS}
-    scan = plain_scan if eqn.effects else scan
+    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
     carry, (ys, taps) = scan(
         body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options
     )

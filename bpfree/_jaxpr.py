@@ -75,21 +75,21 @@ def sub_jaxprs(eqn) -> list[Any]:
     return [open_jaxpr(j)[0] for j in jcore.jaxprs_in_params(eqn.params)]
 
 
-def _contains(jaxpr, wanted: Callable[[Any], bool]) -> bool:
+def contains(jaxpr, wanted: Callable[[Any], bool]) -> bool:
     """Whether a primitive is wanted, at any depth."""
     return any(
-        wanted(eqn.primitive) or any(_contains(j, wanted) for j in sub_jaxprs(eqn))
+        wanted(eqn.primitive) or any(contains(j, wanted) for j in sub_jaxprs(eqn))
         for eqn in jaxpr.eqns
     )
 
 
 def has_tags(jaxpr) -> bool:
-    return _contains(jaxpr, lambda primitive: primitive is tag_p)
+    return contains(jaxpr, lambda primitive: primitive is tag_p)
 
 
 def has_custom_vjp(jaxpr) -> bool:
     """Whether there is a derivative that is known in reverse mode only."""
-    return _contains(jaxpr, lambda primitive: "custom_vjp" in primitive.name)
+    return contains(jaxpr, lambda primitive: "custom_vjp" in primitive.name)
 
 
 INLINED = {"jit", "pjit", "closed_call", "core_call"}

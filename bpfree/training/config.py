@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from bpfree.training import frozen, objective, pretrained
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training.names import ConfigError, check_known, unknown
 
 # May differ when a run is resumed.
 HARMLESS = ("log_every", "checkpoint_every", "diagnostics", "mesh")
@@ -109,9 +109,8 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
 def _read_diagnostics(section: Any) -> dict[str, int]:
     if not isinstance(section, Mapping):
         raise ConfigError(f"config.diagnostics={section!r} has the wrong type")
+    check_known("config.diagnostics entry", section, _DIAGNOSTICS)
     for key, value in section.items():
-        if key not in _DIAGNOSTICS:
-            raise unknown("config.diagnostics entry", key, _DIAGNOSTICS)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(
                 f"config.diagnostics.{key}={value!r} must be a whole number, 0 or more"

@@ -15,7 +15,7 @@ import bpfree
 from bpfree.adapters import noise
 from bpfree.equilibrium.energy import Energy
 from bpfree.training import frozen
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training.names import ConfigError, check_known
 
 CHOICES = {"losses": ("example", "step"), "noise": noise.CHOICES}
 
@@ -29,11 +29,9 @@ def check(section: Any) -> dict[str, str]:
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"config.objective={section!r} has the wrong type")
+    check_known("config.objective entry", section, CHOICES)
     for key, value in section.items():
-        if key not in CHOICES:
-            raise unknown("config.objective entry", key, CHOICES)
-        if value not in CHOICES[key]:
-            raise unknown(f"config.objective.{key}", value, CHOICES[key])
+        check_known(f"config.objective.{key}", [value], CHOICES[key])
     return dict(section)
 
 

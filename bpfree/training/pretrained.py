@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from bpfree.training import checkpoint
-from bpfree.training.names import ConfigError, check_known, unknown
+from bpfree.training.names import ConfigError, check_known
 from bpfree.training.workdir import WorkdirError
 
 Section = Mapping[str, Any]
@@ -26,9 +26,8 @@ def check(section: Any) -> dict[str, Any]:
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"config.pretrained={section!r} has the wrong type")
+    check_known("config.pretrained entry", section, _KEYS)
     for key, value in section.items():
-        if key not in _KEYS:
-            raise unknown("config.pretrained entry", key, _KEYS)
         kind: Any = str if key == "workdir" else (list, tuple)
         if not isinstance(value, kind):
             raise ConfigError(f"config.pretrained.{key}={value!r} has the wrong type")
