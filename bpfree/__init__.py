@@ -1,40 +1,41 @@
 """bpfree: train JAX networks without backpropagation."""
 
-from bpfree import decorrelation, diagnostics, equilibrium, predictors
-from bpfree._jaxpr import MAPPED
+from bpfree import decorrelation, diagnostics, equilibrium, robustness
 from bpfree.adapters import supervised, tag_linen, tag_nnx
-from bpfree.credit import causal, within_hops
 from bpfree.decorrelation import decorrelate
 from bpfree.equilibrium import layered, primitive
+from bpfree.equilibrium.continual_equilibrium_propagation import (
+    continual_equilibrium_propagation,
+)
+from bpfree.equilibrium.equilibrium_propagation import equilibrium_propagation
+from bpfree.equilibrium.equilibrium_references import (
+    backprop_through_time,
+    recurrent_backprop,
+)
+from bpfree.equilibrium.generalized_equilibrium_propagation import (
+    generalized_equilibrium_propagation,
+)
+from bpfree.equilibrium.online_equilibrium_propagation import (
+    online_equilibrium_propagation,
+)
+from bpfree.estimators import predictors
 from bpfree.estimators.activity_node_perturbation import activity_node_perturbation
 from bpfree.estimators.approximated_likelihood_ratio import (
     approximated_likelihood_ratio,
 )
 from bpfree.estimators.backprop import backprop
+from bpfree.estimators.base import STATIC, aux, fault_message, metrics, static_args, value
 from bpfree.estimators.combine import combine
-from bpfree.estimators.continual_equilibrium_propagation import (
-    continual_equilibrium_propagation,
-)
-from bpfree.estimators.equilibrium_propagation import equilibrium_propagation
-from bpfree.estimators.equilibrium_references import (
-    backprop_through_time,
-    recurrent_backprop,
-)
 from bpfree.estimators.forward_gradient import forward_gradient
-from bpfree.estimators.generalized_equilibrium_propagation import (
-    generalized_equilibrium_propagation,
-)
 from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
 from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
-from bpfree.estimators.online_equilibrium_propagation import (
-    online_equilibrium_propagation,
-)
 from bpfree.estimators.presets import lr2021, ulr
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
-from bpfree.transform import STATIC, aux, fault_message, metrics, static_args, value
+from bpfree.program.tags import MAPPED
+from bpfree.sampling.credit import causal, within_hops
 
 __version__ = "0.1.0"
 
@@ -75,6 +76,7 @@ __all__ = [
     "pullback",
     "record",
     "recurrent_backprop",
+    "robustness",
     "static_args",
     "supervised",
     "tag_linen",

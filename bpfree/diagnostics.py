@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree import _jaxpr, locality
-from bpfree import program as _program
-from bpfree.transform import EstimatorState, EstimatorTransformation, as_key
+from bpfree.estimators.base import EstimatorState, EstimatorTransformation, as_key
+from bpfree.program import tags
+from bpfree.program.blocks import check_blocks, param_path
+from bpfree.program.trace import arguments, split_aux, takes_key, trace
 
 OVERALL = "(all)"
 
@@ -161,16 +162,16 @@ class _Products(NamedTuple):
 
 
 def _inner_products(estimator, repeats):
-    random = _program.takes_key(estimator.loss_fn)
+    random = takes_key(estimator.loss_fn)
 
     def run(key, state, params, batch, truth) -> _Products:
         def exact(key):
             _, loss_key = jax.random.split(key)  # as estimators split it
-            args = _program.arguments(estimator.loss_fn, params, batch, loss_key)
+            args = arguments(estimator.loss_fn, params, batch, loss_key)
 
             def mean_loss(params):
                 out = estimator.loss_fn(params, *args[1:])
-                return _program.split_aux(out)[0].mean()
+                return split_aux(out)[0].mean()
 
             return jax.grad(mean_loss)(params)
 
@@ -231,13 +232,13 @@ def _alignment(by_leaf: _Products, members: list[int]) -> Alignment:
 def _groups(loss_fn, params, batch) -> dict[str, list[int]]:
     """{node: positions of its block's parameters}, or {parameter: its position}."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    paths = [locality.param_path(path) for path, _ in leaves]
+    paths = [param_path(path) for path, _ in leaves]
     everything = {OVERALL: list(range(len(paths)))}
-    key = jax.random.key(0) if _program.takes_key(loss_fn) else None
+    key = jax.random.key(0) if takes_key(loss_fn) else None
     try:
-        program = _program.trace(loss_fn, params, batch, key, loss_axes=2)
-        args = _program.arguments(loss_fn, params, batch, key)
-        found = locality.check(program, args, [False] * len(paths))
+        program = trace(loss_fn, params, batch, key, loss_axes=2)
+        args = arguments(loss_fn, params, batch, key)
+        found = check_blocks(program, args, [False] * len(paths))
     except ValueError:  # no nodes, or marks that only a filter (nodes=) makes blocks of
         return {path: [i] for i, path in enumerate(paths)} | everything
     named = {b.name: [paths.index(p) for p in b.params] for b in found if b.params}
@@ -260,15 +261,15 @@ def cost(estimator: EstimatorTransformation, params: Any, batch: Any) -> float:
     def update(params, state, batch):
         return estimator.update(None, state, params, batch=batch)
 
-    args = _program.arguments(estimator.loss_fn, params, batch, key)
+    args = arguments(estimator.loss_fn, params, batch, key)
     inference = products(estimator.loss_fn, *args)
     return products(update, params, state, batch) / inference if inference else math.nan
 
 
 def products(fn, *args) -> float:
     """Floating point operations of the products in `fn(*args)`; shapes are enough."""
-    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(fn)(*args))
-    used, _ = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))
+    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(fn)(*args))
+    used, _ = tags.dce(jaxpr, [True] * len(jaxpr.outvars))
     return _products_in(used)
 
 
@@ -288,7 +289,7 @@ def _products_of(eqn) -> float:
         features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
         zeros_between = math.prod(eqn.params["lhs_dilation"])
         return 2.0 * out * math.prod(kernel) / features / zeros_between
-    bodies = [_products_in(body) for body in _jaxpr.sub_jaxprs(eqn)]
+    bodies = [_products_in(body) for body in tags.sub_jaxprs(eqn)]
     if name == "cond":
         return math.nan if any(map(math.isnan, bodies)) else max(bodies)
     if name == "while":

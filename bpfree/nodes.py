@@ -24,18 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree import _jaxpr, locality
-from bpfree._interpreter import Run
-from bpfree._jaxpr import MAPPED
-from bpfree.passes import adding, cut, cut_vjp, evaluate
-from bpfree.program import (
-    LossFn,
-    NodeFilter,
-    NodeTree,
-    Program,
-    arguments,
-    trace,
-)
+from bpfree.program import tags
+from bpfree.program.blocks import Blocks, check_blocks
+from bpfree.program.interpreter import Run
+from bpfree.program.passes import adding, cut, cut_vjp, evaluate
+from bpfree.program.tags import MAPPED
+from bpfree.program.trace import LossFn, NodeFilter, NodeTree, Program, arguments, trace
 
 
 def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> Any:
@@ -68,12 +62,12 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> A
                 "batch_axis=bpfree.MAPPED inside a per-example function under vmap."
             )
         batch_axis = int(batch_axis) % x.ndim
-    return _jaxpr.tag_p.bind(x, kind="node", name=name, batch_axis=batch_axis)
+    return tags.tag_p.bind(x, kind="node", name=name, batch_axis=batch_axis)
 
 
 def kernel_input(x: jax.Array, path: str) -> jax.Array:
     """Mark `x` as what the kernel at `path` multiplies; read by `record` only."""
-    return _jaxpr.tag_p.bind(x, kind="input", name=path, batch_axis=None)
+    return tags.tag_p.bind(x, kind="input", name=path, batch_axis=None)
 
 
 def hold(x: jax.Array, name: str) -> jax.Array:
@@ -85,7 +79,7 @@ def hold(x: jax.Array, name: str) -> jax.Array:
     Batch normalisation needs this, or the noise of one example would reach the losses of
     all others; the adapters hold its mean and variance. A repeated `name` gets `#1`, ...
     """
-    return _jaxpr.tag_p.bind(x, kind="hold", name=name, batch_axis=None)
+    return tags.tag_p.bind(x, kind="hold", name=name, batch_axis=None)
 
 
 def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
@@ -141,7 +135,7 @@ def pullback(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
     def pulled(params, batch, key=None):
         program = trace(loss_fn, params, batch, key, nodes)
         args = arguments(loss_fn, params, batch, key)
-        locality.check(program, args)
+        check_blocks(program, args)
         out, values, vjp = cut_vjp(program, args)
 
         def pull(signals: NodeTree):
@@ -153,9 +147,7 @@ def pullback(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
     return pulled
 
 
-def blocks(
-    loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None
-) -> locality.Blocks:
+def blocks(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -> Blocks:
     """What is differentiated between the nodes; `print` it.
 
     Per block: its parameters, how many weight products its derivative contains, and how
@@ -163,7 +155,7 @@ def blocks(
     (ShapeDtypeStructs) are enough. Raises ValueError as `pullback` does.
     """
     program = trace(loss_fn, params, batch, key, nodes)
-    return locality.check(program, arguments(loss_fn, params, batch, key))
+    return check_blocks(program, arguments(loss_fn, params, batch, key))
 
 
 def _check_tree(program: Program, tree: NodeTree, what: str) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import bpfree
-from bpfree.predictors import direct
+from bpfree.estimators.predictors import direct
 
 
 class Arm(NamedTuple):

@@ -23,7 +23,8 @@ from absl import app, flags
 from flax import linen as nn
 
 import bpfree
-from bpfree import passes, program
+from bpfree.program import passes
+from bpfree.program.trace import trace
 
 ONLY = flags.DEFINE_list("only", [""], "only estimators whose names contain one of these")
 MODELS = flags.DEFINE_list("models", ["mlp", "conv"], "which models: mlp, conv")
@@ -137,7 +138,7 @@ def flops(fn, *args) -> float:
 
 def floor_in_inferences(task: Task) -> Callable[[int], float]:
     """samples -> FLOPs of the floor, in units of one inference of the batch."""
-    traced = program.trace(task.loss_fn, task.params, task.batch)
+    traced = trace(task.loss_fn, task.params, task.batch)
 
     def noisy(params, deltas):
         return jax.vmap(passes.perturbed(traced, (params, task.batch)))(deltas)

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 import bpfree
 from bpfree import equilibrium as eq
+from bpfree.estimators.base import find_state
 from bpfree.training import chain, config, job
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an EP config")
@@ -77,7 +78,7 @@ def train_by_ep(ready, settings):
     @jax.jit
     def compare(params, state, batch):
         """(estimate, truth); the state's adapted factor is used and not changed."""
-        found = bpfree.transform.find_state(state)
+        found = find_state(state)
         estimate = ready.estimator.estimator.estimate(
             found.key, params, batch, found
         ).gradient

@@ -8,7 +8,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from bpfree import program
+from bpfree.program.trace import trace
 from bpfree.training import ConfigError, chain, config, fit, job
 from tests.statistics import assert_close
 
@@ -87,7 +87,7 @@ def test_a_loss_for_each_step_has_the_mean_of_the_losses_of_examples():
 @pytest.mark.parametrize("noise, shared", [("logit", False), ("weight", True)])
 def test_nodes_stand_where_the_objective_says(noise, shared):
     ready = prepared("digits", noise=noise)
-    traced = program.trace(ready.loss_fn, ready.params, ready.batch)
+    traced = trace(ready.loss_fn, ready.params, ready.batch)
     assert {site.batch_axis is None for site in traced.nodes} == {shared}
 
 

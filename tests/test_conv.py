@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 
 import bpfree
-from bpfree import _jaxpr
-from bpfree._conv import canonical_convs
+from bpfree.program import tags
+from bpfree.program.convolutions import canonical_convs
 from tests.contract import ESTIMATORS
 from tests.statistics import assert_close
 
@@ -65,16 +65,16 @@ def convs_of(jaxpr, inside=True):
     for eqn in jaxpr.eqns:
         if inside and eqn.primitive is lax.conv_general_dilated_p:
             yield eqn.params["dimension_numbers"]
-        for inner in _jaxpr.sub_jaxprs(eqn):
+        for inner in tags.sub_jaxprs(eqn):
             yield from convs_of(inner, inside or eqn.primitive is lax.scan_p)
 
 
 def test_every_layout_is_canonical_afterwards():
     conv, x, w = setting(**CASES["strides"])
     signal, vjp = jax.vjp(jax.jit(conv), x, w)
-    before = list(convs_of(_jaxpr.open_jaxpr(jax.make_jaxpr(vjp)(signal))[0]))
+    before = list(convs_of(tags.open_jaxpr(jax.make_jaxpr(vjp)(signal))[0]))
     after = list(
-        convs_of(_jaxpr.open_jaxpr(jax.make_jaxpr(canonical_convs(vjp))(signal))[0])
+        convs_of(tags.open_jaxpr(jax.make_jaxpr(canonical_convs(vjp))(signal))[0])
     )
     canonical = lax.conv_dimension_numbers(x.shape, w.shape, ("NHWC", "HWIO", "NHWC"))
     assert set(after) == {canonical} and len(after) == len(before)
@@ -122,5 +122,5 @@ def test_no_estimator_leaves_a_slow_convolution_in_a_loop(row):
         tx = row.factory(convnet_loss, **{**row.small, **example, **options})
         state = jax.eval_shape(tx.init, params)
         made = jax.make_jaxpr(lambda p, s: tx.update(None, s, p, batch=batch))  # noqa: B023
-        found = set(convs_of(_jaxpr.open_jaxpr(made(params, state))[0], inside=False))
+        found = set(convs_of(tags.open_jaxpr(made(params, state))[0], inside=False))
         assert found <= {NHWC}, (row.name, options)

@@ -9,8 +9,8 @@ import pytest
 from jax import lax
 
 import bpfree
-from bpfree import credit
-from bpfree._jaxpr import Site
+from bpfree.program.tags import Site
+from bpfree.sampling.credit import per_example
 from tests import problems
 from tests.statistics import LIMIT, assert_close, flat, mean_gate, variance_z
 
@@ -127,9 +127,7 @@ def strictly_later(centred, node):
     """Planted: the loss at t itself forgotten."""
     later = jnp.pad(centred, ((0, 0), (0, 0), (0, 1)))[..., 1:]
     return (
-        bpfree.causal()(later, node)
-        if node.name == "h"
-        else credit.per_example(centred, node)
+        bpfree.causal()(later, node) if node.name == "h" else per_example(centred, node)
     )
 
 
@@ -191,14 +189,14 @@ def site(shape, batch_axis):
 def test_the_default_places_losses_at_the_batch_axis():
     centred = jnp.arange(6.0).reshape(2, 3)
     for shape, axis in [((3, 5), 0), ((7, 3, 5), 1), ((5, 3), 1)]:
-        weights = credit.per_example(centred, site(shape, axis))
+        weights = per_example(centred, site(shape, axis))
         expected = [2, *[1] * len(shape)]
         expected[1 + axis] = 3
         assert weights.shape == tuple(expected)
         assert_close(weights.ravel(), centred.ravel(), rtol=0.0)
-    shared = credit.per_example(centred, site((5,), None))
+    shared = per_example(centred, site((5,), None))
     assert_close(shared, jnp.asarray([[3.0], [12.0]]), rtol=0.0)
-    assert credit.per_example(jnp.ones(2), site((3, 5), 0)).shape == (2, 1, 1)
+    assert per_example(jnp.ones(2), site((3, 5), 0)).shape == (2, 1, 1)
 
 
 def test_causal_sums_the_losses_from_now_on():

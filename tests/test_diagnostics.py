@@ -10,7 +10,7 @@ from flax import linen as nn
 
 import bpfree
 from bpfree import diagnostics
-from bpfree.transform import Estimate, Estimator, transformation
+from bpfree.estimators.base import Estimate, Estimator, transformation
 from tests import problems
 
 PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import bpfree
+from bpfree.estimators.base import find_state
 from tests import problems
 from tests.statistics import assert_close
 
@@ -105,4 +106,4 @@ def test_apply_if_finite_belongs_to_the_right_of_the_estimator():
     chain = optax.chain(noisy(), guard)
     params, state = problems.train(chain, PARAMS, nan_batch(), steps=1)
     assert_close(params, PARAMS, rtol=0.0)
-    assert int(bpfree.transform.find_state(state).fault.step) == 0
+    assert int(find_state(state).fault.step) == 0

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import bpfree
+from bpfree.sampling.credit import per_example
 from tests import problems, programs
 from tests import statistics as gates
 
@@ -267,7 +268,7 @@ def test_rules_that_do_not_fit_are_told():
     params, batch = problems.mlp_params(), problems.mlp_batch()
     for kwargs, message in (
         ({"credit": bpfree.causal}, r"bpfree.causal\(\)"),
-        ({"credit": bpfree.credit.per_example, "baseline": "batch"}, "independent"),
+        ({"credit": per_example, "baseline": "batch"}, "independent"),
     ):
         tx = bpfree.node_perturbation(problems.mlp_loss, **kwargs)
         with pytest.raises(ValueError, match=message):

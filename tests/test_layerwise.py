@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import bpfree
-from bpfree import passes
-from bpfree import program as _program
 from bpfree.estimators.derivative import linearized
+from bpfree.program import passes
+from bpfree.program.trace import trace
 from tests import problems, programs
 from tests import statistics as gates
 
@@ -120,7 +120,7 @@ def test_the_chunk_size_does_not_change_the_estimate():
 def node_by_node(loss, params, batch):
     """Per node, five times: (L with one delta by `perturbed`, by `inject`; the same to
     first order, by `linearized`, by backprop; L of the clean pass)."""
-    program = _program.trace(loss, params, batch)
+    program = trace(loss, params, batch)
     args = (params, batch)
     clean = passes.clean_values(program, args)
     injected = lambda deltas: bpfree.inject(loss)(params, batch, deltas)[0]  # noqa: E731

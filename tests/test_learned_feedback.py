@@ -10,7 +10,10 @@ import pytest
 from flax import linen as nn
 
 import bpfree
-from bpfree import passes, predictors, program, sampling
+from bpfree.estimators import predictors
+from bpfree.program import passes
+from bpfree.program.trace import trace
+from bpfree.sampling.noise import draw_chunk, rademacher
 from tests import linen_models, problems
 from tests.statistics import assert_close, mean_gate, relative_error
 
@@ -30,7 +33,7 @@ def with_weights(tx, params, weights):
 
 
 def clean_pass(loss_fn, params, batch):
-    traced = program.trace(loss_fn, params, batch)
+    traced = trace(loss_fn, params, batch)
     _, values, _ = passes.cut_vjp(traced, (params, batch))
     return predictors.Clean(traced, (params, batch), values)
 
@@ -150,9 +153,8 @@ def test_losses_teach_the_squared_error_of_the_directional_derivative(predictor)
     weights = jax.tree.map(lambda w: w + 0.3, tx.init(PARAMS).inner.weights)
     clean = clean_pass(problems.mlp_loss, PARAMS, BATCH)
     key = jax.random.split(jax.random.fold_in(tx.init(PARAMS).key, 0))[0]
-    noise = sampling.draw_chunk(
-        sampling.rademacher(), key, jnp.arange(samples), clean.program.nodes[:1]
-    )["h"]
+    draws, nodes = jnp.arange(samples), clean.program.nodes[:1]
+    noise = draw_chunk(rademacher(), key, draws, nodes)["h"]
     clean_losses = problems.mlp_loss(PARAMS, BATCH)
 
     def objective(weights):

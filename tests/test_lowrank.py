@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import bpfree
-from bpfree import _jaxpr, lowrank
+from bpfree.program import lowrank, tags
 from tests.statistics import assert_close
 
 N = 6
@@ -105,7 +105,7 @@ def test_the_sum_is_not_formed(name):
 def shapes_of(jaxpr):
     for eqn in jaxpr.eqns:
         yield from (v.aval.shape for v in eqn.outvars)
-        for inner in _jaxpr.sub_jaxprs(eqn):
+        for inner in tags.sub_jaxprs(eqn):
             yield from shapes_of(inner)
 
 

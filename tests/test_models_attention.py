@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import bpfree
-from bpfree import passes, predictors, program
+from bpfree.estimators import predictors
 from bpfree.models import transformer, vit
+from bpfree.program import passes
+from bpfree.program.trace import trace
 from bpfree.training.objective import cross_entropy
 from tests import problems
 from tests.statistics import assert_close
@@ -91,7 +93,7 @@ def test_feedback_through_the_models_own_weights_is_the_gradient(name):
 
     @jax.jit
     def both(params, batch):
-        traced = program.trace(objective, params, batch)
+        traced = trace(objective, params, batch)
         losses, values, pull = passes.cut_vjp(traced, (params, batch))
         clean = predictors.Clean(traced, (params, batch), values)
         found = predictors.chained().predict(params, clean)

@@ -14,10 +14,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 import bpfree
-from bpfree import passes
-from bpfree import program as _program
 from bpfree.estimators import normalized
 from bpfree.estimators.derivative import linearized
+from bpfree.program import passes
+from bpfree.program.trace import trace
 from tests import problems
 
 WIDTHS = (64, 128, 128, 128, 10)
@@ -197,7 +197,7 @@ def correlation_with_the_derivative(product):
     """Of loss differences at sigma 1e-3 with their first order, example by example."""
     params, batch = initial(jnp.float32), batch_of(dtype=jnp.float32)
     loss = functools.partial(loss_fn, product=product)
-    exact = _program.trace(loss_fn, params, batch)
+    exact = trace(loss_fn, params, batch)
     keys = jax.random.split(jax.random.key(3), len(exact.nodes))
     deltas = {
         s.name: 1e-3 * jax.random.normal(key, s.shape, jnp.float32)
@@ -207,7 +207,7 @@ def correlation_with_the_derivative(product):
     @jax.jit
     def both():
         args = (params, batch)
-        run = passes.perturbed(_program.trace(loss, *args), args)
+        run = passes.perturbed(trace(loss, *args), args)
         slope = linearized(passes.perturbed(exact, args), exact.nodes)
         return run(deltas) - loss(*args), slope(deltas)
 

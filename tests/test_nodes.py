@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import bpfree
-from bpfree import passes, program
+from bpfree.program import passes
+from bpfree.program.trace import name_hash, trace
 from tests import problems
 from tests.statistics import assert_close
 
@@ -85,7 +86,7 @@ def holds(vjp, kernel):
 
 def test_the_pullback_keeps_no_kernel():
     """No weight transport: what the pull keeps holds no weights, unlike backprop."""
-    traced = program.trace(LOSS, PARAMS, BATCH)
+    traced = trace(LOSS, PARAMS, BATCH)
 
     def cut(params):
         losses, values = passes.cut(traced, (params, BATCH))
@@ -146,7 +147,7 @@ def test_a_node_and_a_kernel_input_of_one_name_are_an_error():
 
 
 def test_names_with_one_crc32_are_an_error():
-    assert program.name_hash("plumless") == program.name_hash("buckeroo")
+    assert name_hash("plumless") == name_hash("buckeroo")
     with pytest.raises(ValueError, match="'buckeroo' and 'plumless'"):
         bpfree.record(named("plumless", "buckeroo"))(PARAMS, BATCH)
     kept = bpfree.record(named("plumless", "buckeroo"), nodes="plumless")

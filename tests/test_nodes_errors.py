@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 import bpfree
+from bpfree.program.trace import takes_key, trace
 from tests import problems
 
 PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()
@@ -32,7 +33,7 @@ def test_a_negative_batch_axis_counts_from_behind():
         y = bpfree.node((batch["x"] @ params["w1"]).T, "y", batch_axis=-1)
         return y.sum(0)
 
-    (site,) = bpfree.program.trace(loss, PARAMS, BATCH).nodes
+    (site,) = trace(loss, PARAMS, BATCH).nodes
     assert site.batch_axis == 1
 
 
@@ -184,7 +185,7 @@ def test_two_axis_names_for_one_node_cannot_both_be_the_batch():
         parts = jax.vmap(lambda column: bpfree.node(column, "y"), 1, 1)(y)
         return parts.sum(1)
 
-    (site,) = bpfree.program.trace(loss, PARAMS, BATCH).nodes
+    (site,) = trace(loss, PARAMS, BATCH).nodes
     assert site.shape[site.batch_axis] == 5
 
 
@@ -196,8 +197,7 @@ def test_an_empty_batch():
 
 
 def test_a_third_parameter_with_a_value_of_its_own_is_no_key():
-    takes = bpfree.program.takes_key
-    assert takes(lambda params, batch, anything: 0)
-    assert takes(lambda params, batch, key=None: 0)
-    assert not takes(lambda params, batch, train=True: 0)
-    assert not takes(lambda params, batch, *, key: 0)
+    assert takes_key(lambda params, batch, anything: 0)
+    assert takes_key(lambda params, batch, key=None: 0)
+    assert not takes_key(lambda params, batch, train=True: 0)
+    assert not takes_key(lambda params, batch, *, key: 0)

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr
+from bpfree.program import passes, tags
+from bpfree.program.trace import trace
 from tests import problems, programs
 from tests import statistics as gates
 from tests.statistics import assert_close
@@ -33,11 +34,11 @@ def test_passes_that_share_their_prefix_are_injections(loss, batch):
 
     @jax.jit
     def both(params, batch):
-        traced = bpfree.program.trace(positional, params, batch)
+        traced = trace(positional, params, batch)
         shapes = {site.name: site.shape for site in traced.nodes}
         deltas = {name: 0.3 + jnp.zeros(shape) for name, shape in shapes.items()}
         clean = positional(params, batch)
-        shared = bpfree.passes.perturbed(traced, (params, batch))(deltas)
+        shared = passes.perturbed(traced, (params, batch))(deltas)
         return shared, bpfree.inject(positional)(params, batch, deltas)[0], clean
 
     shared, injected, clean = both(PARAMS, batch)
@@ -51,7 +52,7 @@ def shapes_of(loss, batch):
 
 
 def batch_axes_of(loss, batch):
-    traced = bpfree.program.trace(lambda p, b: loss(p, b), PARAMS, batch)
+    traced = trace(lambda p, b: loss(p, b), PARAMS, batch)
     return {site.name: site.batch_axis for site in traced.nodes}
 
 
@@ -136,7 +137,7 @@ def test_credit_of_a_shared_value_in_the_noisy_pairing():
 
 def test_credit_along_time_instead_of_examples_would_be_seen(monkeypatch):
     monkeypatch.setattr(
-        _jaxpr, "_stacked", lambda site, n: site._replace(shape=(n, *site.shape))
+        tags, "_stacked", lambda site, n: site._replace(shape=(n, *site.shape))
     )
     assert not estimated(programs.recurrent, programs.SEQUENCES).passed
 
@@ -170,6 +171,6 @@ def test_of_nested_vmaps_the_outermost_maps_the_batch():
 
         return jax.vmap(one)(batch["x"])
 
-    traced = bpfree.program.trace(loss, PARAMS, programs.SEQUENCES)
+    traced = trace(loss, PARAMS, programs.SEQUENCES)
     assert traced.nodes[0].batch_axis == 0
     assert estimated(loss, programs.SEQUENCES).passed

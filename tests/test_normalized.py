@@ -9,8 +9,10 @@ from jax import lax
 from jax.experimental import io_callback
 
 import bpfree
-from bpfree import _jaxpr
 from bpfree.estimators import normalized
+from bpfree.program import tags
+from bpfree.sampling import noise
+from bpfree.sampling.noise import draw_noise
 from tests import problems, programs
 from tests import statistics as gates
 
@@ -51,7 +53,7 @@ def test_the_weights_are_those_of_the_equation(norm, power):
     random = np.random.default_rng(0)
     shapes = {"first": (5, 3), "behind": (2, 5), "shared": (4,)}
     axes = {"first": 0, "behind": 1, "shared": None}
-    nodes = [_jaxpr.Site(k, "node", axes[k], shapes[k], jnp.float64) for k in shapes]
+    nodes = [tags.Site(k, "node", axes[k], shapes[k], jnp.float64) for k in shapes]
     moved = {k: random.normal(size=(2, *shape)) for k, shape in shapes.items()}
     losses = random.normal(size=(2, 5))
     squares = {
@@ -185,8 +187,8 @@ def device_loss(mean):
     """A layer whose output is read from a device with noise of its own."""
 
     def loss(params, batch, key):
-        noise = 1e-3 * (mean + jax.random.normal(key, batch["t"].shape, jnp.float64))
-        h = jnp.tanh(bpfree.node(batch["x"] @ params["w1"] + noise, "h"))
+        own = 1e-3 * (mean + jax.random.normal(key, batch["t"].shape, jnp.float64))
+        h = jnp.tanh(bpfree.node(batch["x"] @ params["w1"] + own, "h"))
         return (h @ params["w2"] - batch["t"]).sum(1) ** 2
 
     return loss
@@ -214,17 +216,16 @@ def test_the_mean_of_the_noise_does_not_matter_to_two_passes():
 
 def test_the_mean_of_the_noise_matters_to_one_clean_pass(monkeypatch):
     """The same noise read off against a clean pass: its mean is taken for a signal."""
-    draw = bpfree.sampling.draw_noise
 
     def shifted(*args):
-        return jax.tree.map(lambda z: z + 10.0, draw(*args))
+        return jax.tree.map(lambda z: z + 10.0, draw_noise(*args))
 
     def loss(params, batch):
         return device_loss(0.0)(params, batch, jax.random.key(0))
 
     options = {"noise": "gaussian", "sigma": 1e-3}
     right = mean_direction(bpfree.node_perturbation, loss, **options)
-    monkeypatch.setattr(bpfree.sampling, "draw_noise", shifted)
+    monkeypatch.setattr(noise, "draw_noise", shifted)
     wrong = mean_direction(bpfree.node_perturbation, loss, **options)
     assert cosine(right, wrong) < 0.95
 

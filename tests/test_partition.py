@@ -9,8 +9,9 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr, _partition, sample_loop
 from bpfree.models import convnet, recurrent, vit
+from bpfree.program import partition, tags
+from bpfree.sampling import loop
 from tests import problems
 from tests.statistics import assert_close
 from tests.test_mesh import reduced
@@ -109,7 +110,7 @@ def test_losses_with_aux_and_blocks_without_a_tangent_map(loss_fn):
 
 def test_the_gate_sees_samples_in_front_of_the_batch(monkeypatch):
     """The fault, planted: convolutions as `vmap` makes them gather the batch."""
-    monkeypatch.setattr(sample_loop, "samples_inside", _jaxpr.bind_eqn)
+    monkeypatch.setattr(loop, "samples_inside", tags.bind_eqn)
     loss_fn, params, batch = case("convnet")
     sharding, params, batch = spread(params, batch)
     assert "all-gather" in compiled(loss_fn, params, batch, sharding).as_text()
@@ -137,7 +138,7 @@ def test_samples_inside_a_convolution(specs, mapped):
 
     one = [a[0] if m == 0 else a for a, m in zip(args, mapped, strict=True)]
     (eqn,) = jax.make_jaxpr(conv)(*one).eqns
-    inside = jax.vmap(lambda *a: _partition.samples_inside(eqn, a)[0], mapped)
+    inside = jax.vmap(lambda *a: partition.samples_inside(eqn, a)[0], mapped)
     np.testing.assert_allclose(
         inside(*args), jax.vmap(conv, mapped)(*args), rtol=1e-12, atol=1e-12
     )
@@ -159,7 +160,7 @@ def test_rows_and_batch_are_one_axis_of_a_sum(sums, axes_left):
     """Of 3 rows and 5 examples, wherever the axes stand and with 4 steps between."""
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=(3, 4, 5, n))) for n in (2, 6))
-    merged = _partition.rows_merged(sums, 3, 5)
+    merged = partition.rows_merged(sums, 3, 5)
     np.testing.assert_allclose(merged(a, b), sums(a, b), rtol=1e-12)
     jaxpr = jax.make_jaxpr(merged)(a, b)
     summed = [

@@ -7,16 +7,16 @@ import pytest
 from scipy import stats
 
 import bpfree
-from bpfree import plans
+from bpfree.sampling import distributions
 from tests import problems
 from tests.statistics import LIMIT
 
 DRAWS, SHAPE = 4096, (3, 5)
 PLANS = {
-    "laplace": (plans.laplace(), stats.laplace(scale=0.5**0.5)),
-    "student_t": (plans.student_t(), stats.t(5, scale=0.6**0.5)),
-    "sobol": (plans.sobol(8), stats.norm()),
-    "orthogonal": (plans.orthogonal(8), stats.norm()),
+    "laplace": (distributions.laplace(), stats.laplace(scale=0.5**0.5)),
+    "student_t": (distributions.student_t(), stats.t(5, scale=0.6**0.5)),
+    "sobol": (distributions.sobol(8), stats.norm()),
+    "orthogonal": (distributions.orthogonal(8), stats.norm()),
 }
 
 
@@ -96,7 +96,7 @@ def test_any_shape_and_batch_axis(name, shape, axis):
 
 def test_too_many_dimensions_for_sobol():
     with pytest.raises(ValueError, match="21201 dimensions.*21202 entries"):
-        plans.sobol(2).draw(jax.random.key(0), (1, 21202), 0)
+        distributions.sobol(2).draw(jax.random.key(0), (1, 21202), 0)
 
 
 @pytest.mark.parametrize("name", ["sobol", "orthogonal"])

@@ -7,17 +7,24 @@ import pytest
 from scipy import stats
 
 import bpfree
-from bpfree import sample_loop, sampling
-from bpfree._jaxpr import Site
+from bpfree.program.tags import Site
+from bpfree.sampling.loop import Layout, sum_over_draws
+from bpfree.sampling.noise import (
+    antithetic_plan,
+    draw_noise,
+    gaussian,
+    packed_signs,
+    rademacher,
+)
 from tests import problems
 from tests.statistics import LIMIT, assert_close
 
 DRAWS = 8192
 SHAPE = (2, 3)  # batch, width
 PLANS = {
-    "gaussian": sampling.gaussian(),
-    "shared_gaussian": sampling.gaussian(8),
-    "rademacher": sampling.rademacher(),
+    "gaussian": gaussian(),
+    "shared_gaussian": gaussian(8),
+    "rademacher": rademacher(),
 }
 FOURTH_MOMENT = {"gaussian": 3.0, "shared_gaussian": 3.0, "rademacher": 1.0}
 every_plan = pytest.mark.parametrize("name", PLANS)
@@ -30,7 +37,7 @@ def sites(*names, shape=SHAPE, batch_axis=0):
 def draw(plan, nodes, draws=DRAWS, seed=0):
     """{name: (draws, G, *shape)}, as float64 NumPy."""
     key = jax.random.key(seed)
-    one = lambda index: sampling.draw_noise(plan, key, index, nodes)  # noqa: E731
+    one = lambda index: draw_noise(plan, key, index, nodes)  # noqa: E731
     noise = jax.jit(jax.vmap(one))(jnp.arange(draws))
     assert {z.dtype for z in noise.values()} == {jnp.dtype(jnp.float32)}
     return {k: np.asarray(z, np.float64) for k, z in noise.items()}
@@ -86,7 +93,7 @@ def test_draws_are_uncorrelated(name):
 
 @every_plan
 def test_antithetic_pairs_sum_to_zero_for_the_same_example(name):
-    plan = sampling.antithetic(PLANS[name])
+    plan = antithetic_plan(PLANS[name])
     z = draw(plan, sites("a", "b"), draws=16)
     half = PLANS[name].group
     assert plan.group == 2 * half
@@ -111,9 +118,7 @@ def test_noise_of_a_node_depends_on_its_name_alone():
 def test_packed_signs(shape, batch_axis):
     """Balanced and uncorrelated over all places of a word."""
     keys = jax.random.split(jax.random.key(1), 4096)
-    signs = jax.jit(jax.vmap(lambda key: sampling.packed_signs(key, shape, batch_axis)))(
-        keys
-    )
+    signs = jax.jit(jax.vmap(lambda key: packed_signs(key, shape, batch_axis)))(keys)
     assert signs.shape == (4096, *shape) and signs.dtype == jnp.float32
     x = np.asarray(signs, np.float64).reshape(4096, -1)
     assert set(np.unique(x)) == {-1.0, 1.0}
@@ -132,8 +137,8 @@ def test_the_loop_adds_every_draw_once_and_keeps_their_order(num_draws, chunk):
     def chunk_fn(indices):
         return (indices + 1).sum(), {"index": indices}
 
-    layout = sample_loop.Layout(num_draws, chunk)
-    total, stacked = sample_loop.sum_over_draws(chunk_fn, layout)
+    layout = Layout(num_draws, chunk)
+    total, stacked = sum_over_draws(chunk_fn, layout)
     assert int(total) == num_draws * (num_draws + 1) // 2
     assert stacked["index"].tolist() == list(range(num_draws))
 

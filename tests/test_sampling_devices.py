@@ -9,8 +9,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import _jaxpr
 from bpfree.estimators import perturbation
+from bpfree.program import tags
 from tests import problems
 from tests.statistics import assert_close, relative_error
 
@@ -153,7 +153,7 @@ def test_a_learned_sigma_is_one_for_all_shards(monkeypatch):
         return jax.jit(run)(PARAMS, BATCH)
 
     found = mapped(PartitionSpec())
-    monkeypatch.setattr(_jaxpr, "sum_shards", lambda tree, *_: tree)
+    monkeypatch.setattr(tags, "sum_shards", lambda tree, *_: tree)
     own = mapped(PartitionSpec("data"))  # (4, channels)
     mean = jax.tree.map(lambda a: a.mean(0, keepdims=True), own)
     assert_close(found, mean, rtol=1e-6)

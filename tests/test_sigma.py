@@ -7,6 +7,7 @@ import pytest
 from jax.experimental import io_callback
 
 import bpfree
+from bpfree.estimators.base import find_state
 from tests import problems
 from tests import statistics as gates
 
@@ -186,7 +187,7 @@ def test_a_learned_sigma_moves_and_trains():
     )
     chain = optax.chain(tx, problems.adam(0.03))
     _, state = problems.train(chain, LINEAR, BATCH, steps=50)
-    log_sigma = bpfree.transform.find_state(state).inner.log_sigma["y"]
+    log_sigma = find_state(state).inner.log_sigma["y"]
     assert log_sigma.shape == (3,) and (log_sigma < jnp.log(0.45)).all()
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bpfree
-from bpfree import sampling
 from bpfree.estimators import runs
+from bpfree.sampling import noise
+from bpfree.sampling.noise import draw_noise
 from tests import problems
 from tests import statistics as gates
 
@@ -91,7 +92,7 @@ def test_the_gate_rejects_the_mean_loss_for_every_example(monkeypatch):
 
 def test_the_gate_rejects_the_same_noise_in_layers_of_one_shape(monkeypatch):
     """[es-at-scale, verl-recipe]: the generator is seeded again for each parameter."""
-    monkeypatch.setattr(sampling, "name_hash", lambda name: 0)
+    monkeypatch.setattr(noise, "name_hash", lambda name: 0)
     assert not gates.mean_gate(node_perturbation(), TRUTH).passed
 
 
@@ -136,13 +137,12 @@ def twice_the_batch():
 
 def one_draw_for_the_batch(monkeypatch):
     """[nodepert]: every example gets the noise of the first. Unbiased, but useless."""
-    draw_noise = sampling.draw_noise
 
     def planted(*args):
-        noise = draw_noise(*args)
-        return {k: jnp.broadcast_to(z[:, :1], z.shape) for k, z in noise.items()}
+        drawn = draw_noise(*args)
+        return {k: jnp.broadcast_to(z[:, :1], z.shape) for k, z in drawn.items()}
 
-    monkeypatch.setattr(sampling, "draw_noise", planted)
+    monkeypatch.setattr(noise, "draw_noise", planted)
 
 
 def test_variance_falls_with_the_batch(right):
@@ -164,9 +164,8 @@ def test_the_variance_gate_rejects_one_draw_for_the_batch(monkeypatch):
 
 
 def test_the_variance_gate_rejects_the_same_noise_in_every_sample(right, monkeypatch):
-    draw_noise = sampling.draw_noise
     monkeypatch.setattr(
-        sampling,
+        noise,
         "draw_noise",
         lambda plan, key, index, nodes: draw_noise(plan, key, 0 * index, nodes),
     )

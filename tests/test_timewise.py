@@ -9,9 +9,9 @@ import pytest
 from flax import linen as nn
 
 import bpfree
-from bpfree import _interpreter, passes, timewise
 from bpfree.estimators import redrawn
 from bpfree.models import recurrent
+from bpfree.program import interpreter, loops, passes
 from tests import problems, programs
 from tests import statistics as gates
 from tests.statistics import assert_close
@@ -48,7 +48,7 @@ def test_one_product_for_each_kernel_and_no_loop(cell, monkeypatch):
     def both():
         params = Cells(cell).init(jax.random.key(1), x)["params"]
         apart = pulled(params)
-        monkeypatch.setattr(timewise, "scan", _interpreter.plain_scan)
+        monkeypatch.setattr(loops, "scan", interpreter.plain_scan)
         return apart, pulled(params)
 
     with jax.numpy_dtype_promotion("standard"):
@@ -126,12 +126,12 @@ def test_a_loop_runs_back_only_where_a_block_spans_the_steps(loss, back):
 
 
 def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
-    reached = timewise._reached
+    reached = loops._reached
 
     def nothing_carried(*args):
         return [], reached(*args)[1]
 
-    monkeypatch.setattr(timewise, "_reached", nothing_carried)
+    monkeypatch.setattr(loops, "_reached", nothing_carried)
     loss = functools.partial(programs.recurrent, body=leaky)
     found, truth = problems.pulled_and_truth(
         lambda p, b: loss(p, b), PARAMS, programs.SEQUENCES
@@ -156,7 +156,7 @@ def test_steps_taken_as_apart_that_are_not_would_be_seen(monkeypatch):
     ids=["scaled", "layers", "leaky"],
 )
 def test_signals_made_at_the_steps_pull_as_arrays_do(loss, options, monkeypatch):
-    def both(run, signals, loops):
+    def both(run, signals, starts):
         _, values, pull = passes.cut_vjp(run.program, run.args)
         arrays = {}
         for site in run.program.nodes:
@@ -165,7 +165,7 @@ def test_signals_made_at_the_steps_pull_as_arrays_do(loss, options, monkeypatch)
                 make = jax.vmap(make)
             if site.name in signals:
                 arrays[site.name] = make(signals[site.name], values[site.name])
-        return in_segments(run, signals, loops), pull(arrays)
+        return in_segments(run, signals, starts), pull(arrays)
 
     in_segments = redrawn._pulled
     monkeypatch.setattr(redrawn, "_pulled", both)

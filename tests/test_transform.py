@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import bpfree
+from bpfree.estimators.base import find_state
 from tests import problems
 from tests.statistics import assert_close, relative_error
 
@@ -51,7 +52,7 @@ def test_chain_with_clip_and_adam():
     links = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01))
     params, _, state = run(optax.chain(noisy(), problems.lenient(links)), steps=3)
     assert float(LOSS(params, BATCH).mean()) < CLEAN_LOSS
-    assert int(bpfree.transform.find_state(state).count) == 3
+    assert int(find_state(state).count) == 3
 
 
 def test_value_is_the_clean_loss_of_the_last_step():
@@ -111,7 +112,7 @@ def test_multi_steps_belongs_to_the_right_of_the_estimator():
     second, _ = update(between)
     mean = jax.tree.map(lambda a, b: -(a + b) / 2, first, second)
     assert [moved(u) for u in history] == [False, True]
-    assert int(bpfree.transform.find_state(state).count) == 2
+    assert int(find_state(state).count) == 2
     assert_close(history[1], mean, rtol=1e-5, atol=1e-6)
     assert relative_error(first, second) > 0.01
 

@@ -10,7 +10,6 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import program
 from bpfree.estimators import weight_noise, weight_perturbation
 from tests import problems
 from tests.statistics import LIMIT, assert_close, flat, mean_gate
@@ -70,7 +69,7 @@ def test_gaussian_noise_estimates_the_smoothed_gradient():
 
 def test_one_seed_for_all_parameters_would_be_seen(monkeypatch):
     """Planted: matrices of one shape get the same noise [es-at-scale]."""
-    monkeypatch.setattr(program, "name_hash", lambda name: 0)
+    monkeypatch.setattr(weight_noise, "name_hash", lambda name: 0)
     assert not mean_gate(estimates(), TRUTH).passed
 
 

@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _interpreter, _jaxpr, locality
-from bpfree import program as _program
-from bpfree.decorrelation import layout as layout_module
-from bpfree.decorrelation.layout import Layout
+from bpfree.decorrelation.layout import Layout, make_layout
 from bpfree.decorrelation.windows import drawn, windows
+from bpfree.program import interpreter, tags
+from bpfree.program.blocks import param_paths
+from bpfree.program.trace import arguments, name_hash, to_jaxpr
 
-_OPENED = _jaxpr.REMAT | {"custom_jvp_call", "custom_vjp_call"}
+_OPENED = tags.REMAT | {"custom_jvp_call", "custom_vjp_call"}
 
 
 class Structure(NamedTuple):
-    """What of a kernel's inputs shares a matrix; see `layout.make`."""
+    """What of a kernel's inputs shares a matrix; see `layout.make_layout`."""
 
     block: int | None = None
     channel_only: bool = False
@@ -38,7 +38,7 @@ class Draw(NamedTuple):
     cap: int
 
     def of(self, path: str) -> "Draw":
-        return Draw(jax.random.fold_in(self.key, _program.name_hash(path)), self.cap)
+        return Draw(jax.random.fold_in(self.key, name_hash(path)), self.cap)
 
 
 class Kernel(NamedTuple):
@@ -93,34 +93,34 @@ def record(
 
 def leaves(params) -> dict[str, Any]:
     """{path: leaf}; raises ValueError for what is not real floating."""
-    return dict(zip(locality.paths(params), jax.tree.leaves(params), strict=True))
+    return dict(zip(param_paths(params), jax.tree.leaves(params), strict=True))
 
 
 def _read(loss_fn, params, batch, key, draw: Draw, structure: Structure) -> Taps:
-    args = _program.arguments(loss_fn, params, batch, key)
-    jaxpr, consts, _ = _program.read(loss_fn, args)
+    args = arguments(loss_fn, params, batch, key)
+    jaxpr, consts, _ = to_jaxpr(loss_fn, args)
     values = [
         Kernel(jnp.asarray(p), path, tuple(range(jnp.ndim(p)))) if jnp.ndim(p) > 1 else p
         for path, p in leaves(params).items()
     ]
     taps: Taps = {}
     rest = jax.tree.leaves(args[1:])
-    _interpreter.replay(jaxpr, consts, [*values, *rest], _reader(taps, draw, structure))
+    interpreter.replay(jaxpr, consts, [*values, *rest], _reader(taps, draw, structure))
     return taps
 
 
 # ---------------------------------------------------------------- following a kernel
 
 
-def _reader(taps: Taps, draw: Draw, structure: Structure) -> _interpreter.Bind:
+def _reader(taps: Taps, draw: Draw, structure: Structure) -> interpreter.Bind:
     def bind(eqn, invals) -> list[Any]:
         name = eqn.primitive.name
         kernels = [v for v in invals if isinstance(v, Kernel)]
-        if name in _OPENED and (kernels or name in _jaxpr.REMAT):
-            return _interpreter.replay(*_jaxpr.body_of(eqn), invals, bind)
+        if name in _OPENED and (kernels or name in tags.REMAT):
+            return interpreter.replay(*tags.body_of(eqn), invals, bind)
         if name == "scan" and kernels:
             return _scan(eqn, invals, taps, draw, structure)
-        outs = _jaxpr.bind_eqn(eqn, _plain(invals))
+        outs = tags.bind_eqn(eqn, _plain(invals))
         if kernels and name in _FOLLOWED:
             return [_FOLLOWED[name](kernels[0]._replace(value=outs[0]), eqn)]
         if len(kernels) == 1 and name in _PRODUCTS:
@@ -164,16 +164,16 @@ def _pooled(old: Found | None, new: Found) -> Found:
 
 def _scan(eqn, invals, taps: Taps, draw: Draw, structure: Structure) -> list[Any]:
     """A kernel that is scanned over gains a stack axis; others pool over the steps."""
-    jaxpr, closed = _jaxpr.body_of(eqn)
-    consts, _, xs = _jaxpr.split_scan(eqn.params, invals)
-    _, start, values = _jaxpr.split_scan(eqn.params, _plain(invals))
+    jaxpr, closed = tags.body_of(eqn)
+    consts, _, xs = tags.split_scan(eqn.params, invals)
+    _, start, values = tags.split_scan(eqn.params, _plain(invals))
     layouts: dict[str, Layout | None] = {}
 
     def body(carry, values):
         inside: Taps = {}
         here = [_slice(x, value) for x, value in zip(xs, values, strict=True)]
         bind = _reader(inside, draw, structure)
-        outs = _plain(_interpreter.replay(jaxpr, closed, [*consts, *carry, *here], bind))
+        outs = _plain(interpreter.replay(jaxpr, closed, [*consts, *carry, *here], bind))
         layouts.update({path: found.layout for path, found in inside.items()})
         rows = {path: found.rows for path, found in inside.items()}
         return outs[: len(carry)], (outs[len(carry) :], rows)
@@ -250,7 +250,7 @@ def _layout_of(
     def axes(part):
         return [kernel.axes[i] for i in part]
 
-    return layout_module.make(
+    return make_layout(
         [sizes[i] for i in range(len(sizes))],
         blocks=[axis for axis, _ in kernel.stack] + axes(blocks),
         outs=axes(outs),

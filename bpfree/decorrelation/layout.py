@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         return rows.reshape(self.sizes[0], -1, self.sizes[2])
 
 
-def make(
+def make_layout(
     shape: Sequence[int],
     blocks: Sequence[int],
     outs: Sequence[int],

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bpfree import program as _program
 from bpfree.decorrelation import direct, inputs, rules
 from bpfree.decorrelation.inputs import Structure, leaves
 from bpfree.decorrelation.layout import Layout
 from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rules import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
+from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 RULES: dict[str, Callable[[], Rule]] = {
     "copi": rules.copi,
@@ -37,7 +37,7 @@ Layers = Callable[[str], bool] | Collection[str] | None
 
 def decorrelate(
     inner: optax.GradientTransformation,
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     *,
     example_batch: Any,
     rule: str | Rule = "foof",
@@ -171,7 +171,7 @@ def decorrelate(
 
 
 def find_layers(
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     params,
     batch,
     *,
@@ -214,9 +214,9 @@ def _fold(updates, weights, states, params, found):
 
 def _part(loss_fn, params, batch, fraction: float, shared: Sequence[str]) -> Any:
     """Evenly spaced examples of the batch."""
-    args = _program.arguments(loss_fn, params, batch, jax.random.key(0))
-    losses, _ = _program.split_aux(jax.eval_shape(loss_fn, *args))
-    size = _program.check_losses(losses, axes=2)
+    args = arguments(loss_fn, params, batch, jax.random.key(0))
+    losses, _ = split_aux(jax.eval_shape(loss_fn, *args))
+    size = check_losses(losses, axes=2)
     if size is None or fraction == 1:
         return batch
     kept = max(1, round(fraction * size))

@@ -1,4 +1,7 @@
-"""Energy models: primitive functions, relaxation to a fixed point, nudging rules."""
+"""Energy models: primitive functions, relaxation to a fixed point, nudging rules.
+
+The estimators of their gradients, one file each, are in here too; `bpfree` exports them.
+"""
 
 from bpfree.equilibrium.activations import dsilu, hard_sigmoid, identity, shifted_sigmoid
 from bpfree.equilibrium.costs import cross_entropy, squared_error

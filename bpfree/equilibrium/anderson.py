@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, States
-from bpfree.equilibrium.relaxation import Relaxed, Settled
+from bpfree.equilibrium.relaxation import Relaxed, Settled, as_rows, norm, relax, sweep
 
 _POLISH = 5  # plain sweeps that show whether a fixed point is stable
 
@@ -39,16 +38,16 @@ def guarded(
     """
     found = accelerate(net, points, start, memory, factor, limit, settled)
     plain = {"factor": factor, **options}
-    polished = _relaxation.relax(net, points, found, limit=_POLISH, **plain)
-    once_more = _relaxation.relax(net, points, polished.states, limit=1, **plain)
-    floor = jnp.finfo(polished.residual.dtype).eps * _relaxation.norm(polished.states)
+    polished = relax(net, points, found, limit=_POLISH, **plain)
+    once_more = relax(net, points, polished.states, limit=1, **plain)
+    floor = jnp.finfo(polished.residual.dtype).eps * norm(polished.states)
     leaves = once_more.residual > jnp.maximum(polished.residual, 100 * floor)
     states = tuple(
-        jnp.where(_relaxation.rows(leaves, s), s, h)
+        jnp.where(as_rows(leaves, s), s, h)
         for s, h in zip(start, once_more.states, strict=True)
     )
     limit = limit if settled is not None else 2
-    return _relaxation.relax(net, points, states, limit=limit, settled=settled, **plain)
+    return relax(net, points, states, limit=limit, settled=settled, **plain)
 
 
 def accelerate(net, points, start, memory, factor, limit, settled=None) -> States:
@@ -60,7 +59,7 @@ def accelerate(net, points, start, memory, factor, limit, settled=None) -> State
     def step(carry):
         t, x, xs, fs, _ = carry
         h = _states(x, shapes)
-        moved = _relaxation.sweep(net, points, h, net.products(h), factor)[0]
+        moved = sweep(net, points, h, net.products(h), factor)[0]
         f = _flat(moved) - x
         xs, fs = xs.at[t % memory].set(x), fs.at[t % memory].set(f)
         used = jnp.arange(memory, dtype=jnp.int32) <= t

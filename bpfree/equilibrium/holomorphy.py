@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jcore
 
-from bpfree import _jaxpr
+from bpfree.program import tags
 
 # Primitives with no complex derivative. `real` and `imag` too: whoever takes a number
 # apart and uses one half only is not holomorphic.
@@ -35,7 +35,7 @@ def check(name: str, fn: Callable[..., Any], example: Any) -> None:
         lambda a: jnp.zeros(a.shape, np.result_type(a.dtype, np.complex64)), example
     )
     try:
-        jaxpr = _jaxpr.open_jaxpr(jax.make_jaxpr(fn)(args))[0]
+        jaxpr = tags.open_jaxpr(jax.make_jaxpr(fn)(args))[0]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} does not take complex states ({error}). {_ADVICE}"
@@ -62,7 +62,7 @@ def _broken(jaxpr, wanted: list[bool]) -> str | None:
             continue
         if name in BROKEN and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.inexact):
             return name
-        for inner in _jaxpr.sub_jaxprs(eqn):
+        for inner in tags.sub_jaxprs(eqn):
             if found := _broken(inner, [True] * len(inner.outvars)):
                 return found
         live.update(v for v in eqn.invars if not isinstance(v, jcore.Literal))

@@ -17,10 +17,22 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.equilibrium import anderson, radii
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
 from bpfree.equilibrium.nudging import Nudging
-from bpfree.equilibrium.relaxation import Kick, Relaxation, Relaxed, minus, norm, rms
+from bpfree.equilibrium.relaxation import (
+    ASTRAY,
+    Kick,
+    Relaxation,
+    Relaxed,
+    apart,
+    as_rows,
+    minus,
+    norm,
+    relax,
+    rms,
+    settles,
+    stacked,
+)
 
 
 class Solution(NamedTuple):
@@ -60,7 +72,7 @@ def solve(
       sharding: its first axis spreads the nudged phases over devices: the complex ones,
         and the real ones, where the devices divide their number.
     """
-    net = _relaxation.stacked(dynamics, settings.ordering)
+    net = stacked(dynamics, settings.ordering)
     free = relax_free(net, settings, factor)
     todo = _Todo(net, nudging, settings, factor, free.states, sharding)
     zeros = dynamics.zeros[0]
@@ -99,16 +111,16 @@ def _real(todo: _Todo, radius, key, outputs) -> tuple[jax.Array, Relaxed]:
     """The real phases side by side, and the radii (B,) they were relaxed with."""
     which, limit = todo.nudging.real, todo.nudging.limit
 
-    def relax(radius, start):
+    def relaxed(radius, start):
         sweeps = todo.settings.nudged
-        return _nudged(todo, which, radius, start, sweeps, key, _relaxation.apart)
+        return _nudged(todo, which, radius, start, sweeps, key, apart)
 
     start = tuple(jnp.repeat(h, len(which), 0) for h in todo.free)
     if limit is None:
-        return radius, relax(radius, start)
+        return radius, relaxed(radius, start)
     if outputs is None:
         raise ValueError("a nudging rule with a limit needs solve(..., outputs=...)")
-    return radii.shrunk(limit, outputs, todo.free, radius, start, relax)
+    return radii.shrunk(limit, outputs, todo.free, radius, start, relaxed)
 
 
 def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h):
@@ -121,7 +133,7 @@ def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h)
         start,
         limit=limit,
         factor=todo.factor,
-        settled=_relaxation.settles(
+        settled=settles(
             settings,
             lambda h: response(minus(h, todo.free)),
             count_all=not jnp.iscomplexobj(start[0]),
@@ -175,7 +187,7 @@ def response(
             weights = _column(coefficients, part, change.dtype)[:, 0]
             terms.append(jnp.tensordot(weights, change, 1).real)
         size = solution.radius[None]
-        total.append(sum(terms[1:], terms[0]) / _relaxation.rows(size, free)[0])
+        total.append(sum(terms[1:], terms[0]) / as_rows(size, free)[0])
     return tuple(total)
 
 
@@ -187,20 +199,20 @@ def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxe
         tuple(h[None] for h in net.zeros),
         limit=settings.free,
         factor=factor,
-        settled=_relaxation.settles(settings, lambda h: h),
+        settled=settles(settings, lambda h: h),
     )
 
 
 def _relax(settings: Relaxation):
     if settings.anderson:
         return partial(anderson.guarded, memory=settings.anderson)
-    return _relaxation.relax
+    return relax
 
 
 def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
     """Outputs (B, classes) at the free equilibrium; factor None counts as 1."""
     dynamics = energy.bind(params, batch)
-    net = _relaxation.stacked(dynamics, settings.ordering)
+    net = stacked(dynamics, settings.ordering)
     factor = 1.0 if settings.factor is None else settings.factor
     free = relax_free(net, settings, jnp.asarray(factor, dynamics.zeros[0].dtype))
     return energy.outputs(params, tuple(h[0] for h in free.states), batch)
@@ -253,7 +265,7 @@ def _kept(found: Relaxed, predicted: States, free: States) -> States:
     estimated error would be of.
     """
     moved = norm(minus(predicted, free))
-    astray = ~(found.error <= _relaxation.ASTRAY * moved).all(0, keepdims=True)
+    astray = ~(found.error <= ASTRAY * moved).all(0, keepdims=True)
     return tuple(
         jnp.where(astray.reshape(1, -1, *(1,) * (h.ndim - 2)), p, h)
         for h, p in zip(found.states, predicted, strict=True)

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import States
-from bpfree.equilibrium.relaxation import Relaxed
+from bpfree.equilibrium.relaxation import Relaxed, as_rows
 
 Outputs = Callable[[States], jax.Array]
 
@@ -52,7 +51,7 @@ def shrunk(
         again = ~(far <= limit)
         radius = jnp.where(again, radius * jnp.nan_to_num(ratio, nan=_SMALLEST), radius)
         begin = tuple(
-            jnp.where(_relaxation.rows(again[None], h), s, h)
+            jnp.where(as_rows(again[None], h), s, h)
             for s, h in zip(start, found.states, strict=True)
         )
         new = relax(radius, begin)

@@ -84,7 +84,7 @@ class Relaxed(NamedTuple):
     sweeps: jax.Array
 
 
-def check(settings: Relaxation) -> None:
+def check_relaxation(settings: Relaxation) -> None:
     """ValueError with the choices for settings that cannot be."""
     if settings.ordering not in ORDERINGS:
         raise ValueError(
@@ -135,13 +135,13 @@ def sweep(net: Dynamics, points, states, products, factor, active=None, kick=Non
             step = net.activate(i, drive) - states[i]
             new[i] = states[i] + factor.astype(step.dtype) * step
             if active is not None:
-                new[i] = jnp.where(rows(active, step), new[i], states[i])
+                new[i] = jnp.where(as_rows(active, step), new[i], states[i])
         states = tuple(new)
         products = net.renew(states, products, colour)
     return states, products
 
 
-def rows(per_example: jax.Array, like: jax.Array) -> jax.Array:
+def as_rows(per_example: jax.Array, like: jax.Array) -> jax.Array:
     return per_example.reshape(*per_example.shape, *(1,) * (like.ndim - 2))
 
 

@@ -6,10 +6,10 @@ import jax
 from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation, two_pass
+from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.node_perturbation import NOISE
 from bpfree.estimators.settings import Sigma, check_choice, make_settings
-from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation, transformation
+from bpfree.program.trace import LossFn, NodeFilter
 
 REFERENCES = ("clean", "noisy")
 

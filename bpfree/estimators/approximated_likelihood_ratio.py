@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from bpfree import sampling
 from bpfree.estimators import perturbation
+from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.settings import Sigma, check_choice
-from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation
+from bpfree.program.trace import LossFn, NodeFilter
+from bpfree.sampling.noise import Plan, gaussian
 
 _SCALE = (jnp.pi / 2) ** 0.5  # 1 / E|eps| of a standard normal
 
 
-def _sign_plan() -> sampling.Plan:
+def _sign_plan() -> Plan:
     """Normal noise credited by its sign; E[score eps] = 1 still."""
-    return sampling.gaussian()._replace(score=lambda noise: _SCALE * jnp.sign(noise))
+    return gaussian()._replace(score=lambda noise: _SCALE * jnp.sign(noise))
 
 
 # What is a sign -> (plan, encode_weights, encode_signals).
 _ENCODINGS = {
     "noise": (_sign_plan, None, None),
-    "loss": (sampling.gaussian, jnp.sign, None),
+    "loss": (gaussian, jnp.sign, None),
     "product": (_sign_plan, jnp.sign, None),
-    "signal": (sampling.gaussian, None, jnp.sign),
+    "signal": (gaussian, None, jnp.sign),
 }
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree import program as _program
-from bpfree.transform import (
+from bpfree.estimators.base import (
     BAD_LOSS,
     NO_FAULT,
     Estimate,
@@ -14,10 +13,11 @@ from bpfree.transform import (
     EstimatorTransformation,
     transformation,
 )
+from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 
 def backprop(
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     *,
     seed: int | jax.Array = 0,
     example_batch: Any = None,
@@ -45,9 +45,9 @@ def backprop(
         _, loss_key = jax.random.split(key)
 
         def mean_loss(params):
-            args = _program.arguments(loss_fn, params, batch, loss_key)
-            losses, aux = _program.split_aux(loss_fn(*args))
-            _program.check_losses(losses)
+            args = arguments(loss_fn, params, batch, loss_key)
+            losses, aux = split_aux(loss_fn(*args))
+            check_losses(losses)
             return losses.mean(), aux
 
         (value, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree.transform import (
+from bpfree.estimators.base import (
     NO_FAULT,
     Estimate,
     Estimator,

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree import _jaxpr
-from bpfree.program import NodeTree
+from bpfree.program import tags
+from bpfree.program.trace import NodeTree
 
 DERIVATIVES = ("finite_difference", "jvp")
 
@@ -27,8 +27,8 @@ def linearized(f: Callable[[NodeTree], Any], nodes) -> Callable[[NodeTree], Any]
     """
     zeros = {site.name: jnp.zeros(site.shape, jnp.float32) for site in nodes}
     along = jax.linearize(f, zeros)[1]
-    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(along)(zeros))
-    _, used = _jaxpr.dce(jaxpr, [i == 0 for i in range(len(jaxpr.outvars))])
+    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(along)(zeros))
+    _, used = tags.dce(jaxpr, [i == 0 for i in range(len(jaxpr.outvars))])
     for name, reaches in zip(sorted(zeros), used, strict=True):
         if not reaches:
             raise ValueError(

@@ -14,11 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from bpfree import _interpreter, _jaxpr, locality, lowrank, sample_loop
-from bpfree import program as _program
 from bpfree.estimators import perturbation, weight_noise
-from bpfree.estimators.settings import Credit, check_choice, make_settings
-from bpfree.transform import (
+from bpfree.estimators.base import (
     BAD_LOSS,
     NO_FAULT,
     Estimate,
@@ -26,16 +23,21 @@ from bpfree.transform import (
     EstimatorTransformation,
     transformation,
 )
+from bpfree.estimators.settings import Credit, check_choice, make_settings
+from bpfree.program import interpreter, lowrank, tags
+from bpfree.program.blocks import param_paths
+from bpfree.program.trace import LossFn, NodeFilter, arguments, check_losses, split_aux
+from bpfree.sampling.loop import sum_over_draws
 
 
 def forward_gradient(
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     *,
     tangents: str = "nodes",
     num_samples: int = 32,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
-    nodes: _program.NodeFilter = None,
+    nodes: NodeFilter = None,
     rank: int | None = None,
     noise: str = "rademacher",
     credit: Credit = None,
@@ -116,17 +118,17 @@ def forward_gradient(
 def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
-        args = _program.arguments(loss_fn, params, batch, loss_key)
+        args = arguments(loss_fn, params, batch, loss_key)
 
         def mean_loss(params):
-            losses, aux = _program.split_aux(loss_fn(params, *args[1:]))
-            _program.check_losses(losses)
+            losses, aux = split_aux(loss_fn(params, *args[1:]))
+            check_losses(losses)
             return losses.mean(), (losses, aux)
 
         value, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
         moved = weight_noise.moved(loss_fn, args, wanted)
         _check_derivative(slope, params, moved)
-        noise_key = _jaxpr.fold_in_shards(noise_key, losses)
+        noise_key = tags.fold_in_shards(noise_key, losses)
         zeros = jax.tree.map(jnp.zeros_like, params)
 
         def draw(index):
@@ -136,15 +138,15 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
             tangent = weight_noise.added(zeros, noise, 1.0)
             return lowrank.evaluate(slope, tangent).astype(jnp.float32)
 
-        along = _interpreter.hoist(along, jax.eval_shape(draw, 0))
+        along = interpreter.hoist(along, jax.eval_shape(draw, 0))
 
         def chunk(draws):
             noise = jax.vmap(draw)(draws)
             return weight_noise.credit(jax.vmap(along)(noise), noise), ()
 
-        sums = sample_loop.sum_over_draws(chunk, layout)[0]
+        sums = sum_over_draws(chunk, layout)[0]
         sums = jax.tree.map(lambda total: total / layout.num_draws, sums)
-        gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, losses))
+        gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, losses))
         fault = jnp.where(jnp.isfinite(losses).all(), NO_FAULT, BAD_LOSS)
         return Estimate(gradient, value.astype(jnp.float32), aux, fault.astype(jnp.int32))
 
@@ -153,9 +155,9 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
 
 def _check_derivative(slope, params, moved) -> None:
     """Raises ValueError if a parameter moves the loss but has no derivative."""
-    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(slope)(params))
-    used = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))[1]
-    for path, reaches in zip(locality.paths(params), used, strict=True):
+    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(slope)(params))
+    used = tags.dce(jaxpr, [True] * len(jaxpr.outvars))[1]
+    for path, reaches in zip(param_paths(params), used, strict=True):
         if path in moved and not reaches:
             raise ValueError(
                 f"parameter {path!r} moves the loss, but no derivative reaches the loss "

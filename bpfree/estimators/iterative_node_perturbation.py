@@ -7,10 +7,10 @@ import jax
 from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation
+from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.node_perturbation import NOISE
 from bpfree.estimators.settings import Sigma, check_choice
-from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation
+from bpfree.program.trace import LossFn, NodeFilter
 
 
 def iterative_node_perturbation(

@@ -14,9 +14,9 @@ clean value. Nodes inside one loop are not apart: each takes the whole loop.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bpfree import sample_loop
-from bpfree._jaxpr import Site
-from bpfree.program import Program
+from bpfree.program.tags import Site
+from bpfree.program.trace import Program
+from bpfree.sampling.loop import Layout, make_layout
 
 Budget = int | Mapping[str, int]
 
@@ -25,14 +25,14 @@ class Part(NamedTuple):
     """Nodes that are perturbed together, and the draws of their noise."""
 
     nodes: tuple[Site, ...]
-    layout: sample_loop.Layout
+    layout: Layout
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(site.name for site in self.nodes)
 
 
-NOTHING = Part((), sample_loop.Layout(0, 1))
+NOTHING = Part((), Layout(0, 1))
 
 
 class Schedule(NamedTuple):
@@ -44,10 +44,10 @@ class Schedule(NamedTuple):
     """
 
     layerwise: bool
-    layout: sample_loop.Layout | dict[str, sample_loop.Layout]
+    layout: Layout | dict[str, Layout]
 
     @property
-    def layouts(self) -> tuple[sample_loop.Layout, ...]:
+    def layouts(self) -> tuple[Layout, ...]:
         if isinstance(self.layout, dict):
             return tuple(self.layout.values())
         return (self.layout,)
@@ -57,7 +57,7 @@ def make_schedule(plan, num_samples: Budget, chunk_size, sharding, layerwise) ->
     """Raises ValueError for bad counts, and for counts per node of one joint sample."""
 
     def layout(count):
-        return sample_loop.make_layout(plan, count, chunk_size, sharding)
+        return make_layout(plan, count, chunk_size, sharding)
 
     if not isinstance(num_samples, Mapping):
         return Schedule(layerwise, layout(num_samples))

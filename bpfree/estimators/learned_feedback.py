@@ -17,21 +17,43 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from bpfree import _jaxpr, locality, passes, predictors, sample_loop, sampling
-from bpfree import program as _program
-from bpfree._conv import canonical_convs
-from bpfree.estimators import perturbation
-from bpfree.estimators import sigma as _sigma
-from bpfree.estimators.settings import check_choice, frozen
-from bpfree.estimators.sigma import Number, check_number
-from bpfree.program import NodeTree
-from bpfree.resolution import at_least_float32, rms
-from bpfree.transform import (
+from bpfree.estimators import perturbation, predictors
+from bpfree.estimators.base import (
     Estimate,
     Estimator,
     EstimatorTransformation,
     as_key,
     transformation,
+)
+from bpfree.estimators.settings import check_choice, frozen
+from bpfree.program import passes, tags
+from bpfree.program.blocks import check_blocks
+from bpfree.program.convolutions import canonical_convs
+from bpfree.program.trace import (
+    LossFn,
+    NodeFilter,
+    NodeTree,
+    Program,
+    arguments,
+    name_hash,
+    split_aux,
+    trace,
+)
+from bpfree.sampling.loop import (
+    Layout,
+    laid_out,
+    make_layout,
+    over_samples,
+    sum_over_draws,
+)
+from bpfree.sampling.noise import Plan, antithetic_plan, credit, draw_chunk, rademacher
+from bpfree.sampling.scale import (
+    Number,
+    at_least_float32,
+    check_number,
+    check_resolution,
+    rms,
+    scale_at,
 )
 
 # What teaches the predictor -> the optimiser that fits it.
@@ -53,16 +75,16 @@ class _Step(NamedTuple):
 
     clean: predictors.Clean
     losses: jax.Array  # clean, (B,)
-    noisy: _program.Program
+    noisy: Program
     predicted: NodeTree
     key: jax.Array
     sigma: jax.Array
-    plan: sampling.Plan
-    layout: sample_loop.Layout
+    plan: Plan
+    layout: Layout
 
 
 def learned_feedback(
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     *,
     example_batch: Any,
     num_samples: int = 1,
@@ -74,7 +96,7 @@ def learned_feedback(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    nodes: _program.NodeFilter = None,
+    nodes: NodeFilter = None,
     sharding: NamedSharding | None = None,
 ) -> EstimatorTransformation:
     r"""Learned feedback: a predictor of the node gradients, fitted to perturbations.
@@ -139,18 +161,18 @@ def learned_feedback(
     if not hasattr(fit, "update"):
         raise ValueError(f"fit={fit!r} must be an optimiser, such as optax.adam(1e-3)")
     nodes = frozen(nodes)
-    plan = sampling.rademacher()
-    plan = sampling.antithetic(plan) if antithetic else plan
-    layout = sample_loop.make_layout(plan, num_samples, chunk_size, sharding)
+    plan = rademacher()
+    plan = antithetic_plan(plan) if antithetic else plan
+    layout = make_layout(plan, num_samples, chunk_size, sharding)
 
     def init(params) -> FeedbackState:
         def shapes(key, params, batch):
             return _clean_pass(loss_fn, nodes, key, params, batch)[0].values
 
-        key = jax.random.fold_in(as_key(seed), _program.name_hash("predictor"))
+        key = jax.random.fold_in(as_key(seed), name_hash("predictor"))
         values = jax.eval_shape(shapes, key, params, example_batch)
-        args = _program.arguments(loss_fn, params, example_batch, key)
-        program = _program.trace(loss_fn, params, example_batch, key, nodes)
+        args = arguments(loss_fn, params, example_batch, key)
+        program = trace(loss_fn, params, example_batch, key, nodes)
         clean = predictors.Clean(program, args, values)
         _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
@@ -159,8 +181,8 @@ def learned_feedback(
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
         clean, out, pull = _clean_pass(loss_fn, nodes, loss_key, params, batch)
-        locality.check(clean.program, clean.args, wanted)
-        losses, aux = _program.split_aux(out)
+        check_blocks(clean.program, clean.args, wanted)
+        losses, aux = split_aux(out)
         older = state.inner.weights
         predicted, refit = jax.vjp(lambda w: predictor.predict(w, clean), older)
         noisy = clean.program.holding(clean.values)
@@ -168,10 +190,10 @@ def learned_feedback(
         step = _Step(
             clean,
             losses,
-            sample_loop.laid_out(noisy, layout, hidden),
+            laid_out(noisy, layout, hidden),
             predicted,
-            _jaxpr.fold_in_shards(noise_key, losses),
-            _sigma.at(sigma, state.count),
+            tags.fold_in_shards(noise_key, losses),
+            scale_at(sigma, state.count),
             plan,
             layout,
         )
@@ -197,15 +219,15 @@ def learned_feedback(
 
 
 def _clean_pass(loss_fn, nodes, key, params, batch):
-    args = _program.arguments(loss_fn, params, batch, key)
-    program = _program.trace(loss_fn, params, batch, key, nodes)
+    args = arguments(loss_fn, params, batch, key)
+    program = trace(loss_fn, params, batch, key, nodes)
     out, values, pull = passes.cut_vjp(program, args)
     return predictors.Clean(program, args, values), out, pull
 
 
 def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> None:
     program = clean.program
-    _sigma.check_resolution(sigma, program)
+    check_resolution(sigma, program)
     if program.batch_size is None:
         raise ValueError("learned_feedback needs one loss per example, (B,); got one")
     if not predictors.hidden(program):
@@ -241,14 +263,14 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
 def _residual(step: _Step) -> NodeTree:
     """q of the module docstring, from the losses of the noisy passes alone."""
     losses = passes.perturbed(step.noisy, step.clean.args)
-    evaluate = sample_loop.each(step.layout, losses)
+    evaluate = over_samples(step.layout, losses)
 
     def chunk(draws):
         noise = _draw(step, draws)
         noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
         return _credit(step, noise, noisy), ()
 
-    return _mean(step, sample_loop.sum_over_draws(chunk, step.layout)[0])
+    return _mean(step, sum_over_draws(chunk, step.layout)[0])
 
 
 def _residual_and_misfit(step: _Step, predictor, weights):
@@ -267,11 +289,11 @@ def _residual_and_misfit(step: _Step, predictor, weights):
             k: c + noise[k].astype(c.dtype) if k in noise else c
             for k, c in change.items()
         }
-        return _program.split_aux(out)[0], moves, change
+        return split_aux(out)[0], moves, change
 
     def chunk(draws):
         noise = _draw(step, draws)
-        noisy, moves, change = sample_loop.each(step.layout, observe)(noise)
+        noisy, moves, change = over_samples(step.layout, observe)(noise)
 
         def misfit(weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
@@ -281,14 +303,14 @@ def _residual_and_misfit(step: _Step, predictor, weights):
         slope = jax.tree.map(at_least_float32, slope)
         return (_credit(step, noise, noisy), slope), ()
 
-    residual, slope = _mean(step, sample_loop.sum_over_draws(chunk, step.layout)[0])
+    residual, slope = _mean(step, sum_over_draws(chunk, step.layout)[0])
     size = step.losses.size
     return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
 
 
 def _draw(step: _Step, draws) -> NodeTree:
     sites = predictors.hidden(step.clean.program)
-    return sampling.draw_chunk(step.plan, step.key, draws, sites)
+    return draw_chunk(step.plan, step.key, draws, sites)
 
 
 def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
@@ -299,7 +321,7 @@ def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
         axes = tuple(i + 1 for i in site.example_axes)
         guess = step.predicted[site.name].astype(jnp.float32)
         rest = rest - (noise[site.name] * guess[None]).sum(axes)
-    return {s.name: sampling.credit(rest, noise[s.name], s.batch_axis) for s in sites}
+    return {s.name: credit(rest, noise[s.name], s.batch_axis) for s in sites}
 
 
 def _mean(step: _Step, sums):

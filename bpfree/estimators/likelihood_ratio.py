@@ -8,22 +8,24 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 
-from bpfree import plans, sample_loop, sampling
 from bpfree.estimators import perturbation
+from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.settings import Credit, Sigma, check_choice
-from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation
+from bpfree.program.trace import LossFn, NodeFilter
+from bpfree.sampling.distributions import group_of, laplace, orthogonal, sobol, student_t
+from bpfree.sampling.loop import whole_number
+from bpfree.sampling.noise import Plan, gaussian
 
 _SHARE = 8
 
 # Independent samples -> plan.
-NOISE: dict[str, Callable[[int], sampling.Plan]] = {
-    "gaussian": lambda draws: sampling.gaussian(),
-    "shared_gaussian": lambda draws: sampling.gaussian(math.gcd(draws, _SHARE)),
-    "laplace": lambda draws: plans.laplace(),
-    "student_t": lambda draws: plans.student_t(),
-    "sobol": lambda draws: plans.sobol(plans.group_of("sobol", draws)),
-    "orthogonal": lambda draws: plans.orthogonal(plans.group_of("orthogonal", draws)),
+NOISE: dict[str, Callable[[int], Plan]] = {
+    "gaussian": lambda draws: gaussian(),
+    "shared_gaussian": lambda draws: gaussian(math.gcd(draws, _SHARE)),
+    "laplace": lambda draws: laplace(),
+    "student_t": lambda draws: student_t(),
+    "sobol": lambda draws: sobol(group_of("sobol", draws)),
+    "orthogonal": lambda draws: orthogonal(group_of("orthogonal", draws)),
 }
 
 
@@ -112,7 +114,7 @@ def likelihood_ratio(
     """
     check_choice("noise", noise, tuple(NOISE))
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
-    whole = [sample_loop.whole("num_samples", count) for count in counts]
+    whole = [whole_number("num_samples", count) for count in counts]
     draws = math.gcd(*(count // 2 if antithetic else count for count in whole))
     return perturbation.build(
         loss_fn,

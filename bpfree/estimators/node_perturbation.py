@@ -6,13 +6,13 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from bpfree import sampling
 from bpfree.estimators import perturbation
+from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.settings import Credit, Sigma, check_choice
-from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation
+from bpfree.program.trace import LossFn, NodeFilter
+from bpfree.sampling.noise import gaussian, rademacher
 
-NOISE = {"rademacher": sampling.rademacher, "gaussian": sampling.gaussian}
+NOISE = {"rademacher": rademacher, "gaussian": gaussian}
 
 
 def node_perturbation(

@@ -14,12 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree import passes, sample_loop, sampling
-from bpfree import program as _program
 from bpfree.estimators import runs
 from bpfree.estimators.derivative import linearized
 from bpfree.estimators.runs import Run
-from bpfree.resolution import at_least_float32
+from bpfree.program import passes
+from bpfree.program.trace import NodeTree
+from bpfree.sampling.loop import over_samples
+from bpfree.sampling.noise import credit
+from bpfree.sampling.scale import at_least_float32
 
 NORMS = ("global", "per_layer")
 SCALINGS = {"n": 1.0, "sqrt_n": 0.5}
@@ -32,24 +34,24 @@ class Scale(NamedTuple):
     power: float = 1.0
 
 
-def own_noise(changes: _program.NodeTree, deltas: _program.NodeTree):
+def own_noise(changes: NodeTree, deltas: NodeTree):
     """da is what was injected (INP)."""
     return {n: deltas[n].astype(at_least_float32(y).dtype) for n, y in changes.items()}
 
 
-def activity(changes: _program.NodeTree, deltas: _program.NodeTree):
+def activity(changes: NodeTree, deltas: NodeTree):
     """da is what was injected, and what arrived from the nodes before (ANP)."""
     own = own_noise(changes, deltas)
     return {n: at_least_float32(y) + own[n] for n, y in changes.items()}
 
 
-def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
+def signals(run: Run, measure, scale: Scale) -> NodeTree:
     """Clean pairing: accumulated over the samples; see `perturbation`.
 
     Args:
       measure: `(change of the nodes before their own noise, noise) -> da`.
     """
-    change = sample_loop.each(run.part.layout, _change(run))
+    change = over_samples(run.part.layout, _change(run))
 
     def chunk(draws):
         deltas = runs.deltas(run, runs.draw(run, draws))
@@ -57,7 +59,7 @@ def signals(run: Run, measure, scale: Scale) -> _program.NodeTree:
         moved = measure(changes, deltas)
         weights = weigh(losses, moved, run.part.nodes, scale)
         return {
-            s.name: sampling.credit(weights[s.name], moved[s.name], s.batch_axis)
+            s.name: credit(weights[s.name], moved[s.name], s.batch_axis)
             for s in run.part.nodes
         }, ()
 
@@ -73,7 +75,7 @@ def _change(run: Run):
     return lambda deltas: jax.tree.map(jnp.subtract, observe(deltas), clean)
 
 
-def weigh(losses: jax.Array, moved, nodes, scale: Scale) -> _program.NodeTree:
+def weigh(losses: jax.Array, moved, nodes, scale: Scale) -> NodeTree:
     """{node: n^p dL / (B ||da||^2)}, (samples, B), or (samples,) for losses ().
 
     Without a batch axis (a node shared by the batch, one loss for it) every value counts.

@@ -21,16 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality, passes, sample_loop, sampling
-from bpfree import program as _program
-from bpfree._conv import canonical_convs
-from bpfree.estimators import redrawn
-from bpfree.estimators import runs as _runs
-from bpfree.estimators import sigma as _sigma
-from bpfree.estimators.runs import Run
-from bpfree.estimators.settings import Settings, check_program, make_settings
-from bpfree.resolution import at_least_float32, rms, too_small
-from bpfree.transform import (
+from bpfree.estimators import redrawn, runs
+from bpfree.estimators.base import (
     BAD_LOSS,
     BAD_SIGMA,
     NO_FAULT,
@@ -39,6 +31,23 @@ from bpfree.transform import (
     Estimator,
     EstimatorTransformation,
     transformation,
+)
+from bpfree.estimators.runs import Run
+from bpfree.estimators.settings import Settings, check_program, make_settings
+from bpfree.program import passes, tags
+from bpfree.program.blocks import check_blocks
+from bpfree.program.convolutions import canonical_convs
+from bpfree.program.trace import NodeTree, Program, arguments, split_aux, trace
+from bpfree.sampling.loop import copies, over_samples, sum_over_devices
+from bpfree.sampling.noise import weighted_sum
+from bpfree.sampling.scale import (
+    at_least_float32,
+    current_scales,
+    init_scales,
+    rms,
+    scales,
+    too_small,
+    updated_scales,
 )
 
 
@@ -58,15 +67,15 @@ class Found(NamedTuple):
     sizes: Any = {}
 
 
-Signals = Callable[[Run], _program.NodeTree]
+Signals = Callable[[Run], NodeTree]
 """Run -> {node: estimate of d(mean loss) / dy}, of the nodes of its part."""
 
 
 def build(
-    loss_fn, *, seed, example_batch, signals: Signals | None = None, **arguments: Any
+    loss_fn, *, seed, example_batch, signals: Signals | None = None, **options: Any
 ) -> EstimatorTransformation:
-    """The transformation that a constructor returns; `arguments` of `make_settings`."""
-    settings = make_settings(loss_fn, **arguments)
+    """The transformation that a constructor returns; `options` of `make_settings`."""
+    settings = make_settings(loss_fn, **options)
     estimator = make_estimator(settings, signals, example_batch)
     return transformation(estimator, loss_fn, seed, example_batch)
 
@@ -78,14 +87,14 @@ def make_estimator(
 
     def init(params):
         sites = lambda: _example_nodes(settings, params, example_batch)  # noqa: E731
-        return _sigma.init(settings.sigma, settings.sigma_optimizer, sites)
+        return init_scales(settings.sigma, settings.sigma_optimizer, sites)
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
-        args = _program.arguments(settings.loss_fn, params, batch, loss_key)
+        args = arguments(settings.loss_fn, params, batch, loss_key)
         program = traced(settings, params, batch, loss_key)
-        locality.check(program, args, wanted)
-        noise_key = _jaxpr.fold_in_shards(noise_key, program.losses)
+        check_blocks(program, args, wanted)
+        noise_key = tags.fold_in_shards(noise_key, program.losses)
         sigma = _sigma_of(settings, state, program)
         run = Run(settings, program, args, noise_key, sigma, None, {})
         if _is_forward_only(run):
@@ -98,7 +107,7 @@ def make_estimator(
         else:
             run = run._replace(apart=_is_apart(run))
             out, values, pull = _clean_pass(run)
-            clean, aux = _program.split_aux(out)
+            clean, aux = split_aux(out)
             noisy = program.holding(values)
             run = run._replace(program=noisy, clean=clean, values=values)
             if settings.pairing == "noisy":
@@ -106,32 +115,30 @@ def make_estimator(
                 gradient = found.gradient
             else:
                 found = _clean(run, signals)
-                gradient = pull(_runs.encoded(settings.encode_signals, found.gradient))
+                gradient = pull(runs.encoded(settings.encode_signals, found.gradient))
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
         fault = find_fault(program, sizes, value, injected)
-        slopes = _jaxpr.sum_shards(found.slopes, program.losses, lax.pmean)
-        inner = _sigma.updated(state.inner, slopes, settings.sigma_optimizer)
+        slopes = tags.sum_shards(found.slopes, program.losses, lax.pmean)
+        inner = updated_scales(state.inner, slopes, settings.sigma_optimizer)
         return Estimate(gradient, value.astype(jnp.float32), aux, fault, inner)
 
     return Estimator(init, estimate)
 
 
-def traced(settings: Settings, params, batch, key) -> _program.Program:
+def traced(settings: Settings, params, batch, key) -> Program:
     """The traced loss function; raises ValueError where it and the settings disagree."""
     axes = 1 if settings.credit is None else 2
-    program = _program.trace(
-        settings.loss_fn, params, batch, key, settings.nodes, loss_axes=axes
-    )
+    program = trace(settings.loss_fn, params, batch, key, settings.nodes, loss_axes=axes)
     check_program(settings, program)
     return program
 
 
-def _sigma_of(settings: Settings, state, program) -> _program.NodeTree:
+def _sigma_of(settings: Settings, state, program) -> NodeTree:
     """The scales of this step; an exact derivative has no step size."""
     if settings.derivative == "jvp" or settings.sigma is None:
-        return _sigma.scales(1.0, state.count, program.nodes)
-    return _sigma.current(settings.sigma, state.inner, state.count, program.nodes)
+        return scales(1.0, state.count, program.nodes)
+    return current_scales(settings.sigma, state.inner, state.count, program.nodes)
 
 
 def _is_forward_only(run: Run) -> bool:
@@ -158,7 +165,7 @@ def _example_nodes(settings: Settings, params, example_batch):
 def _clean(run: Run, signals: Signals | None) -> Found:
     """Clean pairing: noise weighted by centred losses, summed over the samples."""
     total = Found({}, {})
-    for part in _runs.split(run):
+    for part in runs.split(run):
         found = _clean_part(part) if signals is None else Found(signals(part))
         gradient = total.gradient | found.gradient
         total = Found(gradient, total.slopes | found.slopes)
@@ -175,7 +182,7 @@ def _is_apart(run: Run) -> bool:
     layout = settings.schedule.layouts[0]
     if settings.pairing == "noisy" or settings.encode_signals is not None:
         return False
-    if layout.devices == 1 or _jaxpr.has_custom_vjp(program.jaxpr):
+    if layout.devices == 1 or tags.has_custom_vjp(program.jaxpr):
         return False
     signals = sum(math.prod(site.shape) for site in program.nodes)
     parameters = sum(p.size for p in jax.tree.leaves(run.args[0]))
@@ -187,26 +194,26 @@ def _clean_pass(run: Run):
     if not run.apart:
         return passes.cut_vjp(run.program, run.args)
     layout = run.settings.schedule.layouts[0]
-    spread = partial(sample_loop.copies, layout)
+    spread = partial(copies, layout)
     return passes.cut_vjp_by_rows(run.program, run.args, layout.devices, spread)
 
 
 def _clean_part(run: Run) -> Found:
-    losses, weigh = _runs.losses(run), _runs.weigh(run)
+    losses, weigh = runs.losses(run), runs.weigh(run)
 
     def chunk(draws):
-        noise = _runs.draw(run, draws)
-        weights = weigh(draws, lambda: losses(_runs.deltas(run, noise)))
-        signals = _runs.signals(run, weights, noise, sampling.weighted_sum)
-        return Found(signals, _runs.slopes(run, weights, noise)), ()
+        noise = runs.draw(run, draws)
+        weights = weigh(draws, lambda: losses(runs.deltas(run, noise)))
+        signals = runs.signals(run, weights, noise, weighted_sum)
+        return Found(signals, runs.slopes(run, weights, noise)), ()
 
-    found = _runs.mean_over_samples(run, chunk)
-    return found._replace(slopes=sample_loop.total(found.slopes)) if run.apart else found
+    found = runs.mean_over_samples(run, chunk)
+    return found._replace(slopes=sum_over_devices(found.slopes)) if run.apart else found
 
 
 def _noisy(run: Run) -> Found:
     """Noisy pairing: the parts' gradients added up, and the mean of their losses."""
-    parts = _runs.split(run)
+    parts = runs.split(run)
     found = [_noisy_part(part) for part in parts]
     total = jax.tree.map(lambda *g: sum(g[1:], g[0]), *(f.gradient for f in found))
     cast = lambda g, p: g.astype(jnp.result_type(p))  # noqa: E731
@@ -220,33 +227,33 @@ def _noisy(run: Run) -> Found:
 
 def _noisy_part(run: Run) -> Found:
     """One vjp per chunk, outside the vmap over its samples."""
-    weigh = _runs.weigh(run)
+    weigh = runs.weigh(run)
 
     def chunk(draws):
-        noise = _runs.draw(run, draws)
-        deltas = _runs.deltas(run, noise)
+        noise = runs.draw(run, draws)
+        deltas = runs.deltas(run, noise)
 
         def surrogate(params):
             def one(deltas):
                 args = (params, *run.args[1:])
                 out, values = passes.cut(run.program, args, deltas)
                 mine = {name: values[name] for name in deltas}
-                return _program.split_aux(out)[0], mine
+                return split_aux(out)[0], mine
 
-            losses, values = sample_loop.each(run.part.layout, one)(deltas)
+            losses, values = over_samples(run.part.layout, one)(deltas)
             return (losses, values), (losses, values)
 
         _, vjp, (losses, values) = jax.vjp(surrogate, run.args[0], has_aux=True)
         weights = weigh(draws, lambda: losses)
         behind_last = jnp.full_like(losses, run.share / run.program.losses.size)
-        terms = _runs.signals(run, weights, noise, jnp.multiply)
+        terms = runs.signals(run, weights, noise, jnp.multiply)
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
         gradient = canonical_convs(vjp)((behind_last, terms))[0]
         gradient = jax.tree.map(at_least_float32, gradient)
-        found = Found(gradient, _runs.slopes(run, weights, noise))
+        found = Found(gradient, runs.slopes(run, weights, noise))
         return (found if run.clean is not None else _seen(found, losses, values)), ()
 
-    return _runs.mean_over_samples(run, chunk)
+    return runs.mean_over_samples(run, chunk)
 
 
 def _seen(found: Found, losses, values) -> Found:

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.layerwise import Budget
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.settings import Sigma
-from bpfree.program import LossFn, NodeFilter
-from bpfree.transform import EstimatorTransformation
+from bpfree.program.trace import LossFn, NodeFilter
 
 
 def lr2021(

@@ -16,35 +16,37 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from bpfree import _interpreter, _jaxpr, passes, sample_loop, sampling, timewise
-from bpfree import program as _program
-from bpfree._jaxpr import Site
-from bpfree.estimators import runs as _runs
-from bpfree.estimators import sigma as _sigma
-from bpfree.resolution import rms
+from bpfree.estimators import runs
+from bpfree.program import interpreter, passes, tags
+from bpfree.program.loops import in_segments, with_starts
+from bpfree.program.tags import Site
+from bpfree.program.trace import Program, name_hash, split_aux
+from bpfree.sampling.loop import sum_over_draws
+from bpfree.sampling.noise import weighted_sum
+from bpfree.sampling.scale import rms, scaled
 
 SEGMENT = 16  # steps of a loop that are pulled side by side, from a carry that is kept
 
 
-def estimate(run: _runs.Run):
+def estimate(run: runs.Run):
     """(gradient, losses of the clean pass, aux, {node: rms of its values})."""
     loops: list[Any] = []
 
     def keeping(*args, **options):
-        loops.append(timewise.with_starts(SEGMENT, *args, **options))
+        loops.append(with_starts(SEGMENT, *args, **options))
         return loops[-1][0]
 
-    spec = _interpreter.Run(_sizes(run.program), scan=keeping)
+    spec = interpreter.Run(_sizes(run.program), scan=keeping)
     out, values = passes.evaluate(run.program, spec, run.args)
-    clean, aux = _program.split_aux(out)
+    clean, aux = split_aux(out)
     noisy = run.program.holding(values)
     sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
-    (part,) = _runs.split(run._replace(program=noisy, clean=clean, values=sizes))
+    (part,) = runs.split(run._replace(program=noisy, clean=clean, values=sizes))
     gradient = _pulled(run, _signals(part, _weights(part)), loops)
     return gradient, clean, aux, sizes
 
 
-def _sizes(program: _program.Program):
+def _sizes(program: Program):
     """Visit of a clean pass that hands out the rms of nodes, at each step of loops."""
     plain = passes.adding(program)
 
@@ -55,19 +57,19 @@ def _sizes(program: _program.Program):
     return visit
 
 
-def _weights(run: _runs.Run) -> jax.Array:
+def _weights(run: runs.Run) -> jax.Array:
     """Centred losses of all samples, (draws, group, *loss shape)."""
-    losses, weigh = _runs.losses(run), _runs.weigh(run)
+    losses, weigh = runs.losses(run), runs.weigh(run)
 
     def chunk(draws):
         deltas = {site.name: _delta(run, site, draws) for site in run.part.nodes}
         centred = weigh(draws, lambda: losses(deltas))
         return (), centred.reshape(len(draws), -1, *centred.shape[1:])
 
-    return sample_loop.sum_over_draws(chunk, run.part.layout)[1]
+    return sum_over_draws(chunk, run.part.layout)[1]
 
 
-def _delta(run: _runs.Run, site: Site, draws) -> Partial:
+def _delta(run: runs.Run, site: Site, draws) -> Partial:
     """sigma times the noise of a chunk of draws, to be made at the node.
 
     The leaves have the samples in front and then the steps.
@@ -76,7 +78,7 @@ def _delta(run: _runs.Run, site: Site, draws) -> Partial:
 
     def at_node(key, member, sigma, y):
         noise = plan.draw(key, y.shape, _step_axis(site))
-        return _sigma.times(sigma, noise[member])
+        return scaled(sigma, noise[member])
 
     keys = jnp.repeat(jax.vmap(lambda d: _keys(run, site, d))(draws), group, axis=0)
     shape = keys.shape
@@ -85,14 +87,14 @@ def _delta(run: _runs.Run, site: Site, draws) -> Partial:
     return Partial(at_node, keys, members, _repeated(run.sigma[site.name], shape))
 
 
-def _signals(run: _runs.Run, centred) -> dict[str, Partial]:
+def _signals(run: runs.Run, centred) -> dict[str, Partial]:
     """{node: its signal, to be made at the node}; the leaves have the steps in front."""
     weights = centred.reshape(-1, *centred.shape[2:])
-    beside = _runs.beside(run, weights / run.num_samples)
+    beside = runs.beside(run, weights / run.num_samples)
     return {s.name: _signal(run, s, beside[s.name]) for s in run.part.nodes}
 
 
-def _signal(run: _runs.Run, site: Site, beside) -> Partial:
+def _signal(run: runs.Run, site: Site, beside) -> Partial:
     plan, num_draws = run.settings.plan, run.part.layout.num_draws
     score = plan.score or (lambda noise: noise)
 
@@ -100,10 +102,10 @@ def _signal(run: _runs.Run, site: Site, beside) -> Partial:
         def add(total, one):
             key, w = one
             noise = score(plan.draw(key, y.shape, _step_axis(site)))
-            return total + sampling.weighted_sum(w, noise), None
+            return total + weighted_sum(w, noise), None
 
-        start = _jaxpr.zeros(jax.typeof(y)).astype(jnp.float32)
-        return _sigma.times(1 / sigma, lax.scan(add, start, (keys, weights))[0])
+        start = tags.zeros(jax.typeof(y)).astype(jnp.float32)
+        return scaled(1 / sigma, lax.scan(add, start, (keys, weights))[0])
 
     lead = site.shape[: site.steps]
     draws = jnp.arange(num_draws)
@@ -117,10 +119,10 @@ def _signal(run: _runs.Run, site: Site, beside) -> Partial:
     return Partial(at_node, keys, weights, _repeated(run.sigma[site.name], lead))
 
 
-def _keys(run: _runs.Run, site: Site, draw) -> jax.Array:
+def _keys(run: runs.Run, site: Site, draw) -> jax.Array:
     """The keys of a node's noise in one draw: one for each step of its loops."""
     key = jax.random.fold_in(run.key, draw)
-    key = jax.random.fold_in(key, _program.name_hash(site.name))
+    key = jax.random.fold_in(key, name_hash(site.name))
     return jax.random.split(key, site.shape[: site.steps])
 
 
@@ -136,7 +138,7 @@ def _repeated(sigma, lead):
     return jnp.broadcast_to(sigma, (*lead, *sigma.shape))
 
 
-def _pulled(run: _runs.Run, signals, loops):
+def _pulled(run: runs.Run, signals, loops):
     """d/dparams of sum_t <y_t, s_t> + the mean loss, with the graph cut at the nodes."""
     plain = passes.adding(run.program, lax.stop_gradient)
 
@@ -148,14 +150,14 @@ def _pulled(run: _runs.Run, signals, loops):
         return value, {site.name: (y * signal).sum()}
 
     def again(*args, **options):
-        return timewise.in_segments(next(upcoming), SEGMENT)(*args, **options)
+        return in_segments(next(upcoming), SEGMENT)(*args, **options)
 
     upcoming = iter(loops)
-    spec = _interpreter.Run(visit, scan=again)
+    spec = interpreter.Run(visit, scan=again)
 
     def surrogate(params):
         args = (params, *run.args[1:])
         out, products = passes.evaluate(run.program, spec, args, signals)
-        return _program.split_aux(out)[0].mean() + sum(p.sum() for p in products.values())
+        return split_aux(out)[0].mean() + sum(p.sum() for p in products.values())
 
     return jax.grad(surrogate)(run.args[0])

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree import _interpreter, passes, sample_loop, sampling
-from bpfree import credit as _rules
-from bpfree import program as _program
-from bpfree.estimators import layerwise as _layerwise
-from bpfree.estimators import sigma as _sigma
+from bpfree.estimators import layerwise
 from bpfree.estimators.derivative import linearized
 from bpfree.estimators.settings import Encode, Settings
+from bpfree.program import interpreter, passes
+from bpfree.program.trace import NodeTree, Program
+from bpfree.sampling.credit import rule_weights
+from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
+from bpfree.sampling.noise import draw_chunk
+from bpfree.sampling.scale import scale_slopes, scaled
 
 
 class Run(NamedTuple):
@@ -25,19 +27,19 @@ class Run(NamedTuple):
       part: the nodes perturbed together, and their draws.
       share: of this part in the mean over all parts.
       known: values of the clean pass's equations, if they serve several parts.
-      apart: whether the devices' sums stay apart, see `sample_loop.Layout`.
+      apart: whether the devices' sums stay apart, see `loop.Layout`.
     """
 
     settings: Settings
-    program: _program.Program
+    program: Program
     args: tuple
     key: jax.Array
     sigma: Any
     clean: Any
-    values: _program.NodeTree
-    part: _layerwise.Part = _layerwise.NOTHING
+    values: NodeTree
+    part: layerwise.Part = layerwise.NOTHING
     share: float = 1.0
-    known: _interpreter.Known | None = None
+    known: interpreter.Known | None = None
     apart: bool = False
 
     @property
@@ -47,7 +49,7 @@ class Run(NamedTuple):
 
 def split(run: Run) -> list[Run]:
     """One run for each part: all nodes, or each of them."""
-    parts = _layerwise.parts(run.settings.schedule, run.program)
+    parts = layerwise.parts(run.settings.schedule, run.program)
     cached = len(parts) > 1 and run.settings.pairing == "clean"
     known = passes.clean_values(run.program, run.args) if cached else None
     share = 1 / len(parts)
@@ -55,20 +57,20 @@ def split(run: Run) -> list[Run]:
     def one(part):
         program = run.program
         if run.settings.derivative == "finite_difference":
-            program = sample_loop.laid_out(program, part.layout, part.names)
+            program = laid_out(program, part.layout, part.names)
         return run._replace(program=program, part=part, share=share, known=known)
 
     return [one(part) for part in parts]
 
 
-def draw(run: Run, draws) -> _program.NodeTree:
+def draw(run: Run, draws) -> NodeTree:
     """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
-    return sampling.draw_chunk(run.settings.plan, run.key, draws, run.part.nodes)
+    return draw_chunk(run.settings.plan, run.key, draws, run.part.nodes)
 
 
-def deltas(run: Run, noise: _program.NodeTree) -> _program.NodeTree:
+def deltas(run: Run, noise: NodeTree) -> NodeTree:
     """What is added at the nodes: sigma times the noise."""
-    return {name: _sigma.times(run.sigma[name], z) for name, z in noise.items()}
+    return {name: scaled(run.sigma[name], z) for name, z in noise.items()}
 
 
 def losses(run: Run):
@@ -76,37 +78,37 @@ def losses(run: Run):
     one = passes.perturbed(run.program, run.args, run.part.names, run.known)
     if run.settings.derivative == "jvp":
         one = linearized(one, run.part.nodes)
-    return sample_loop.each(run.part.layout, one)
+    return over_samples(run.part.layout, one)
 
 
 def mean_over_samples(run: Run, chunk):
     """Added up first and divided last, in float32: half precision loses neither."""
     layout = run.part.layout._replace(apart=run.apart)
-    sums, _ = sample_loop.sum_over_draws(chunk, layout)
+    sums, _ = sum_over_draws(chunk, layout)
     return jax.tree.map(lambda total: total / run.num_samples, sums)
 
 
-def signals(run: Run, weights, noise, rule) -> _program.NodeTree:
-    """{node of the part: rule(weights / B, score) / sigma}; see `sampling` for rules."""
+def signals(run: Run, weights, noise, rule) -> NodeTree:
+    """{node of the part: rule(weights / B, score) / sigma}; rules: `sampling.noise`."""
     score = run.settings.plan.score or (lambda noise: noise)
     return {
-        name: _sigma.times(1 / run.sigma[name], rule(w, score(noise[name])))
+        name: scaled(1 / run.sigma[name], rule(w, score(noise[name])))
         for name, w in beside(run, weights).items()
     }
 
 
-def slopes(run: Run, weights, noise) -> _program.NodeTree:
+def slopes(run: Run, weights, noise) -> NodeTree:
     """{node: dJ / d log sigma}, summed over the samples; {} unless sigma is learned."""
     if run.settings.sigma_optimizer is None:
         return {}
     score, nodes = run.settings.plan.score, run.part.nodes
-    return _sigma.slopes(beside(run, weights), noise, score, nodes)
+    return scale_slopes(beside(run, weights), noise, score, nodes)
 
 
-def beside(run: Run, weights) -> _program.NodeTree:
+def beside(run: Run, weights) -> NodeTree:
     """{node: weights / B of the samples, by its credit rule}."""
     weights = weights / run.program.losses.size
-    return _rules.weights(run.settings.credit, weights, run.part.nodes)
+    return rule_weights(run.settings.credit, weights, run.part.nodes)
 
 
 def encoded(encode: Encode, tree):
@@ -159,7 +161,7 @@ def _left_out(run: Run) -> jax.Array:
         table = table - run.clean[None]  # a shift, for rounding
         return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
 
-    table = sample_loop.sum_over_draws(chunk, run.part.layout)[1]
+    table = sum_over_draws(chunk, run.part.layout)[1]
     of_draw = table.sum(1, keepdims=True)
     others = (of_draw.sum(0, keepdims=True) - of_draw) / (table.shape[0] * group - group)
     return table - others

@@ -6,17 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bpfree import credit as _rules
-from bpfree import program as _program
-from bpfree import sampling
-from bpfree.estimators import layerwise as _layerwise
-from bpfree.estimators import sigma as _sigma
 from bpfree.estimators.derivative import DERIVATIVES
-from bpfree.estimators.sigma import Sigma
+from bpfree.estimators.layerwise import Budget, Schedule, make_schedule
+from bpfree.program.trace import LossFn, NodeFilter, Program
+from bpfree.sampling.credit import Rule, check_names
+from bpfree.sampling.noise import Plan, antithetic_plan
+from bpfree.sampling.scale import Sigma, check_resolution, check_sigma
 
 BASELINES = ("clean", "leave_one_out", "batch", "none")
 PAIRINGS = ("clean", "noisy")
-Credit = _rules.Rule | Mapping[str, _rules.Rule] | None
+Credit = Rule | Mapping[str, Rule] | None
 Encode = Callable[[jax.Array], jax.Array] | None
 
 
@@ -27,13 +26,13 @@ class Settings(NamedTuple):
     the clean pairing, by a code of fewer bits.
     """
 
-    loss_fn: _program.LossFn
-    plan: sampling.Plan
-    schedule: _layerwise.Schedule
+    loss_fn: LossFn
+    plan: Plan
+    schedule: Schedule
     sigma: Sigma | None
     baseline: str
     pairing: str
-    nodes: _program.NodeFilter
+    nodes: NodeFilter
     derivative: str
     credit: Credit
     sigma_optimizer: optax.GradientTransformation | None
@@ -43,14 +42,14 @@ class Settings(NamedTuple):
 
 
 def make_settings(
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     *,
-    plan: sampling.Plan,
-    num_samples: _layerwise.Budget,
+    plan: Plan,
+    num_samples: Budget,
     sigma: Sigma | None,
     chunk_size: int | None,
     antithetic: bool,
-    nodes: _program.NodeFilter,
+    nodes: NodeFilter,
     sharding: Any,
     baseline: str = "clean",
     pairing: str = "clean",
@@ -71,12 +70,12 @@ def make_settings(
     check_choice("pairing", pairing, PAIRINGS)
     check_choice("derivative", derivative, DERIVATIVES)
     if derivative == "finite_difference" and not (own_noise and sigma is None):
-        _sigma.check(sigma)
+        check_sigma(sigma)
     _check_credit(credit)
     if sigma_optimizer is not None:
         _check_learned(sigma, sigma_optimizer)
     if antithetic:
-        plan = sampling.antithetic(plan)
+        plan = antithetic_plan(plan)
     if pairing == "noisy" and plan.score is None:
         raise ValueError(
             "pairing='noisy' needs noise with a density, whose score it uses; Rademacher "
@@ -100,9 +99,7 @@ def make_settings(
             "sharding=, a sigma that is not learned, and another baseline than "
             "'leave_one_out'"
         )
-    schedule = _layerwise.make_schedule(
-        plan, num_samples, chunk_size, sharding, layerwise
-    )
+    schedule = make_schedule(plan, num_samples, chunk_size, sharding, layerwise)
     fewest = min(layout.num_draws for layout in schedule.layouts)
     if baseline == "leave_one_out" and fewest < 2:
         raise ValueError(
@@ -126,7 +123,7 @@ def make_settings(
     )
 
 
-def frozen(nodes: _program.NodeFilter) -> _program.NodeFilter:
+def frozen(nodes: NodeFilter) -> NodeFilter:
     """The filter, for many traces: a generator would serve the first only."""
     if nodes is None or callable(nodes) or isinstance(nodes, str):
         return nodes
@@ -161,11 +158,11 @@ def check_choice(what: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"{what}={value!r} is unknown; choose one of {choices}")
 
 
-def check_program(settings: Settings, program: _program.Program) -> None:
+def check_program(settings: Settings, program: Program) -> None:
     """Raises ValueError for what only a traced loss function can tell."""
-    _rules.check_names(settings.credit, program.nodes)
+    check_names(settings.credit, program.nodes)
     if settings.sigma is not None and settings.derivative == "finite_difference":
-        _sigma.check_resolution(settings.sigma, program)
+        check_resolution(settings.sigma, program)
     if settings.baseline != "batch":
         return
     if settings.credit is not None:

@@ -16,22 +16,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality, passes, sample_loop, sampling
-from bpfree import program as _program
-from bpfree._conv import canonical_convs
 from bpfree.estimators import layerwise, normalized, perturbation, runs
-from bpfree.estimators import sigma as _sigma
+from bpfree.estimators.base import NO_FAULT, Estimate, Estimator
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings
-from bpfree.resolution import at_least_float32, rms
-from bpfree.transform import NO_FAULT, Estimate, Estimator
+from bpfree.program import passes, tags
+from bpfree.program.blocks import check_blocks
+from bpfree.program.convolutions import canonical_convs
+from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
+from bpfree.sampling.loop import over_samples, sum_over_draws
+from bpfree.sampling.noise import per_sample
+from bpfree.sampling.scale import at_least_float32, rms, scales
 
 
 class _Pair(NamedTuple):
     """What a pair of passes measures: both changes are first minus second."""
 
     change: jax.Array
-    changes: _program.NodeTree
+    changes: NodeTree
 
 
 class _First(NamedTuple):
@@ -49,7 +51,7 @@ def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
             "reference='noisy' compares two independent noisy passes: it takes no "
             "antithetic pairs and no derivative='jvp', which need a clean one"
         )
-    if sigma is None and not _program.takes_key(loss_fn):
+    if sigma is None and not takes_key(loss_fn):
         raise ValueError(
             "sigma=None injects no noise, so the noise is the system's own: give loss_fn "
             "a third argument `key`, which is another one in every pass (pass it on to "
@@ -61,14 +63,14 @@ def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
     """The estimator of the module docstring: K pairs, and a weight product for each."""
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        key = reduce(_jaxpr.fold_in_shards, jax.tree.leaves(batch), key)
+        key = reduce(tags.fold_in_shards, jax.tree.leaves(batch), key)
         noise_key, loss_key = jax.random.split(key)
-        args = _program.arguments(settings.loss_fn, params, batch, loss_key)
+        args = arguments(settings.loss_fn, params, batch, loss_key)
         program = perturbation.traced(settings, params, batch, loss_key)
-        locality.check(program, args, wanted)
+        check_blocks(program, args, wanted)
         sigma = None
         if settings.sigma is not None:
-            sigma = _sigma.scales(settings.sigma, state.count, program.nodes)
+            sigma = scales(settings.sigma, state.count, program.nodes)
         (part,) = layerwise.parts(settings.schedule, program)
         run = Run(settings, program, args, noise_key, sigma, None, {}, part)
         gradient, firsts = _gradient(run, loss_key, scale)
@@ -94,12 +96,12 @@ def _gradient(run: Run, key, scale: normalized.Scale):
 
         def surrogate(params):
             one = partial(_pair, run, params)
-            return sample_loop.each(run.part.layout, one)(*keys, *deltas)
+            return over_samples(run.part.layout, one)(*keys, *deltas)
 
         (losses, _), vjp, (pair, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
         weights = normalized.weigh(pair.change, pair.changes, nodes, scale)
         terms = {
-            s.name: sampling.per_sample(
+            s.name: per_sample(
                 weights[s.name], pair.changes[s.name], s.batch_axis
             ).astype(s.dtype)
             for s in nodes
@@ -109,7 +111,7 @@ def _gradient(run: Run, key, scale: normalized.Scale):
         report = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), report)
         return jax.tree.map(at_least_float32, gradient), report
 
-    sums, firsts = sample_loop.sum_over_draws(chunk, run.part.layout)
+    sums, firsts = sum_over_draws(chunk, run.part.layout)
     firsts = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), firsts)
     return jax.tree.map(lambda total: total / count, sums), firsts
 
@@ -119,9 +121,9 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
 
     def noisy_pass(program, params, key, deltas):
         batch = run.args[1]
-        args = _program.arguments(run.settings.loss_fn, params, batch, key)
+        args = arguments(run.settings.loss_fn, params, batch, key)
         out, values = passes.cut(program, args, deltas)
-        return *_program.split_aux(out), values
+        return *split_aux(out), values
 
     losses, aux, values = noisy_pass(run.program, params, key, deltas)
     still = lax.stop_gradient
@@ -143,7 +145,7 @@ def _keys(key: jax.Array, samples: jax.Array) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(samples)
 
 
-def _deltas(run: Run, draws) -> _program.NodeTree:
+def _deltas(run: Run, draws) -> NodeTree:
     """What is injected, samples in front; nothing if the system's own noise must do."""
     if run.sigma is None:
         return {}

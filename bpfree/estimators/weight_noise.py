@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import locality, sample_loop, sampling
-from bpfree import program as _program
-from bpfree.lowrank import LowRank
+from bpfree.program.blocks import moves_loss, param_paths
+from bpfree.program.lowrank import LowRank
+from bpfree.program.trace import name_hash, to_jaxpr
+from bpfree.sampling import loop
+from bpfree.sampling.noise import Plan, gaussian, rademacher
 
 
 class Factors(NamedTuple):
@@ -31,14 +33,14 @@ class Factors(NamedTuple):
 Noise = dict[str, jax.Array | Factors]
 """{path of a parameter: its noise}."""
 
-PLANS = {"rademacher": sampling.rademacher(), "gaussian": sampling.gaussian()}
+PLANS = {"rademacher": rademacher(), "gaussian": gaussian()}
 
 
-def make_layout(plan, rank, num_samples, chunk_size, sharding) -> sample_loop.Layout:
-    """`sample_loop.make_layout`; by default one draw at a time, 8 of factors."""
+def make_layout(plan, rank, num_samples, chunk_size, sharding) -> loop.Layout:
+    """`loop.make_layout`; by default one draw at a time, 8 of factors."""
     default = plan.group * (1 if rank is None else 8)
     size = default if chunk_size is None else chunk_size
-    return sample_loop.make_layout(plan, num_samples, size, sharding)
+    return loop.make_layout(plan, num_samples, size, sharding)
 
 
 def check_rank(rank) -> None:
@@ -51,19 +53,17 @@ def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
 
     The others would only add variance: their gradient is zero, or nobody reads it.
     """
-    jaxpr, _, out = _program.read(loss_fn, args)
-    leaves, paths = jax.tree.leaves(args[0]), locality.paths(args[0])
+    jaxpr, _, out = to_jaxpr(loss_fn, args)
+    leaves, paths = jax.tree.leaves(args[0]), param_paths(args[0])
     tree = jax.tree.structure(out)
     return {
         path: leaf
         for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True))
-        if (wanted is None or wanted[i]) and locality.moves_loss(jaxpr, tree, i)
+        if (wanted is None or wanted[i]) and moves_loss(jaxpr, tree, i)
     }
 
 
-def draw(
-    plan: sampling.Plan, rank: int | None, key, index, params: dict[str, jax.Array]
-) -> Noise:
+def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array]) -> Noise:
     """Noise of draw `index`, a function of (key, index, path) and of nothing else."""
     draw_key = jax.random.fold_in(key, index)
 
@@ -71,7 +71,7 @@ def draw(
         return plan.draw(key, shape, None)[0]
 
     def one(path, shape):
-        leaf_key = jax.random.fold_in(draw_key, _program.name_hash(path))
+        leaf_key = jax.random.fold_in(draw_key, name_hash(path))
         if rank is None or not _saves(shape, rank):
             return drawn(leaf_key, *shape)
         keys = jax.random.split(leaf_key)
@@ -99,7 +99,7 @@ def added(params, noise: Noise, scale) -> Any:
             return LowRank(jnp.asarray(p), left, z.right.astype(p.dtype))
         return p + (scale * z).astype(jnp.result_type(p))
 
-    leaves = map(one, locality.paths(params), jax.tree.leaves(params))
+    leaves = map(one, param_paths(params), jax.tree.leaves(params))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
@@ -124,5 +124,5 @@ def as_gradient(params, found: dict[str, jax.Array]) -> Any:
         kind = jnp.result_type(p)
         return found[path].astype(kind) if path in found else jnp.zeros_like(p)
 
-    leaves = map(one, locality.paths(params), jax.tree.leaves(params))
+    leaves = map(one, param_paths(params), jax.tree.leaves(params))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

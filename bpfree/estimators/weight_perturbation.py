@@ -15,12 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from bpfree import _interpreter, _jaxpr, lowrank, sample_loop, sampling
-from bpfree import program as _program
 from bpfree.estimators import weight_noise
-from bpfree.estimators.settings import BASELINES, check_choice
-from bpfree.estimators.sigma import Number, check_number
-from bpfree.transform import (
+from bpfree.estimators.base import (
     BAD_LOSS,
     BAD_SIGMA,
     NO_FAULT,
@@ -29,10 +25,16 @@ from bpfree.transform import (
     EstimatorTransformation,
     transformation,
 )
+from bpfree.estimators.settings import BASELINES, check_choice
+from bpfree.program import interpreter, lowrank, tags
+from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
+from bpfree.sampling.loop import sum_over_draws
+from bpfree.sampling.noise import antithetic_plan
+from bpfree.sampling.scale import Number, check_number
 
 
 def weight_perturbation(
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     *,
     num_samples: int = 32,
     sigma: Number = 0.01,
@@ -81,7 +83,7 @@ def weight_perturbation(
         and those that are not finite the worst; "standardise", to mean 0 and variance 1.
       rank: None for dense noise, or r for z = A B^T / sqrt(r) wherever it takes fewer
         numbers than the parameter. Products x (W + sigma z) are evaluated as x W + sigma
-        (x A) B^T / sqrt(r), the first term once (see `bpfree.lowrank`).
+        (x A) B^T / sqrt(r), the first term once (see `bpfree.program.lowrank`).
       noise: "rademacher" (32 signs to a random word) or "gaussian"; of A and B with rank.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
@@ -105,7 +107,7 @@ def weight_perturbation(
     check_number(sigma)
     weight_noise.check_rank(rank)
     plan = weight_noise.PLANS[noise]
-    pairs = sampling.antithetic(plan) if antithetic else plan
+    pairs = antithetic_plan(plan) if antithetic else plan
     layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
     if (baseline == "leave_one_out" or shaping) and layout.num_draws < 2:
         raise ValueError(
@@ -115,13 +117,13 @@ def weight_perturbation(
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         noise_key, loss_key = jax.random.split(key)
-        args = _program.arguments(loss_fn, params, batch, loss_key)
-        clean, aux = _program.split_aux(loss_fn(*args))
-        _program.check_losses(clean)
+        args = arguments(loss_fn, params, batch, loss_key)
+        clean, aux = split_aux(loss_fn(*args))
+        check_losses(clean)
         scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
         signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
         moved = weight_noise.moved(loss_fn, args, wanted)
-        noise_key = _jaxpr.fold_in_shards(noise_key, clean)
+        noise_key = tags.fold_in_shards(noise_key, clean)
 
         def draw(index):
             return weight_noise.draw(plan, rank, noise_key, index, moved)
@@ -138,9 +140,9 @@ def weight_perturbation(
             noise = jax.vmap(draw)(draws)
             return weight_noise.credit(weigh(draws, noise) @ signs, noise), ()
 
-        sums = sample_loop.sum_over_draws(credit, layout)[0]
+        sums = sum_over_draws(credit, layout)[0]
         sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
-        gradient = weight_noise.as_gradient(params, _jaxpr.sum_shards(sums, clean))
+        gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, clean))
         fault = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
         fault = jnp.where(scale > 0, fault, BAD_SIGMA).astype(jnp.int32)
         return Estimate(gradient, _mean(clean), aux, fault)
@@ -158,12 +160,12 @@ def _change(loss_fn, args, clean, noise):
 
     def one(noise, scale):
         def mean_loss(params):
-            losses = _program.split_aux(loss_fn(params, *args[1:]))[0]
+            losses = split_aux(loss_fn(params, *args[1:]))[0]
             return (losses.mean() - clean.mean()).astype(jnp.float32)  # for rounding
 
         return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
 
-    hoisted = _interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
+    hoisted = interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.vmap(hoisted, (None, 0))
 
 
@@ -179,7 +181,7 @@ def _weigh(baseline, shaping, losses, draw, layout):
     def chunk(draws):
         return (), losses(jax.vmap(draw)(draws))
 
-    table = sample_loop.sum_over_draws(chunk, layout)[1]
+    table = sum_over_draws(chunk, layout)[1]
     if baseline == "leave_one_out":
         table = table - _left_out(table)
     table = SHAPING[shaping](table)

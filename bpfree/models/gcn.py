@@ -9,8 +9,8 @@ import optax
 from flax import linen as nn
 
 import bpfree
-from bpfree import credit
 from bpfree.data import graphs
+from bpfree.sampling.credit import Rule
 
 
 class Model(nn.Module):
@@ -73,7 +73,7 @@ def propagate(graph: graphs.Graph, values: jax.Array) -> jax.Array:
     return jax.ops.segment_sum(messages, graph.receivers, len(values))
 
 
-def local_credit(graph: str, layers: int = 1, dir: str = "") -> dict[str, credit.Rule]:
+def local_credit(graph: str, layers: int = 1, dir: str = "") -> dict[str, Rule]:
     """Argument `credit=` for the model: a layer's noise answers for losses in its reach.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree import transform
+from bpfree.estimators.base import find_state
 from bpfree.sweeps import points
 from bpfree.sweeps.group import STACKED, Group, check, make_group
 from bpfree.sweeps.result import Result, done, failed
@@ -152,7 +152,7 @@ def _log(runs: Runs, step: int, length: int, seen: steps.Metrics, seconds: float
 
 def _mark(placed: Placed, state: TrainState, complaints: list[str | None]) -> None:
     """Say of every point whose numbers went wrong what and where."""
-    steps_ = np.asarray(transform.find_state(state.opt_state).fault.step)
+    steps_ = np.asarray(find_state(state.opt_state).fault.step)
     for i in range(placed.group.size):
         if steps_[i] >= 0 and complaints[i] is None:
             mine = jax.tree.map(lambda a: a[i], (state.params, state.opt_state))  # noqa: B023

@@ -26,7 +26,7 @@ import optax.contrib
 from jax.sharding import NamedSharding
 
 import bpfree
-from bpfree import transform
+from bpfree.estimators.base import EstimatorTransformation
 from bpfree.training.names import ConfigError, call, unknown
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -37,7 +37,7 @@ class Chain(NamedTuple):
 
     transformation: optax.GradientTransformationExtraArgs
     num_samples: int
-    estimator: transform.EstimatorTransformation
+    estimator: EstimatorTransformation
 
 
 class _Context(NamedTuple):
@@ -70,7 +70,7 @@ def build(
     """
     context = _Context(sections, loss_fn, seed, example_batch, sharding)
     made = [_link(i, link, context) for i, link in enumerate(links)]
-    if not any(isinstance(t, transform.EstimatorTransformation) for t in made[:1]):
+    if not any(isinstance(t, EstimatorTransformation) for t in made[:1]):
         raise ConfigError(
             "config.chain must begin with an estimator, which makes the gradient; choose "
             f"one of {', '.join(e.__name__ for e in _estimators())}"

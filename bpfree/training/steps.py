@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import Mesh
 
 import bpfree
-from bpfree._conv import canonical_convs
 from bpfree.data import Augment, Batch
+from bpfree.program.convolutions import canonical_convs
 from bpfree.training import mesh
 
 

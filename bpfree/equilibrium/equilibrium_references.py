@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy, States
 from bpfree.equilibrium.phases import relax_free
-from bpfree.equilibrium.relaxation import Relaxation
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, minus, stacked
 from bpfree.estimators.backprop import backprop
-from bpfree.transform import (
+from bpfree.estimators.base import (
     BAD_LOSS,
     NO_FAULT,
     Estimate,
@@ -28,7 +27,7 @@ def equilibrium(dynamics: Dynamics, settings: Relaxation, factor=None) -> States
     """States (B, ...) of the free network."""
     if factor is None:
         factor = 1.0 if settings.factor is None else settings.factor
-    net = _relaxation.stacked(dynamics, settings.ordering)
+    net = stacked(dynamics, settings.ordering)
     dtype = dynamics.zeros[0].dtype
     free = relax_free(net, settings, jnp.asarray(factor, dtype))
     return tuple(h[0] for h in free.states)
@@ -42,7 +41,7 @@ def backprop_through_time(
     Contract: exact for the unrolled network; memory grows with the sweeps. Raises
     ValueError for a relaxation with a tolerance, whose number of sweeps is not fixed.
     """
-    _relaxation.check(relaxation)
+    check_relaxation(relaxation)
     if relaxation.tolerance is not None:
         raise ValueError(
             "backprop through time needs a fixed number of sweeps: Relaxation(free=..., "
@@ -76,7 +75,7 @@ def recurrent_backprop(
     (Almeida 1987; Pineda 1987).
     """
     settings = Relaxation(free=1000, tolerance=1e-7) if relaxation is None else relaxation
-    _relaxation.check(settings)
+    check_relaxation(settings)
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
         del key, state, wanted
@@ -95,7 +94,7 @@ def recurrent_backprop(
         def body(carry):
             t, old, _ = carry
             new = tuple(s + p for s, p in zip(signal, pull(old)[0], strict=True))
-            moved, size = (_length(s) for s in (_relaxation.minus(new, old), new))
+            moved, size = (_length(s) for s in (minus(new, old), new))
             return t + 1, new, moved / size
 
         first = (jnp.int32(0), signal, jnp.full((), jnp.inf, h[0].dtype))

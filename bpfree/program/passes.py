@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _interpreter, _jaxpr, timewise
-from bpfree._conv import inputs_first
-from bpfree._interpreter import Run
-from bpfree._partition import rows_merged
-from bpfree.program import NodeTree, Program, split_aux
+from bpfree.program import interpreter, loops, tags
+from bpfree.program.convolutions import inputs_first
+from bpfree.program.interpreter import Run
+from bpfree.program.partition import rows_merged
+from bpfree.program.trace import NodeTree, Program, split_aux
 
 
 def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
     """(output of loss_fn, taps) of one interpretation of the program."""
     flat = jax.tree.leaves(args)
     given = {**program.held, **(deltas or {})}
-    outs, taps = _interpreter.run(
+    outs, taps = interpreter.run(
         spec._replace(bind=program.bind),
         program.jaxpr,
         program.consts,
@@ -36,10 +36,10 @@ def cut(program: Program, args, deltas: NodeTree | None = None):
     """(output of loss_fn, {node: y}) with no derivative across a node.
 
     In a clean pass the values at the holds are handed out too. Loops are differentiated
-    at all steps at once where the nodes cut one step from the next (`timewise`).
+    at all steps at once where the nodes cut one step from the next (`loops`).
     """
     visit = adding(program, lax.stop_gradient)
-    spec = Run(visit, scan=timewise.scan, inner_scan=timewise.scan)
+    spec = Run(visit, scan=loops.scan, inner_scan=loops.scan)
     return evaluate(program, spec, args, deltas)
 
 
@@ -63,17 +63,17 @@ def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
     with a `custom_vjp` have no such map.
 
     Args:
-      spread: `(function of a tree) -> the same with rows in front`, `sample_loop.copies`.
+      spread: `(function of a tree) -> the same with rows in front`, `loop.copies`.
     """
     differentiated = partial(_of_params, program, args)
     (losses, values), tangents, out = jax.linearize(differentiated, args[0], has_aux=True)
-    jaxpr, kept = _jaxpr.open_jaxpr(jax.make_jaxpr(tangents)(args[0]))
+    jaxpr, kept = tags.open_jaxpr(jax.make_jaxpr(tangents)(args[0]))
     results = jax.tree.structure((losses, values))
 
     def by_rows(changes):
         def one(kept):
             leaves = jax.tree.leaves(changes)
-            outs = _interpreter.replay(jaxpr, kept, leaves, _jaxpr.bind_eqn)
+            outs = interpreter.replay(jaxpr, kept, leaves, tags.bind_eqn)
             return jax.tree.unflatten(results, outs)
 
         return spread(one)(kept)
@@ -124,7 +124,7 @@ def observed(
     program: Program,
     args,
     moved: Collection[str] | None = None,
-    clean: _interpreter.Known | None = None,
+    clean: interpreter.Known | None = None,
     tap: bool = True,
 ) -> Callable[[NodeTree], tuple[jax.Array, NodeTree]]:
     """`{node: delta} -> (losses, {moved node: y})`; arguments as in `perturbed`.
@@ -142,13 +142,13 @@ def observed(
     return run
 
 
-def clean_values(program: Program, args) -> _interpreter.Known:
+def clean_values(program: Program, args) -> interpreter.Known:
     """The value of every equation in a clean pass, effects apart."""
     return _known(program, args, frozenset(), None)
 
 
-def _known(program, args, moved, clean) -> _interpreter.Known:
-    return _interpreter.prefix(
+def _known(program, args, moved, clean) -> interpreter.Known:
+    return interpreter.prefix(
         program.jaxpr,
         program.consts,
         jax.tree.leaves(args),

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree import _interpreter, _jaxpr
-from bpfree._jaxpr import MAPPED, Site
+from bpfree.program import interpreter, tags
+from bpfree.program.tags import MAPPED, Site
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
@@ -34,7 +34,7 @@ class Program(NamedTuple):
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
     held: NodeTree = {}
-    bind: _interpreter.Bind = _jaxpr.bind_eqn
+    bind: interpreter.Bind = tags.bind_eqn
 
     @property
     def nodes(self) -> tuple[Site, ...]:
@@ -82,10 +82,10 @@ def trace(
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
         collide, or `nodes` naming none.
     """
-    jaxpr, consts, out = read(loss_fn, arguments(loss_fn, params, batch, key))
+    jaxpr, consts, out = to_jaxpr(loss_fn, arguments(loss_fn, params, batch, key))
     losses, _ = split_aux(out)
     batch_size = check_losses(losses, loss_axes)
-    sites = _with_names(_jaxpr.find_sites(jaxpr))
+    sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
     if not active:
@@ -106,14 +106,14 @@ def trace(
 
 def site_names(loss_fn: LossFn, params, batch, key=None) -> list[str]:
     """Names of all marks, in program order."""
-    jaxpr, _, _ = read(loss_fn, arguments(loss_fn, params, batch, key))
-    return [site.name for site in _with_names(_jaxpr.find_sites(jaxpr))]
+    jaxpr, _, _ = to_jaxpr(loss_fn, arguments(loss_fn, params, batch, key))
+    return [site.name for site in _with_names(tags.find_sites(jaxpr))]
 
 
-def read(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
+def to_jaxpr(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
     """(jaxpr, its constants, shapes of the output)."""
     closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
-    return *_jaxpr.open_jaxpr(closed), out
+    return *tags.open_jaxpr(closed), out
 
 
 # ------------------------------------------------------------------------------ checks

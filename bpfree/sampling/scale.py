@@ -6,6 +6,13 @@ v = y + sigma eps, s the score and c the baseline,
     dJ / d log sigma_j = E[ (L - c) sum over the channel's entries (s(eps) eps - 1) ],
 
 which for Gaussian noise is the rule eps^2 - 1.
+
+A sigma too small for the precision in use is an error, not a silent zero gradient.
+
+A value y stands eps |y| apart from the next one: eps of its type, or of the type to which
+matrix products round it. Noise of half that size still moves nearly every value, and
+rounding acts like more noise; at a quarter of it the staircase swallows the noise, and
+the estimate fades to zero. So the smallest safe sigma is eps rms(y) / 2 at each node.
 """
 
 import math
@@ -16,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpfree import program as _program
-from bpfree._jaxpr import Site
-from bpfree.resolution import resolution, smallest
+from bpfree.program import passes
+from bpfree.program.tags import Site
+from bpfree.program.trace import LossFn, NodeTree, Program, arguments, trace
 
 Number = float | jax.Array | Callable[[jax.Array], jax.Array]
 Sigma = Number | Mapping[str, Number]
@@ -32,11 +39,11 @@ class Learned(NamedTuple):
       opt_state: of its own optimiser.
     """
 
-    log_sigma: _program.NodeTree
+    log_sigma: NodeTree
     opt_state: Any
 
 
-def init(sigma: Sigma, optimizer: optax.GradientTransformation | None, nodes):
+def init_scales(sigma: Sigma, optimizer: optax.GradientTransformation | None, nodes):
     """The estimator's own state: () unless sigma is learned.
 
     `nodes` is called for the sites only if it is: `() -> tuple of Site`.
@@ -51,10 +58,10 @@ def init(sigma: Sigma, optimizer: optax.GradientTransformation | None, nodes):
     return Learned(logs, optimizer.init(logs))
 
 
-def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> _program.NodeTree:
+def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> NodeTree:
     """{node: float32 ()} of a number, a schedule, or a mapping from names to them."""
     if not isinstance(sigma, Mapping):
-        value = at(sigma, step)
+        value = scale_at(sigma, step)
         return {s.name: value for s in nodes}
     names = {s.name for s in nodes}
     if names != set(sigma):
@@ -62,17 +69,17 @@ def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> _program.NodeTree:
             f"sigma names the nodes {sorted(sigma)}; those to be perturbed are "
             f"{sorted(names)}"
         )
-    return {name: at(value, step) for name, value in sigma.items()}
+    return {name: scale_at(value, step) for name, value in sigma.items()}
 
 
-def current(sigma: Sigma, state, step, nodes: tuple[Site, ...]) -> _program.NodeTree:
+def current_scales(sigma: Sigma, state, step, nodes: tuple[Site, ...]) -> NodeTree:
     """The scales of this step: {node: () or (channels,)}."""
     if isinstance(state, Learned):
         return {s.name: jnp.exp(state.log_sigma[s.name]) for s in nodes}
     return scales(sigma, step, nodes)
 
 
-def updated(state, slopes: _program.NodeTree, optimizer):
+def updated_scales(state, slopes: NodeTree, optimizer):
     """The state after a step along `slopes`, {node: dJ / d log sigma}."""
     if not isinstance(state, Learned):
         return state
@@ -80,7 +87,7 @@ def updated(state, slopes: _program.NodeTree, optimizer):
     return Learned(optax.apply_updates(state.log_sigma, updates), opt_state)
 
 
-def slopes(beside, noise, score, nodes: tuple[Site, ...]) -> _program.NodeTree:
+def scale_slopes(beside, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
     """The sum over samples, examples and entries of weights (s(eps) eps - 1).
 
     Args:
@@ -97,7 +104,7 @@ def slopes(beside, noise, score, nodes: tuple[Site, ...]) -> _program.NodeTree:
     return found
 
 
-def times(sigma: jax.Array, value: jax.Array) -> jax.Array:
+def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
     return sigma.reshape((1,) * (value.ndim - sigma.ndim) + sigma.shape) * value
 
@@ -108,14 +115,14 @@ def _channels(site: Site) -> tuple[int, ...]:
     return () if last < 0 or site.batch_axis == last else site.shape[-1:]
 
 
-def at(sigma: Number, step) -> jax.Array:
+def scale_at(sigma: Number, step) -> jax.Array:
     value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
     if value.ndim:
         raise ValueError(f"sigma must be one number, got shape {value.shape}")
     return value
 
 
-def check(sigma: Sigma | None) -> None:
+def check_sigma(sigma: Sigma | None) -> None:
     """Concrete values are checked here; traced ones set a fault in the state."""
     for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
         check_number(value)
@@ -143,7 +150,7 @@ def concrete(sigma: Number | None) -> float | None:
         return None
 
 
-def check_resolution(sigma: Sigma, program: _program.Program) -> None:
+def check_resolution(sigma: Sigma, program: Program) -> None:
     """ValueError for a concrete sigma that values of size 1 lose to rounding."""
     types = [(f"node {s.name!r}", s.name, s.dtype) for s in program.nodes]
     for what, name, dtype in [*types, ("the losses", "", program.losses.dtype)]:
@@ -156,3 +163,55 @@ def check_resolution(sigma: Sigma, program: _program.Program) -> None:
                 f"is {smallest(dtype):.2g}. Raise sigma or the precision (dtype=, "
                 "jax.default_matmul_precision('highest'))."
             )
+
+
+# ------------------------------------------------------------ what a precision resolves
+
+_PRECISIONS = {"bfloat16": 2.0**-7, "tensorfloat32": 2.0**-10, "high": 2.0**-10}
+_DEFAULT_PRECISION = {"tpu": "bfloat16", "gpu": "tensorfloat32"}
+
+
+def resolution(dtype) -> float:
+    """Relative spacing of the numbers that matrix products tell apart.
+
+    Products of float32 round their factors to TF32 on GPUs and to bfloat16 on TPUs unless
+    `jax.default_matmul_precision` says otherwise.
+    """
+    own = float(jnp.finfo(dtype).eps)
+    if jnp.finfo(dtype).bits != 32:
+        return own
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if precision in (None, "default"):
+        precision = _DEFAULT_PRECISION.get(jax.default_backend())
+    return max(own, _PRECISIONS.get(precision, own))
+
+
+def smallest(dtype, size=1.0):
+    """The smallest safe sigma for values of this type and size."""
+    return 0.5 * resolution(dtype) * size
+
+
+def too_small(site: Site, sigma: jax.Array, size: jax.Array) -> jax.Array:
+    """Whether noise of scale sigma is lost in values of rms `size`; bool ()."""
+    return sigma.min().astype(size.dtype) < smallest(site.dtype, size)
+
+
+def smallest_at(name: str, loss_fn: LossFn, params, batch, key) -> float:
+    """The smallest safe sigma at a node with these parameters and this batch."""
+    program = trace(loss_fn, params, batch, key, [name], loss_axes=2)
+    args = arguments(loss_fn, params, batch, key)
+    values = passes.cut(program, args)[1]
+    return float(smallest(values[name].dtype, rms(values[name])))
+
+
+def rms(value: jax.Array) -> jax.Array:
+    """Root mean square, (); not finite just where an entry is not."""
+    value = at_least_float32(value)
+    largest = jnp.abs(value).max()  # taken out, so that no square overflows
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * jnp.sqrt(jnp.mean((value / unit) ** 2))
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    narrow = jnp.finfo(x.dtype).bits < 32
+    return x.astype(jnp.float32) if narrow else x

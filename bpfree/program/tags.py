@@ -1,6 +1,6 @@
 """The tag primitive, and all we know about jaxprs.
 
-A tag is the identity with a label; `_interpreter` reads it. Everything that differs
+A tag is the identity with a label; `interpreter` reads it. Everything that differs
 between JAX versions is in this file.
 """
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _interpreter, _jaxpr
+from bpfree.program import interpreter, tags
 
 
 class LowRank(NamedTuple):
@@ -41,8 +41,8 @@ def evaluate(fn: Callable[..., Any], *args) -> Any:
     leaves, tree = jax.tree.flatten(args, is_leaf=_is_low_rank)
     shapes = [jax.typeof(a.base if _is_low_rank(a) else a) for a in leaves]
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(tree, shapes))
-    jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    outs = map(_full, _interpreter.replay(jaxpr, consts, leaves, _bind))
+    jaxpr, consts = tags.open_jaxpr(closed)
+    outs = map(_full, interpreter.replay(jaxpr, consts, leaves, _bind))
     return jax.tree.unflatten(jax.tree.structure(out), list(outs))
 
 
@@ -56,22 +56,22 @@ def _full(x: Any) -> Any:
 
 def _bind(eqn, invals) -> list[Any]:
     name = eqn.primitive.name
-    if eqn.primitive is _jaxpr.tag_p:
+    if eqn.primitive is tags.tag_p:
         return invals
     if not any(map(_is_low_rank, invals)):
-        return _jaxpr.bind_eqn(eqn, invals)
-    if name in _jaxpr.REMAT:
-        return _interpreter.replay(*_jaxpr.body_of(eqn), invals, _bind)
+        return tags.bind_eqn(eqn, invals)
+    if name in tags.REMAT:
+        return interpreter.replay(*tags.body_of(eqn), invals, _bind)
     rule = _RULES.get(name)
     out = rule(eqn, invals) if rule else None
-    return _jaxpr.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
+    return tags.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
 
 
 # ------------------------------------------------- rules; None where one does not apply
 
 
 def _cast(eqn, invals):
-    return [LowRank(*(_jaxpr.bind_eqn(eqn, [part])[0] for part in invals[0]))]
+    return [LowRank(*(tags.bind_eqn(eqn, [part])[0] for part in invals[0]))]
 
 
 def _dot(eqn, invals):
@@ -94,7 +94,7 @@ def _dot(eqn, invals):
         **{key: eqn.params[key] for key in options},
     )
     base = [v.base if _is_low_rank(v) else v for v in (lhs, rhs)]
-    return [_jaxpr.bind_eqn(eqn, base)[0] + term]
+    return [tags.bind_eqn(eqn, base)[0] + term]
 
 
 def _ndim(x) -> int:
@@ -120,8 +120,8 @@ def _conv(eqn, invals):
     grouped = eqn.params["feature_group_count"] * eqn.params["batch_group_count"] > 1
     if grouped or _is_low_rank(x) or numbers.rhs_spec[0] != len(numbers.rhs_spec) - 1:
         return None
-    (y,) = _jaxpr.bind_eqn(eqn, [x, kernel.base])
-    (few,) = _jaxpr.bind_eqn(eqn, [x, kernel.left])
+    (y,) = tags.bind_eqn(eqn, [x, kernel.base])
+    (few,) = tags.bind_eqn(eqn, [x, kernel.left])
     channel = numbers.out_spec[1]
     term = jnp.tensordot(
         few, kernel.right, (channel, 1), precision=eqn.params["precision"]
@@ -131,8 +131,8 @@ def _conv(eqn, invals):
 
 def _scan(eqn, invals):
     """Slices of a stack share `right`; what is carried is added up."""
-    jaxpr, closed = _jaxpr.body_of(eqn)
-    consts, carry, xs = _jaxpr.split_scan(eqn.params, invals)
+    jaxpr, closed = tags.body_of(eqn)
+    consts, carry, xs = tags.split_scan(eqn.params, invals)
     length = eqn.params["length"]
 
     def stacked(x):
@@ -143,7 +143,7 @@ def _scan(eqn, invals):
         return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
 
     def body(carry, xs):
-        outs = _interpreter.replay(jaxpr, closed, [*consts, *carry, *xs], _bind)
+        outs = interpreter.replay(jaxpr, closed, [*consts, *carry, *xs], _bind)
         outs = list(map(_full, outs))
         return outs[: len(carry)], outs[len(carry) :]
 

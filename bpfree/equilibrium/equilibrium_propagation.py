@@ -7,12 +7,18 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from bpfree.equilibrium import holomorphy
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Dynamics, Energy
 from bpfree.equilibrium.nudging import Nudging, centred
 from bpfree.equilibrium.phases import Solution, response, solve
-from bpfree.equilibrium.relaxation import Relaxation
-from bpfree.transform import (
+from bpfree.equilibrium.relaxation import (
+    Relaxation,
+    best_factor,
+    check_relaxation,
+    norm,
+    observed_radius,
+    rms,
+)
+from bpfree.estimators.base import (
     BAD_LOSS,
     BAD_RELAXATION,
     NO_FAULT,
@@ -98,7 +104,7 @@ def equilibrium_propagation(
         )
     rule = centred(0.4) if nudging is None else nudging
     settings = Relaxation() if relaxation is None else relaxation
-    _relaxation.check(settings)
+    check_relaxation(settings)
 
     def init(params) -> EquilibriumState:
         zero = jnp.zeros((), jnp.float32)
@@ -148,7 +154,7 @@ def _factor(settings: Relaxation, radius, dynamics: Dynamics) -> jax.Array:
         return jnp.asarray(settings.factor, dtype)
     if settings.ordering == "jacobi":
         return jnp.ones((), dtype)
-    return _relaxation.best_factor(radius.astype(dtype))
+    return best_factor(radius.astype(dtype))
 
 
 def _next_radius(state: EquilibriumState, solution: Solution, factor) -> jax.Array:
@@ -158,7 +164,7 @@ def _next_radius(state: EquilibriumState, solution: Solution, factor) -> jax.Arr
     each observation is shrunk a little: the mean can come down again.
     """
     seen = solution.real if solution.real is not None else solution.free
-    radius = 0.98 * _relaxation.observed_radius(seen.contraction, factor)
+    radius = 0.98 * observed_radius(seen.contraction, factor)
     radius = radius.astype(jnp.float32)
     mean = state.radius + _FORGET * (radius - state.radius)
     return jnp.where(jnp.isfinite(mean), mean, state.radius)
@@ -170,15 +176,15 @@ _FORGET = 0.3
 def _metrics(solution: Solution, rule: Nudging) -> dict[str, jax.Array]:
     free = solution.free
     nudged = [p for p in (solution.real, solution.complex) if p is not None]
-    size = _relaxation.norm(free.states)
+    size = norm(free.states)
     moved = jnp.maximum(solution.displacement, jnp.finfo(size.dtype).tiny)
-    errors = [_relaxation.rms(p.error) / moved for p in nudged]
+    errors = [rms(p.error) / moved for p in nudged]
     sweeps = [
         0 if p is None else p.sweeps for p in (free, solution.real, solution.complex)
     ]
     values = (
         *sweeps,
-        jnp.stack([_relaxation.rms(free.error) / _relaxation.rms(size), *errors]).max(),
+        jnp.stack([rms(free.error) / rms(size), *errors]).max(),
         (free.residual > 0.1 * size).mean(),
         _disagreement(solution, rule),
     )
@@ -195,5 +201,5 @@ def _disagreement(solution: Solution, rule: Nudging) -> jax.Array | float:
     fine = response(solution, rule.coefficients, rule)
     coarse = response(solution, rule.coarser, rule)
     apart = tuple((c - f)[None] for c, f in zip(coarse, fine, strict=True))
-    size = _relaxation.rms(_relaxation.norm(tuple(f[None] for f in fine)))
-    return _relaxation.rms(_relaxation.norm(apart)) / size
+    size = rms(norm(tuple(f[None] for f in fine)))
+    return rms(norm(apart)) / size

@@ -8,10 +8,10 @@ import numpy as np
 from jax import lax
 
 from bpfree.equilibrium import holomorphy
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Energy, Phases, States
 from bpfree.equilibrium.phases import noise
-from bpfree.transform import (
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, relax, stacked
+from bpfree.estimators.base import (
     BAD_LOSS,
     NO_FAULT,
     Estimate,
@@ -66,7 +66,7 @@ def online_equilibrium_propagation(
             f"num_points={num_points}, sweeps={sweeps}, periods={periods}: at least 2, 1 "
             "and 1"
         )
-    _relaxation.check(_relaxation.Relaxation(ordering=ordering, factor=factor))
+    check_relaxation(Relaxation(ordering=ordering, factor=factor))
     circle = radius * np.exp(2j * np.pi * np.arange(num_points) / num_points)
 
     def estimate(key, params, batch, state, wanted=None) -> Estimate:
@@ -74,7 +74,7 @@ def online_equilibrium_propagation(
         holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
         dtype = np.result_type(dynamics.zeros[0].dtype, np.complex64)
-        net = _relaxation.stacked(dynamics, ordering)
+        net = stacked(dynamics, ordering)
         size, count = dynamics.zeros[0].shape[0], periods * num_points
         w = jnp.asarray(factor, dynamics.zeros[0].dtype)
 
@@ -82,9 +82,7 @@ def online_equilibrium_propagation(
             states, total, mean = carry
             point, key = point_and_key
             kick = noise(key, noise_scale) if noise_scale else None
-            found = _relaxation.relax(
-                net, point[None], states, limit=sweeps, factor=w, kick=kick
-            )
+            found = relax(net, point[None], states, limit=sweeps, factor=w, kick=kick)
             phases = Phases(found.states, point[None], 1 / (count * size * point[None]))
             added = jax.grad(lambda p: -energy.weighted(p, batch, phases))(params)
             mean = tuple(

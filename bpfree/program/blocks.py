@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal
 
-from bpfree import _interpreter, _jaxpr, passes
-from bpfree import program as _program
+from bpfree.program import interpreter, passes, tags
+from bpfree.program.trace import Program, split_aux
 
 _PRODUCTS = {
     "dot_general",
@@ -62,7 +62,7 @@ class Blocks(tuple[Block, ...]):
         return "\n".join(lines)
 
 
-def check(program: _program.Program, args, wanted=None) -> Blocks:
+def check_blocks(program: Program, args, wanted=None) -> Blocks:
     """The blocks of a traced loss; raises ValueError where one cannot train.
 
     `wanted` says for each leaf of params whether its gradient is asked for (None: all).
@@ -73,7 +73,7 @@ def check(program: _program.Program, args, wanted=None) -> Blocks:
     that moves the loss but that no block differentiates. Parameters behind
     `lax.stop_gradient` are taken as frozen on purpose.
     """
-    leaf_paths = paths(args[0])
+    leaf_paths = param_paths(args[0])
     tangents, names = _tangent_program(program, args)
     _check_batch_axes(program, args)
     found = Blocks(_block(tangents, leaf_paths, names, i) for i in range(len(names)))
@@ -101,7 +101,7 @@ def check(program: _program.Program, args, wanted=None) -> Blocks:
     return found
 
 
-def paths(params) -> list[str]:
+def param_paths(params) -> list[str]:
     """Paths of the leaves in words; raises ValueError for what is not real floating."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     found = [param_path(p) for p, _ in leaves]
@@ -124,23 +124,23 @@ def param_path(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _tangent_program(program: _program.Program, args) -> tuple[Any, list[str]]:
+def _tangent_program(program: Program, args) -> tuple[Any, list[str]]:
     """Jaxpr of (params, directions, *rest) -> tangents of the nodes and losses."""
     order = [s.name for s in program.nodes]
 
     def tangents(params, directions, *rest):
         def cut(params):
             out, values = passes.cut(program, (params, *rest))
-            return *(values[name] for name in order), _program.split_aux(out)[0]
+            return *(values[name] for name in order), split_aux(out)[0]
 
         return jax.jvp(cut, (params,), (directions,))[1]
 
-    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(tangents)(args[0], *args))
+    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(tangents)(args[0], *args))
     return jaxpr, [*order, _LOSS]
 
 
 def _block(tangents, paths: list[str], names: list[str], i: int) -> Block:
-    jaxpr, used = _jaxpr.dce(tangents, [j == i for j in range(len(names))])
+    jaxpr, used = tags.dce(tangents, [j == i for j in range(len(names))])
     n = len(paths)
     marks = [0] * n + [DERIVED] * n + [DATA] * (len(used) - 2 * n)
     _, products = reach(jaxpr, [m for m, kept in zip(marks, used, strict=True) if kept])
@@ -152,18 +152,18 @@ def _block(tangents, paths: list[str], names: list[str], i: int) -> Block:
     )
 
 
-def _check_batch_axes(program: _program.Program, args) -> None:
+def _check_batch_axes(program: Program, args) -> None:
     """A node with a batch axis that nothing of the batch reaches is shared by it."""
     if program.batch_size is None:
         return
     order = [s for s in program.nodes if s.batch_axis is not None]
 
     def values(*args):
-        plain = _interpreter.Run(passes.adding(program))
+        plain = interpreter.Run(passes.adding(program))
         found = passes.evaluate(program, plain, args)[1]
         return [found[s.name] for s in order]
 
-    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(values)(*args))
+    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(values)(*args))
     n = len(jax.tree.leaves(args[0]))
     marks = [0] * n + [DATA] * (len(jaxpr.invars) - n)
     for site, mark in zip(order, reach(jaxpr, marks)[0], strict=True):
@@ -183,7 +183,7 @@ def moves_loss(jaxpr, out_tree, leaf: int) -> bool:
     marks = [DERIVED * (i == leaf) for i in range(len(jaxpr.invars))]
     outputs, _ = reach(jaxpr, marks)
     tree = jax.tree.unflatten(out_tree, outputs)
-    losses = jax.tree.leaves(_program.split_aux(tree)[0])
+    losses = jax.tree.leaves(split_aux(tree)[0])
     return any(mark & DERIVED for mark in losses)
 
 
@@ -215,8 +215,8 @@ def reach(jaxpr, marks: Sequence[int]) -> tuple[list[int], list[bool]]:
 def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     name = eqn.primitive.name
     union = reduce(or_, ins, 0)
-    if name in _jaxpr.INLINED or name in _jaxpr.REMAT:
-        return reach(_jaxpr.body_of(eqn)[0], ins)
+    if name in tags.INLINED or name in tags.REMAT:
+        return reach(tags.body_of(eqn)[0], ins)
     if name == "scan":
         return _reach_scan(eqn, ins)
     if name == "cond":
@@ -227,7 +227,7 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     if union & DERIVED and name in _PRODUCTS:
         value, other = ins if ins[0] & DERIVED else ins[1::-1]
         found = [not other & DATA or bool(value & BEHIND)]
-    elif union & DERIVED and (_jaxpr.sub_jaxprs(eqn) or name.startswith("custom_")):
+    elif union & DERIVED and (tags.sub_jaxprs(eqn) or name.startswith("custom_")):
         found = [True]
     return [union | (BEHIND if found else 0)] * len(eqn.outvars), found
 
@@ -236,7 +236,7 @@ def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     """Either branch may run: all marks, and the products of both."""
     chosen, *operands = ins
     outs, products = [chosen & DATA] * len(eqn.outvars), []
-    for branch in _jaxpr.sub_jaxprs(eqn):
+    for branch in tags.sub_jaxprs(eqn):
         ends, found = reach(branch, operands)
         outs = [a | b for a, b in zip(outs, ends, strict=True)]
         products += found
@@ -244,8 +244,8 @@ def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
 
 
 def _reach_scan(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
-    outs, products = reach(_jaxpr.body_of(eqn)[0], ins)
-    consts, carry, xs = _jaxpr.split_scan(eqn.params, ins)
+    outs, products = reach(tags.body_of(eqn)[0], ins)
+    consts, carry, xs = tags.split_scan(eqn.params, ins)
     looped = [a | b for a, b in zip(carry, outs[: len(carry)], strict=True)]
     if looped == list(carry):
         return outs, products

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpfree import program as _program
-from bpfree import resolution
+from bpfree.program.trace import LossFn, arguments, site_names, split_aux, takes_key
+from bpfree.sampling.scale import smallest_at
 
 # Arguments that `optax.inject_hyperparams` must leave alone, of those that every
 # perturbation estimator has; `static_args` names all of a given one.
@@ -101,12 +101,12 @@ class EstimatorTransformation(optax.GradientTransformationExtraArgs):
     """An optax transformation that still offers the estimator behind it."""
 
     estimator: Estimator
-    loss_fn: _program.LossFn
+    loss_fn: LossFn
 
 
 def transformation(
     estimator: Estimator,
-    loss_fn: _program.LossFn,
+    loss_fn: LossFn,
     seed: int | jax.Array,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -190,8 +190,8 @@ def _empty_aux(loss_fn, params, example_batch):
     if example_batch is None:
         return None
     key = jax.eval_shape(lambda: jax.random.key(0))
-    args = _program.arguments(loss_fn, params, example_batch, key)
-    _, aux = _program.split_aux(jax.eval_shape(loss_fn, *args))
+    args = arguments(loss_fn, params, example_batch, key)
+    _, aux = split_aux(jax.eval_shape(loss_fn, *args))
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
 
 
@@ -274,7 +274,7 @@ def _links(state: Any) -> list[Any]:
 
 
 def fault_message(
-    state: Any, loss_fn: _program.LossFn, params, batch, name: str | None = None
+    state: Any, loss_fn: LossFn, params, batch, name: str | None = None
 ) -> str | None:
     """What went wrong first, in words, or None. Reads a few numbers from the device.
 
@@ -305,12 +305,12 @@ def fault_message(
 
 
 def _node_fault(code: int, loss_fn, params, batch) -> str:
-    key = jax.random.key(0) if _program.takes_key(loss_fn) else None
-    name_of = _program.site_names(loss_fn, params, batch, key)
+    key = jax.random.key(0) if takes_key(loss_fn) else None
+    name_of = site_names(loss_fn, params, batch, key)
     if code > SMALL_SIGMA:
         return f"node {name_of[code]!r} is not finite"
     name = name_of[SMALL_SIGMA - code]
-    safe = resolution.smallest_at(name, loss_fn, params, batch, key)
+    safe = smallest_at(name, loss_fn, params, batch, key)
     return (
         f"the noise is lost to rounding at node {name!r}: sigma is too small for the "
         f"precision of its values; at these parameters the smallest safe sigma is "

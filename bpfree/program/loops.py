@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from bpfree import _interpreter, _jaxpr
+from bpfree.program import interpreter, tags
 
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -145,7 +145,7 @@ def _apart(body: Body, first, at_all_steps, options):
     """A loop with the derivative of `at_all_steps`, if its carry does not move."""
 
     def looped(consts, carry, xs):
-        return _interpreter.plain_scan(body, consts, carry, xs, **options)
+        return interpreter.plain_scan(body, consts, carry, xs, **options)
 
     def derivative(primals, tangents):
         moving = _moving(tangents)
@@ -189,9 +189,9 @@ def _reached(body: Body, primals, moving: list[bool]) -> tuple[list[bool], list[
         return _jvp(body, primals, tangents, moving)[1]
 
     one = consts, carry, jax.tree.map(lambda x: x[0], xs)
-    jaxpr, _ = _jaxpr.open_jaxpr(jax.make_jaxpr(step)(one, one))
+    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(step)(one, one))
     ends = range(len(jaxpr.outvars))
-    used = [_jaxpr.dce(jaxpr, [i == j for j in ends])[1] for i in ends]
+    used = [tags.dce(jaxpr, [i == j for j in ends])[1] for i in ends]
     found = [any(of_end[len(of_end) // 2 :]) for of_end in used]
     n, first = len(jax.tree.leaves(carry)), len(jax.tree.leaves(consts))
     from_start = moving[first : first + n]

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpfree import sampling
-from bpfree._jaxpr import Site
+from bpfree.program.tags import Site
+from bpfree.sampling.noise import beside
 
 Rule = Callable[[jax.Array, Site], jax.Array]
 
@@ -30,7 +30,7 @@ def per_example(centred: jax.Array, node: Site) -> jax.Array:
     by the batch takes the sum over examples, and one loss () per batch answers for all.
     """
     by_example = centred.sum(2) if centred.ndim == 3 else centred
-    return sampling.beside(by_example, 1 + len(node.shape), node.batch_axis)
+    return beside(by_example, 1 + len(node.shape), node.batch_axis)
 
 
 def causal(axis: int = 0, reverse: bool = False, window: int | None = None) -> Rule:
@@ -145,7 +145,7 @@ def check_names(credit: Rule | Mapping[str, Rule] | None, nodes: tuple[Site, ...
         )
 
 
-def weights(
+def rule_weights(
     credit: Rule | Mapping[str, Rule] | None,
     centred: jax.Array,
     nodes: tuple[Site, ...],

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr
-from bpfree._conv import rewritten
+from bpfree.program import tags
+from bpfree.program.convolutions import rewritten
 
 
 def rows_merged(fn: Callable[..., Any], rows: int, batch: int) -> Callable[..., Any]:
@@ -28,10 +28,10 @@ def _merged(sizes, eqn, invals) -> list[Any]:
     elif eqn.primitive is lax.reduce_sum_p:
         summed, batch = (eqn.params["axes"],), ((), ())
     else:
-        return _jaxpr.bind_eqn(eqn, invals)
+        return tags.bind_eqn(eqn, invals)
     found = _find(sizes, invals, summed)
     if found is None or batch[0]:
-        return _jaxpr.bind_eqn(eqn, invals)
+        return tags.bind_eqn(eqn, invals)
     places = list(zip(*found, strict=True))  # of rows and batch, in each input
     kept = tuple(
         tuple(a - (a > row) for a in axes if a != row)
@@ -68,21 +68,21 @@ def samples_inside(eqn, invals) -> list[Any]:
     the whole batch on all of them. Samples behind the batch leave each piece in place.
     """
     if eqn.primitive is not lax.conv_general_dilated_p:
-        return _jaxpr.bind_eqn(eqn, invals)
+        return tags.bind_eqn(eqn, invals)
 
     @jax.custom_batching.custom_vmap
     def conv(x, kernel):
-        return _jaxpr.bind_eqn(eqn, [x, kernel])[0]
+        return tags.bind_eqn(eqn, [x, kernel])[0]
 
     @conv.def_vmap
     def of_samples(size, batched, x, kernel):
         if batched != [True, False]:
             axes = tuple(0 if b else None for b in batched)
-            return jax.vmap(lambda *a: _jaxpr.bind_eqn(eqn, a)[0], axes)(x, kernel), True
+            return jax.vmap(lambda *a: tags.bind_eqn(eqn, a)[0], axes)(x, kernel), True
         numbers = eqn.params["dimension_numbers"]
         before, behind = numbers.lhs_spec[0], numbers.out_spec[0]
         x = lax.collapse(jnp.moveaxis(x, 0, before + 1), before, before + 2)
-        y = _jaxpr.bind_eqn(eqn, [x, kernel])[0]
+        y = tags.bind_eqn(eqn, [x, kernel])[0]
         y = y.reshape(*y.shape[:behind], -1, size, *y.shape[behind + 1 :])
         return jnp.moveaxis(y, behind + 1, 0), True
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree._jaxpr import Site
-from bpfree.program import NodeTree, name_hash
+from bpfree.program.tags import Site
+from bpfree.program.trace import NodeTree, name_hash
 
 _WORD = 32  # signs in one random word
 
@@ -68,7 +68,7 @@ def rademacher() -> Plan:
     return Plan(1, draw, score=None)
 
 
-def antithetic(plan: Plan) -> Plan:
+def antithetic_plan(plan: Plan) -> Plan:
     """Each sample of `plan` and its negative, for the same example."""
 
     def draw(key, shape, batch_axis):

@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.extend import core as jcore
 
-from bpfree._jaxpr import (
+from bpfree.program.tags import (
     INLINED,
     Site,
     bind_eqn,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.sampling import Plan, _once
+from bpfree.sampling.noise import Plan, _once
 
 GROUP = 64  # samples coupled at most: they are drawn, and evaluated, side by side
 _DEGREES = 5.0  # of freedom of Student's t

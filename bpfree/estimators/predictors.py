@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree import _jaxpr, locality, passes
-from bpfree import program as _program
-from bpfree._interpreter import Run
-from bpfree._jaxpr import Site
-from bpfree.program import NodeTree
+from bpfree.program import passes, tags
+from bpfree.program.blocks import BEHIND, reach
+from bpfree.program.interpreter import Run
+from bpfree.program.tags import Site
+from bpfree.program.trace import NodeTree, Program, name_hash, split_aux
 
 _SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does lasting harm
 
@@ -24,7 +24,7 @@ _SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does la
 class Clean(NamedTuple):
     """A clean pass: the traced loss, its arguments, the values of nodes and holds."""
 
-    program: _program.Program
+    program: Program
     args: tuple
     values: NodeTree
 
@@ -57,14 +57,14 @@ def feeds_back(clean: Clean) -> bool:
         return _ends_of_blocks(clean._replace(args=args), args[0], values)
 
     made = jax.make_jaxpr(ends)(clean.args, clean.values)
-    jaxpr, _ = _jaxpr.open_jaxpr(made)
+    jaxpr, _ = tags.open_jaxpr(made)
     rest = len(jaxpr.invars) - len(clean.values)
     last = clean.program.nodes[-1].name
-    marks = [0] * rest + [locality.BEHIND * (n == last) for n in sorted(clean.values)]
-    return any(mark & locality.BEHIND for mark in locality.reach(jaxpr, marks)[0])
+    marks = [0] * rest + [BEHIND * (n == last) for n in sorted(clean.values)]
+    return any(mark & BEHIND for mark in reach(jaxpr, marks)[0])
 
 
-def hidden(program: _program.Program) -> tuple[Site, ...]:
+def hidden(program: Program) -> tuple[Site, ...]:
     """All nodes but the last, whose gradient is the loss's own derivative."""
     return program.nodes[:-1]
 
@@ -151,7 +151,7 @@ def direct(gate: str = "derivative", per: str = "position") -> Predictor:
         rows = _width(clean.program.nodes[-1])
         weights = {}
         for site in hidden(clean.program):
-            mine = jax.random.fold_in(key, _program.name_hash(site.name))
+            mine = jax.random.fold_in(key, name_hash(site.name))
             columns = _width(site) if per == "position" else _channels(site)
             matrix = _SMALL * jax.random.normal(mine, (rows, columns), site.dtype)
             one = jnp.ones(_channels(site), site.dtype)
@@ -244,7 +244,7 @@ def _straight_through_jvp(primals, tangents):
 def _losses(clean: Clean, values: NodeTree) -> jax.Array:
     """Losses of the block behind the last node, with the model's own parameters."""
     (out, _) = _run(clean, clean.args[0], values, lambda site, value, y: None)
-    return _program.split_aux(out)[0]
+    return split_aux(out)[0]
 
 
 def _output_gradient(clean: Clean, values: NodeTree) -> NodeTree:
@@ -308,8 +308,8 @@ def _without_derivative(fn, clean: Clean) -> list[str]:
         return jax.jvp(lambda values: fn(here, values), (values,), (directions,))[1]
 
     made = jax.make_jaxpr(tangents)(clean.args, clean.values, clean.values)
-    jaxpr, _ = _jaxpr.open_jaxpr(made)
-    _, used = _jaxpr.dce(jaxpr, [True] * len(jaxpr.outvars))
+    jaxpr, _ = tags.open_jaxpr(made)
+    _, used = tags.dce(jaxpr, [True] * len(jaxpr.outvars))
     directions = used[len(used) - len(clean.values) :]
     moving = dict(zip(sorted(clean.values), directions, strict=True))
     return [site.name for site in hidden(clean.program) if not moving[site.name]]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpfree import _interpreter, _jaxpr
+from bpfree.program import interpreter, tags
 
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,18 +28,18 @@ def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callabl
 
     def run(*args):
         closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        jaxpr, consts = _jaxpr.open_jaxpr(closed)
-        outs = _interpreter.replay(jaxpr, consts, jax.tree.leaves(args), bind)
+        jaxpr, consts = tags.open_jaxpr(closed)
+        outs = interpreter.replay(jaxpr, consts, jax.tree.leaves(args), bind)
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return run
 
 
 def _canonical(eqn, invals) -> list[Any]:
-    if eqn.primitive is lax.scan_p and _jaxpr.contains(_jaxpr.body_of(eqn)[0], _is_conv):
-        return _interpreter.replay_scan(eqn, invals, _canonical)
+    if eqn.primitive is lax.scan_p and tags.contains(tags.body_of(eqn)[0], _is_conv):
+        return interpreter.replay_scan(eqn, invals, _canonical)
     if not _is_conv(eqn.primitive):
-        return _jaxpr.bind_eqn(eqn, invals)
+        return tags.bind_eqn(eqn, invals)
     params = dict(eqn.params)
     numbers = params.pop("dimension_numbers")
     spatial = len(numbers.lhs_spec) - 2
@@ -68,10 +68,10 @@ def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _swapped(eqn, invals) -> list[Any]:
     if eqn.primitive is not lax.dot_general_p:
-        return _jaxpr.bind_eqn(eqn, invals)
+        return tags.bind_eqn(eqn, invals)
     (left, right), batch = eqn.params["dimension_numbers"]
     if len(left) < 2 or batch[0] or eqn.params["out_sharding"] is not None:
-        return _jaxpr.bind_eqn(eqn, invals)
+        return tags.bind_eqn(eqn, invals)
     params = eqn.params | {"dimension_numbers": ((right, left), batch)}
     out = lax.dot_general_p.bind(invals[1], invals[0], **params)
     free = invals[1].ndim - len(right)

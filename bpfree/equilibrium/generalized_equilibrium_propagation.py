@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.equilibrium import holomorphy
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Energy
 from bpfree.equilibrium.feedback import drives
 from bpfree.equilibrium.homeostasis import homeostatic_loss
 from bpfree.equilibrium.nudging import Nudging, centred
 from bpfree.equilibrium.phases import response, solve
-from bpfree.equilibrium.relaxation import Relaxation
-from bpfree.transform import (
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation
+from bpfree.estimators.base import (
     BAD_LOSS,
     NO_FAULT,
     Estimate,
@@ -58,7 +57,7 @@ def generalized_equilibrium_propagation(
     """
     rule = centred(0.4) if nudging is None else nudging
     settings = Relaxation(factor=1.0) if relaxation is None else relaxation
-    _relaxation.check(settings)
+    check_relaxation(settings)
     if rule.random_sign:
         raise ValueError("random_sign is a rule of equilibrium_propagation only")
     if directions < 1:

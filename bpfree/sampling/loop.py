@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bpfree import _interpreter, _jaxpr
-from bpfree._partition import samples_inside
-from bpfree.program import Program
-from bpfree.sampling import Plan
+from bpfree.program import interpreter, tags
+from bpfree.program.partition import samples_inside
+from bpfree.program.trace import Program
+from bpfree.sampling.noise import Plan
 
 
 class Layout(NamedTuple):
@@ -71,22 +71,22 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
         return jax.tree.map(jnp.add, sums, added), stacked
 
     added, _ = jax.eval_shape(run, head[0])
-    sums = jax.tree.map(_jaxpr.zeros, added)
+    sums = jax.tree.map(tags.zeros, added)
     sums, stacked = lax.scan(body, sums, head)
     parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), stacked)]
     if rest:
         sums, last = body(sums, indices[-rest:].reshape(devices, -1))
         parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
-    sums = sums if layout.apart else total(sums)
+    sums = sums if layout.apart else sum_over_devices(sums)
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
-def total(sums: Any) -> Any:
+def sum_over_devices(sums: Any) -> Any:
     """The sum over devices of what `sum_over_draws` returns with `apart`."""
     return jax.tree.map(lambda a: a.sum(0), sums)
 
 
-def each(layout: Layout, evaluate: Callable) -> Callable:
+def over_samples(layout: Layout, evaluate: Callable) -> Callable:
     """`evaluate` with a leading axis of samples on its arguments and results.
 
     Side by side, or one after another: a program with ordered effects has no `vmap`.
@@ -144,11 +144,11 @@ def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Progra
     """
     if layout.sequential or layout.mesh_size == layout.devices:  # no further axis
         return program
-    noisy = _interpreter.behind(program.jaxpr, program.sites, lambda s: s.name in moved)
+    noisy = interpreter.behind(program.jaxpr, program.sites, lambda s: s.name in moved)
 
     def bind(eqn, invals):
         inside = id(eqn) in noisy
-        return (samples_inside if inside else _jaxpr.bind_eqn)(eqn, invals)
+        return (samples_inside if inside else tags.bind_eqn)(eqn, invals)
 
     return program._replace(bind=bind)
 
@@ -164,8 +164,8 @@ def make_layout(
     Raises ValueError when num_samples is not a positive multiple of the plan's group, or
     its draws do not divide over the devices.
     """
-    num_samples = whole("num_samples", num_samples)
-    chunk_size = None if chunk_size is None else whole("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
     if num_samples < 1 or num_samples % plan.group:
         pairs = " (antithetic samples come in pairs)" if plan.group == 2 else ""
         raise ValueError(
@@ -198,7 +198,7 @@ def make_layout(
     return layout._replace(chunk=max(1, min(local, wanted)))
 
 
-def whole(name: str, value) -> int:
+def whole_number(name: str, value) -> int:
     try:
         return operator.index(value)
     except TypeError:

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.equilibrium import relaxation as _relaxation
 from bpfree.equilibrium.energy import Energy, Phases
 from bpfree.equilibrium.nudging import abs_not_zero
 from bpfree.equilibrium.phases import relax_free
-from bpfree.equilibrium.relaxation import Relaxation
-from bpfree.transform import (
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, stacked, sweep
+from bpfree.estimators.base import (
     BAD_LOSS,
     NO_FAULT,
     Estimate,
@@ -55,7 +54,7 @@ def continual_equilibrium_propagation(
     """
     abs_not_zero(beta)
     settings = Relaxation(nudged=15) if relaxation is None else relaxation
-    _relaxation.check(settings)
+    check_relaxation(settings)
     if isinstance(learning_rate, (int, float)) and learning_rate < 0:
         raise ValueError(f"learning_rate={learning_rate} must not be negative")
 
@@ -64,7 +63,7 @@ def continual_equilibrium_propagation(
         dynamics = energy.bind(params, batch)
         dtype, size = dynamics.zeros[0].dtype, dynamics.zeros[0].shape[0]
         factor = jnp.asarray(1.0 if settings.factor is None else settings.factor, dtype)
-        net = _relaxation.stacked(dynamics, settings.ordering)
+        net = stacked(dynamics, settings.ordering)
         free = relax_free(net, settings, factor).states
         points = jnp.full((1,), beta, dtype)
 
@@ -76,10 +75,8 @@ def continual_equilibrium_propagation(
         def one_sweep(carry, _):
             total, states, point = carry
             now = jax.tree.map(lambda p, g: p - learning_rate * g, params, total)
-            net = _relaxation.stacked(energy.bind(now, batch), settings.ordering)
-            moved, _ = _relaxation.sweep(
-                net, points, states, net.products(states), factor
-            )
+            net = stacked(energy.bind(now, batch), settings.ordering)
+            moved, _ = sweep(net, points, states, net.products(states), factor)
             after, before = slope(now, moved, points), slope(now, states, point)
             total = jax.tree.map(lambda t, a, b: t + (a - b) / beta, total, after, before)
             return (total, moved, points), None
