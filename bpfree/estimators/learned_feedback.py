@@ -28,7 +28,6 @@ from bpfree.estimators.base import (
 from bpfree.estimators.settings import check_choice, frozen
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks
-from bpfree.program.convolutions import canonical_convs
 from bpfree.program.trace import (
     LossFn,
     NodeFilter,
@@ -299,7 +298,7 @@ def _residual_and_misfit(step: _Step, predictor, weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
             return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
 
-        slope = canonical_convs(jax.grad(misfit))(weights)
+        slope = jax.grad(misfit)(weights)
         slope = jax.tree.map(at_least_float32, slope)
         return (_credit(step, noise, noisy), slope), ()
 

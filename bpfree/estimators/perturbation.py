@@ -36,7 +36,6 @@ from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings, check_program, make_settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks
-from bpfree.program.convolutions import canonical_convs
 from bpfree.program.trace import NodeTree, Program, arguments, split_aux, trace
 from bpfree.sampling.loop import copies, over_samples, sum_over_devices
 from bpfree.sampling.noise import weighted_sum
@@ -248,7 +247,7 @@ def _noisy_part(run: Run) -> Found:
         behind_last = jnp.full_like(losses, run.share / run.program.losses.size)
         terms = runs.signals(run, weights, noise, jnp.multiply)
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
-        gradient = canonical_convs(vjp)((behind_last, terms))[0]
+        gradient = vjp((behind_last, terms))[0]
         gradient = jax.tree.map(at_least_float32, gradient)
         found = Found(gradient, runs.slopes(run, weights, noise))
         return (found if run.clean is not None else _seen(found, losses, values)), ()

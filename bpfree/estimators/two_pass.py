@@ -22,7 +22,6 @@ from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks
-from bpfree.program.convolutions import canonical_convs
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
 from bpfree.sampling.loop import over_samples, sum_over_draws
 from bpfree.sampling.noise import per_sample
@@ -107,7 +106,7 @@ def _gradient(run: Run, key, scale: normalized.Scale):
             for s in nodes
         }
         behind_last = jnp.full_like(losses, 1 / losses[0].size)
-        gradient = canonical_convs(vjp)((behind_last, terms))[0]
+        gradient = vjp((behind_last, terms))[0]
         report = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), report)
         return jax.tree.map(at_least_float32, gradient), report
 

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.program import interpreter, tags
+from bpfree.program.convolutions import canonical_convs
 from bpfree.program.partition import samples_inside
 from bpfree.program.trace import Program
 from bpfree.sampling.noise import Plan
@@ -66,6 +67,7 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
     indices = jnp.arange(layout.num_draws)
     head = indices[: layout.num_draws - rest].reshape(full, devices, layout.chunk)
 
+    @canonical_convs
     def body(sums, indices):
         added, stacked = run(indices)
         return jax.tree.map(jnp.add, sums, added), stacked
