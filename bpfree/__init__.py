@@ -34,13 +34,13 @@ from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.presets import lr2021, ulr
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
-from bpfree.program.tags import MAPPED
+from bpfree.program.tags import INFERRED
 from bpfree.sampling.credit import causal, within_hops
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "MAPPED",
+    "INFERRED",
     "STATIC",
     "activity_node_perturbation",
     "approximated_likelihood_ratio",
