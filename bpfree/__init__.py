@@ -1,7 +1,7 @@
 """bpfree: train JAX networks without backpropagation."""
 
 from bpfree import decorrelation, diagnostics, equilibrium, robustness
-from bpfree.adapters import supervised, tag_linen, tag_nnx
+from bpfree.adapters import supervised, tag_linen
 from bpfree.decorrelation import decorrelate
 from bpfree.equilibrium import layered, primitive
 from bpfree.equilibrium.continual_equilibrium_propagation import (
@@ -80,7 +80,6 @@ __all__ = [
     "static_args",
     "supervised",
     "tag_linen",
-    "tag_nnx",
     "ulr",
     "value",
     "weight_perturbation",

@@ -162,7 +162,9 @@ def _split(eqn, i, place, batch, columns):
 def _whole(eqn, i, place, batch, columns):
     """Slices that take the examples' axis whole (operands: value, update, indices)."""
     whole = eqn.invars[0].aval.shape[place.axis]
-    sizes = [v.aval.shape[place.axis] for v in (*eqn.invars[:2], *eqn.outvars) if v.aval.ndim]
+    sizes = [
+        v.aval.shape[place.axis] for v in (*eqn.invars[:2], *eqn.outvars) if v.aval.ndim
+    ]
     dynamic = eqn.primitive.name == "dynamic_slice"
     sizes = [eqn.outvars[0].aval.shape[place.axis]] if dynamic else sizes
     return place if set(sizes) == {whole} and i < 2 else LOST
@@ -178,7 +180,11 @@ def _window(eqn, i, place, batch, columns):
     alone = p["window_dimensions"][axis] == 1 and p["window_strides"][axis] == 1
     pads = tuple(p["padding"][axis]) == (0, 0)
     dilations = [p.get(k) for k in ("base_dilation", "window_dilation")]
-    return place if alone and pads and all(d is None or d[axis] == 1 for d in dilations) else LOST
+    return (
+        place
+        if alone and pads and all(d is None or d[axis] == 1 for d in dilations)
+        else LOST
+    )
 
 
 def _leading(count: Callable[[Any], int]) -> Rule:

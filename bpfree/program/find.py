@@ -82,8 +82,17 @@ class Found(NamedTuple):
     dead: set[Path]
 
 
+NOISE = ("preactivation", "weight", "auto")
+
+
 def find(
-    jaxpr, consts, roles: Sequence[str], losses: int, batch: int | None, credited: bool
+    jaxpr,
+    consts,
+    roles: Sequence[str],
+    losses: int,
+    batch: int | None,
+    credited: bool,
+    noise: str = "preactivation",
 ) -> Found:
     """Where nodes stand in a loss function.
 
@@ -93,6 +102,7 @@ def find(
       batch: number of examples; None: one loss for the whole batch.
       credited: rules of the user say which losses answer for a node, so that examples
         may meet.
+      noise: where that of a weight product goes, see `bpfree.supervised`.
     """
     body = flat.flatten(jaxpr, consts)
     marked = _has_marks(body)
@@ -106,6 +116,7 @@ def find(
         marked=marked,
         credited=credited or batch is None,
         ends={} if marked else _ends(body, _structure(body, roles)),
+        noise=noise,
     )
     readings = [base.read(losses, guess) for guess in range(_guesses(base))]
     return min(readings, key=lambda r: (r.coupled, r.forced)).found()
@@ -190,7 +201,9 @@ def _ends(body: Body, structure) -> dict[Path, Path]:
         while uses[value] == 1 and value in readers:
             reader = readers[value]
             others = [v for v in reader.ins if v != value]
-            biased = reader.name in ("add", "sub", "add_any") and all(map(is_weight, others))
+            biased = reader.name in ("add", "sub", "add_any") and all(
+                map(is_weight, others)
+            )
             if not (biased or reader.name in _SHAPES or reader.name == "real"):
                 break
             if biased or reader.name == "real":
@@ -210,24 +223,20 @@ class _Reader:
       coupled: bits of the nodes that are shared by the batch.
     """
 
-    def __init__(self, body, shapes, roles, live, batch, marked, credited, ends):
-        self.body, self.shapes, self.roles = body, shapes, roles
-        self.live, self.batch = live, batch
-        self.marked, self.credited, self.ends = marked, credited, ends
+    def __init__(self, **program):
+        self.program = program
+        self.body, self.shapes, self.roles = (
+            program[k] for k in ("body", "shapes", "roles")
+        )
+        self.live, self.batch, self.ends = (program[k] for k in ("live", "batch", "ends"))
+        self.marked, self.credited, self.noise = (
+            program[k] for k in ("marked", "credited", "noise")
+        )
         self.forced = self.coupled = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
         """A reading that takes the guess-th axis of size B of each leaf of the batch."""
-        new = _Reader(
-            self.body,
-            self.shapes,
-            self.roles,
-            self.live,
-            self.batch,
-            self.marked,
-            self.credited,
-            self.ends,
-        )
+        new = _Reader(**self.program)
         new.bits: dict[Path, int] = {}  # type: ignore[misc]
         while True:
             before = new.forced, new.coupled
@@ -354,7 +363,9 @@ class _Reader:
         own_rule = op.name.startswith("custom_")
         if not own_rule:  # no node can stand inside
             if op.name == "while" or has_product:
-                joined = joined._replace(own=0, past=0, decides=joined.decides | joined.trains)
+                joined = joined._replace(
+                    own=0, past=0, decides=joined.decides | joined.trains
+                )
             elif op.name == "cond":
                 joined = joined._replace(decides=joined.decides | ins[0].trains)
         elif has_product and joined.trains:
@@ -369,7 +380,9 @@ class _Reader:
             if at is LOST:
                 self._couple(joined)
         made = [joined._replace(place=at, const=None, columns=()) for at in outs]
-        return [_typed(value, v.aval) for value, v in zip(made, op.eqn.outvars, strict=True)]
+        return [
+            _typed(value, v.aval) for value, v in zip(made, op.eqn.outvars, strict=True)
+        ]
 
     def _places_inside(self, op: Op, ins) -> list[Place | None]:
         """Places of the results, from a walk through the bodies without nodes."""
@@ -414,7 +427,9 @@ class _Reader:
             place = None
         self.outputs[op.path] = Mark("node", (), place)
         here = value.place if place is None and axis is None else place
-        return value._replace(own=0, past=0, noise=value.noise | bit, place=here or value.place)
+        return value._replace(
+            own=0, past=0, noise=value.noise | bit, place=here or value.place
+        )
 
     def _stopped(self, op: Op, value: Value, hold: bool) -> Value:
         """`stop_gradient` of what noise reaches keeps its clean value in noisy passes."""
@@ -431,7 +446,9 @@ class _Reader:
         if op.name in PRODUCTS or op.name in _LOOKUPS:
             joined = self._product(op, ins, joined, place)
         elif op.name in _STEPS or op.name.endswith("callback"):
-            joined = joined._replace(own=0, past=0, decides=joined.decides | joined.trains)
+            joined = joined._replace(
+                own=0, past=0, decides=joined.decides | joined.trains
+            )
         const, columns = _known(op, ins)
         made = joined._replace(place=at, const=const, columns=columns)
         return [_typed(made, v.aval) for v in op.eqn.outvars]
@@ -493,12 +510,14 @@ class _Reader:
             self._force(sum(1 << i for i in leaves))
             return value
         alone = value.place is not None and not bit & self.coupled
+        size = steps * math.prod(aval.shape)
+        weights = sum(math.prod(self.shapes[i]) for i in leaves)
+        smaller = self.noise == "auto" and weights < size // (self.batch or 1)
         if self.batch and not alone:
             self.coupled |= bit
-            size = steps * math.prod(aval.shape)
-            weights = sum(math.prod(self.shapes[i]) for i in leaves)
-            if weights <= size:
-                self._force(sum(1 << i for i in leaves))
+            smaller = smaller or weights <= size
+        if smaller or self.noise == "weight":
+            self._force(sum(1 << i for i in leaves))
         place = value.place if alone and self.batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value._replace(own=0, past=0, noise=value.noise | bit)
@@ -552,7 +571,7 @@ _LARGEST = 2**16  # entries of a constant that is evaluated
 def _small(value: Any) -> np.ndarray | None:
     """A whole-numbered constant, if it is small enough to look at."""
     kind = jnp.result_type(value)
-    if not (jnp.issubdtype(kind, jnp.integer) or kind == bool):
+    if not (jnp.issubdtype(kind, jnp.integer) or kind == jnp.bool_):
         return None
     return np.asarray(value) if np.size(value) <= _LARGEST else None
 
@@ -580,5 +599,3 @@ def _known(op: Op, ins: Sequence[Value]):
 
 def _columns(const: np.ndarray | None, size: int) -> tuple[np.ndarray | None, ...]:
     return tuple(None if const is None else const[..., k] for k in range(size))
-
-

@@ -11,18 +11,19 @@ from bpfree.program.find import Found, Mark, find
 from bpfree.program.flat import Path
 
 
-def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool):
+def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, noise: str):
     """(jaxpr, constants) of the loss function with all its nodes tagged.
 
     Args:
       args: arguments of the loss function, `(params, batch[, key])`.
       batch: number of losses; None: one loss for the whole batch.
       credited: whether rules of the user say which losses answer for a node.
+      noise: where that of a weight product goes, see `bpfree.supervised`.
     """
     names = ("param", "batch", "key")
     trees = zip(names, args, strict=False)
     roles = [name for name, tree in trees for _ in jax.tree.leaves(tree)]
-    found = find(jaxpr, consts, roles, 0, batch, credited)
+    found = find(jaxpr, consts, roles, 0, batch, credited, noise)
     marking = _Marking(found, param_paths(args[0]), batch)
 
     def marked(*leaves):
@@ -92,9 +93,7 @@ class _Marking:
         sizes = [n for n in (at.outer, self.batch, at.inner) if n != 1]
         shape = (*x.shape[: at.axis], *sizes, *x.shape[at.axis + 1 :])
         axis = at.axis + (at.outer != 1)
-        y = tags.tag_p.bind(
-            x.reshape(shape), kind=mark.kind, name=name, batch_axis=axis
-        )
+        y = tags.tag_p.bind(x.reshape(shape), kind=mark.kind, name=name, batch_axis=axis)
         return y.reshape(x.shape)
 
     def run(self, jaxpr, consts, args, path: Path) -> list[Any]:

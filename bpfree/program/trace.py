@@ -7,17 +7,18 @@ import inspect
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import interpreter, tags
+from bpfree.program import find, interpreter, tags
 from bpfree.program.marking import with_nodes
 from bpfree.program.tags import Site
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
+Noise = Literal["preactivation", "weight", "auto"]
 NodeFilter = Callable[[str], bool] | Collection[str] | None
 
 
@@ -91,8 +92,8 @@ def trace(
     if not active:
         hint = f"`nodes=` keeps none of {names}" if names else "it has none"
         raise ValueError(
-            f"the loss function has no nodes to perturb ({hint}): no parameter that moves "
-            "its losses is multiplied with a value of the batch."
+            f"the loss function has no nodes to perturb ({hint}): no parameter "
+            "that moves its losses is multiplied with a value of the batch."
         )
     program = Program(jaxpr, consts, sites, active, jax.tree.structure(out), batch_size)
     for site in program.nodes:
@@ -115,8 +116,17 @@ def _with_nodes(loss_fn: LossFn, args, loss_axes: int):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = to_jaxpr(loss_fn, args)
     batch_size = check_losses(split_aux(out)[0], loss_axes)
-    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, loss_axes > 1)
+    noise = getattr(loss_fn, "bpfree_noise", "preactivation")
+    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, loss_axes > 1, noise)
     return jaxpr, consts, out, batch_size
+
+
+def noisy_at(loss_fn: LossFn, noise: Noise) -> LossFn:
+    """The loss function, whose noise goes where `noise` says; see `bpfree.supervised`."""
+    if noise not in find.NOISE:
+        raise ValueError(f"noise={noise!r} is unknown; choose one of {find.NOISE}")
+    loss_fn.bpfree_noise = noise  # type: ignore[attr-defined]
+    return loss_fn
 
 
 def to_jaxpr(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
