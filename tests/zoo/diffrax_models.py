@@ -26,7 +26,7 @@ def _loss(final, batch, params):
 
 
 def adaptive() -> Case:
-    """Dormand-Prince with error control: a loop of unknown length with a derivative rule."""
+    """Dormand-Prince with error control: a loop of unknown length."""
 
     def final(params, y):
         return diffrax.diffeqsolve(

@@ -29,7 +29,7 @@ def weight_norm() -> Case:
 
 
 def quantised() -> Case:
-    """Kernels rounded to eighths, straight through by `stop_gradient`; inputs unrounded."""
+    """Kernels rounded to eighths, straight through by `stop_gradient`."""
 
     def rounded(w):
         return w + jax.lax.stop_gradient(jnp.round(w * 8) / 8 - w)
@@ -49,7 +49,7 @@ def quantised_custom() -> Case:
 
 
 def masked() -> Case:
-    """Pruned kernels: a constant mask, a cast, and a transpose in front of the product."""
+    """Pruned kernels: a mask, a cast and transposes in front of the product."""
 
     def prepared(w):
         mask = jnp.arange(w.size).reshape(w.shape) % 3 > 0

@@ -29,7 +29,7 @@ def conv_batch_norm() -> Case:
     rest = double(rest)
 
     def loss_fn(params, batch, key):
-        model = nnx.merge(graphdef, params, rest)
+        model = nnx.merge(graphdef, params, rest, copy=True)
         logits = model(batch["x"], nnx.Rngs(dropout=key))
         aux = nnx.state(model, nnx.BatchStat)
         return cross_entropy(logits, batch["label"]), aux
@@ -60,7 +60,7 @@ def _rotated(x):
 
 
 class Layer(nnx.Module):
-    """Kernels with the head axis in front; keys and values on an axis in front of those."""
+    """Kernels with heads in front; keys and values on an axis in front of those."""
 
     def __init__(self, seed, width, heads, size, hidden):
         self.norm, self.norm2 = RMSNorm(width), RMSNorm(width)

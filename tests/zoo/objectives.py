@@ -53,7 +53,7 @@ def coupling_flow() -> Case:
 
 
 def policy_gradient() -> Case:
-    """Actor and critic on trajectories (B, T); the advantage is a constant to autodiff."""
+    """Actor and critic on trajectories (B, T); to autodiff the advantage is constant."""
 
     def loss_fn(params, batch):
         h = jnp.tanh(batch["state"] @ params["trunk"])

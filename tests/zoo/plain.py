@@ -50,7 +50,7 @@ def folded() -> Case:
 
 
 def time_major() -> Case:
-    """Time in front, folded with the batch for the input product, scanned after; T = B."""
+    """Time in front, folded with the batch for the first product; T = B."""
     size, steps, width = 4, 4, 5
 
     def loss_fn(params, batch):
