@@ -97,7 +97,7 @@ def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
         args = arguments(loss_fn, params, batch, key)
         out, taps = evaluate(program, Run(visit), args)
         values = {s.name: taps.pop(s.name) for s in program.nodes}
-        return out, values, taps
+        return out, values, {name.removeprefix(tags.INPUT): x for name, x in taps.items()}
 
     return recorded
 

@@ -333,7 +333,8 @@ _RULES: dict[str, Rule] = {
     "triangular_solve": _leading(lambda eqn: 2),
 }
 _RULES |= dict.fromkeys(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor".split(),
+    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
+    reduce_xor""".split(),
     _reduce,
 )
 _RULES |= dict.fromkeys(

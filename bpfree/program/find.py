@@ -31,7 +31,8 @@ from bpfree.program.axes import LOST, Place
 from bpfree.program.flat import Body, Op, Path
 
 PRODUCTS = frozenset(
-    "dot_general conv_general_dilated ragged_dot ragged_dot_general triangular_solve".split()
+    """dot_general conv_general_dilated ragged_dot ragged_dot_general
+    triangular_solve""".split()
 )
 _LOOKUPS = ("gather", "dynamic_slice")
 _STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
@@ -140,7 +141,7 @@ def _has_marks(body: Body) -> bool:
     )
 
 
-# ------------------------------------------------------------- weights, and where they end
+# ---------------------------------------------------------- weights, and where they end
 
 
 def _structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
@@ -196,6 +197,8 @@ def _ends(body: Body, structure) -> dict[Path, Path]:
     for op in body.ops:
         if op.name == "scan" or op.name in tags.REMAT:
             ends |= _ends(op.bodies[0], structure)
+            continue
+        if not op.outs:
             continue
         ends[op.path], value = op.path, op.outs[0]
         while uses[value] == 1 and value in readers:

@@ -104,7 +104,7 @@ class _Marking:
             invals = [interpreter.lookup(env, v) for v in eqn.invars]
             if here in self.found.inputs:
                 operand, mark = self.found.inputs[here]
-                name = self.paths[mark.leaves[0]]
+                name = tags.INPUT + self.paths[mark.leaves[0]]
                 invals[operand] = self.tag(invals[operand], mark, name)
             outs = self.equation(eqn, invals, here)
             mark = self.found.outputs.get(here)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.extend import core as jcore
 from jax.interpreters import ad, batching, mlir, partial_eval
 
+INPUT = "input of "  # begins the names of the values that kernels multiply
 INFERRED = "inferred"  # batch axis of a node that `find` reads from the program
 
 
