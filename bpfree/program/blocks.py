@@ -202,6 +202,8 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     if name == "stop_gradient":
         union &= ~DERIVED
     found = []
+    if not union & DATA:  # among parameters alone
+        return [union] * len(eqn.outvars), []
     if union & DERIVED and name in _PRODUCTS:
         value, other = ins if ins[0] & DERIVED else ins[1::-1]
         found = [not other & DATA or bool(value & BEHIND)]

@@ -221,12 +221,21 @@ def _ends(body: Body, structure) -> dict[Path, Path]:
 class _Reader:
     """One reading of a program, repeated until no further node has to be shared.
 
+    `outputs`, `inputs` and `dead` are as in `Found`; `pending` are the leaves of products
+    whose node stands after the operation at a path, `bits` the numbers of the nodes.
+
     Attributes that grow:
       forced: bits of the parameters that get weight noise.
       coupled: bits of the nodes that are shared by the batch.
     """
 
-    def __init__(self, **program):
+    outputs: dict[Path, Mark]
+    inputs: dict[Path, tuple[int, Mark]]
+    pending: dict[Path, tuple[int, ...]]
+    dead: set[Path]
+
+    def __init__(self, **program: Any):
+        self.bits: dict[Path, int] = {}
         self.program = program
         self.body, self.shapes, self.roles = (
             program[k] for k in ("body", "shapes", "roles")
@@ -240,11 +249,10 @@ class _Reader:
     def read(self, losses: int, guess: int) -> "_Reader":
         """A reading that takes the guess-th axis of size B of each leaf of the batch."""
         new = _Reader(**self.program)
-        new.bits: dict[Path, int] = {}  # type: ignore[misc]
         while True:
             before = new.forced, new.coupled
             new.outputs, new.inputs, new.dead = {}, {}, set()
-            new.pending: dict[Path, tuple[int, ...]] = {}  # type: ignore[misc]
+            new.pending = {}
             outs = new._walk(new.body, new._start(guess), True, 1)
             end = outs[losses]
             new._force(end.decides)
@@ -502,8 +510,9 @@ class _Reader:
         leaves = _bits_of(weight.trains)
         self._force(_join(xs).trains)
         self.pending[self.ends[op.path]] = leaves
-        x = None if operand is None else op.eqn.invars[operand].aval
-        if x is not None and jnp.issubdtype(x.dtype, jnp.inexact):
+        if operand is None:
+            return
+        if jnp.issubdtype(op.eqn.invars[operand].aval.dtype, jnp.inexact):
             self.inputs[op.path] = (operand, Mark("input", leaves))
 
     def _node(self, op: Op, leaves: tuple[int, ...], value: Value, steps: int) -> Value:

@@ -5,6 +5,7 @@ into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -224,7 +225,7 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
 
 def replay_scan(eqn, invals, bind: Bind) -> list[Any]:
     """A scan equation whose body is replayed."""
-    return reopened(eqn, invals, lambda *body: replay(*body, bind))
+    return reopened(eqn, invals, partial(replay, bind=bind))
 
 
 def reopened(eqn, invals, evaluate: Callable[..., list[Any]]) -> list[Any]:

@@ -76,13 +76,13 @@ class _Marking:
             for i, x in enumerate(leaves)
         ]
 
-    def name(self, mark: Mark) -> str | None:
+    def named(self, mark: Mark) -> tuple[Mark, str]:
         """A node is named by its kernel's module, or by the kernel if it has several."""
         if not mark.leaves:
-            return None
+            return mark, "stop_gradient"
         path = self.paths[mark.leaves[0]]
         parent = _parent(path)
-        return parent if parent and len(self.kernels[parent]) == 1 else path
+        return mark, parent if parent and len(self.kernels[parent]) == 1 else path
 
     def tag(self, x, mark: Mark, name: str | None):
         """A node whose examples are folded into an axis sees them on an axis alone."""
@@ -107,10 +107,8 @@ class _Marking:
                 name = tags.INPUT + self.paths[mark.leaves[0]]
                 invals[operand] = self.tag(invals[operand], mark, name)
             outs = self.equation(eqn, invals, here)
-            mark = self.found.outputs.get(here)
-            if mark is not None and eqn.primitive is not tags.tag_p:
-                name = "stop_gradient" if mark.kind == "hold" else self.name(mark)
-                outs = [self.tag(outs[0], mark, name)]
+            if here in self.found.outputs and eqn.primitive is not tags.tag_p:
+                outs = [self.tag(outs[0], *self.named(self.found.outputs[here]))]
             interpreter.assign(env, eqn.outvars, outs)
         return [interpreter.lookup(env, v) for v in jaxpr.outvars]
 

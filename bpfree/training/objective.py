@@ -20,7 +20,7 @@ from bpfree.training.names import ConfigError, check_known
 CHOICES = {"losses": ("example", "step"), "noise": NOISE}
 
 
-def check(section: Any) -> dict[str, str]:
+def check(section: Any) -> dict[str, Any]:
     """The config's entry `objective`, or {}; raises ConfigError.
 
     Its keys: "losses", "example" for one loss each (B,), the mean over its labels, or
@@ -36,7 +36,7 @@ def check(section: Any) -> dict[str, str]:
 
 
 def make(
-    section: Mapping[str, str],
+    section: Mapping[str, Any],
     model: Any,
     mutable: tuple[str, ...],
     still: tuple[str, ...],

@@ -4,9 +4,9 @@
 
     pull(G) = d(mean loss)/d(params)     leaf by leaf.
 
-It sees a product without a node, a parameter without a block, and a node that is pulled to
-the wrong parameter. It cannot see a wrong batch axis, which only decides which losses a
-node answers to: `slopes` does, by sampling.
+It sees a product without a node, a parameter without a block, and a node that is pulled
+to the wrong parameter. It cannot see a wrong batch axis, which only decides which losses
+a node answers to: `slopes` does, by sampling.
 """
 
 from typing import Any, NamedTuple
