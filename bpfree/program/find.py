@@ -83,9 +83,6 @@ class Found(NamedTuple):
     dead: set[Path]
 
 
-NOISE = ("preactivation", "weight", "auto")
-
-
 def find(
     jaxpr,
     consts,
@@ -93,7 +90,6 @@ def find(
     losses: int,
     batch: int | None,
     credited: bool,
-    noise: str = "preactivation",
 ) -> Found:
     """Where nodes stand in a loss function.
 
@@ -103,10 +99,8 @@ def find(
       batch: number of examples; None: one loss for the whole batch.
       credited: rules of the user say which losses answer for a node, so that examples
         may meet.
-      noise: where that of a weight product goes, see `bpfree.supervised`.
     """
     body = flat.flatten(jaxpr, consts)
-    marked = _has_marks(body)
     used = [i == losses for i in range(len(body.outs))]
     base = _Reader(
         body=body,
@@ -114,10 +108,8 @@ def find(
         roles=tuple(roles),
         live=flat.live(body, used),
         batch=batch,
-        marked=marked,
         credited=credited or batch is None,
-        ends={} if marked else _ends(body, _structure(body, roles)),
-        noise=noise,
+        ends=_ends(body, _structure(body, roles)),
     )
     readings = [base.read(losses, guess) for guess in range(_guesses(base))]
     return min(readings, key=lambda r: (r.coupled, r.forced)).found()
@@ -131,14 +123,6 @@ def _guesses(base: "_Reader") -> int:
         if role == "batch"
     ]
     return max([1, *sizes]) if base.batch else 1
-
-
-def _has_marks(body: Body) -> bool:
-    return any(
-        (op.name == tags.tag_p.name and op.eqn.params["kind"] == "node")
-        or any(map(_has_marks, op.bodies))
-        for op in body.ops
-    )
 
 
 # ---------------------------------------------------------- weights, and where they end
@@ -241,9 +225,7 @@ class _Reader:
             program[k] for k in ("body", "shapes", "roles")
         )
         self.live, self.batch, self.ends = (program[k] for k in ("live", "batch", "ends"))
-        self.marked, self.credited, self.noise = (
-            program[k] for k in ("marked", "credited", "noise")
-        )
+        self.credited = program["credited"]
         self.forced = self.coupled = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
@@ -279,8 +261,7 @@ class _Reader:
         return 1 << self.bits.setdefault(path, len(self.bits))
 
     def _force(self, leaves: int) -> None:
-        if not self.marked:
-            self.forced |= leaves
+        self.forced |= leaves
 
     def _couple(self, *values: Value) -> None:
         """The examples of these values meet: their nodes are shared by the batch."""
@@ -306,8 +287,8 @@ class _Reader:
                 outs = self._walk(op.bodies[0], ins, place, steps)
             elif op.bodies:
                 outs = self._inside(op, ins)
-            elif op.eqn.primitive is tags.tag_p:
-                outs = [self._tag(op, ins[0], steps)]
+            elif op.eqn.primitive is tags.tag_p and op.eqn.params["kind"] == "hold":
+                outs = [ins[0]._replace(own=0, past=0, decides=0, noise=0)]
             elif op.name == "stop_gradient":
                 maximum = _is_maximum(op, made)
                 outs = [self._stopped(op, ins[0], place and not maximum)]
@@ -424,24 +405,6 @@ class _Reader:
 
     # ------------------------------------------------------------------------ operations
 
-    def _tag(self, op: Op, value: Value, steps: int) -> Value:
-        kind, axis = (op.eqn.params[k] for k in ("kind", "batch_axis"))
-        if kind == "hold":
-            return value._replace(own=0, past=0, decides=0, noise=0)
-        if kind != "node":
-            return value
-        bit = self._bit(op.path)
-        place = value.place
-        if axis != tags.INFERRED:
-            place = None if axis is None else Place(axis)
-        elif bit & self.coupled or not self.batch:
-            place = None
-        self.outputs[op.path] = Mark("node", (), place)
-        here = value.place if place is None and axis is None else place
-        return value._replace(
-            own=0, past=0, noise=value.noise | bit, place=here or value.place
-        )
-
     def _stopped(self, op: Op, value: Value, hold: bool) -> Value:
         """`stop_gradient` of what noise reaches keeps its clean value in noisy passes."""
         rest = value._replace(own=0, past=0, decides=0)
@@ -492,7 +455,7 @@ class _Reader:
             if weight.trains and not weight.data and x.data:
                 if op.name in _LOOKUPS and operand == 0:
                     continue
-                if place and op.path in self.ends and not self.marked:
+                if place and op.path in self.ends:
                     self._candidate(op, weight, [x], operand)
                 else:
                     self._force(weight.trains)
@@ -522,14 +485,11 @@ class _Reader:
             self._force(sum(1 << i for i in leaves))
             return value
         alone = value.place is not None and not bit & self.coupled
-        size = steps * math.prod(aval.shape)
-        weights = sum(math.prod(self.shapes[i]) for i in leaves)
-        smaller = self.noise == "auto" and weights < size // (self.batch or 1)
         if self.batch and not alone:
             self.coupled |= bit
-            smaller = smaller or weights <= size
-        if smaller or self.noise == "weight":
-            self._force(sum(1 << i for i in leaves))
+            size = steps * math.prod(aval.shape)
+            if sum(math.prod(self.shapes[i]) for i in leaves) <= size:
+                self._force(sum(1 << i for i in leaves))
         place = value.place if alone and self.batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value._replace(own=0, past=0, noise=value.noise | bit)

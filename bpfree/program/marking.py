@@ -11,19 +11,22 @@ from bpfree.program.find import Found, Mark, find
 from bpfree.program.flat import Path
 
 
-def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, noise: str):
+def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool):
     """(jaxpr, constants) of the loss function with all its nodes tagged.
+
+    A loss function with nodes that the user has marked stays as it is.
 
     Args:
       args: arguments of the loss function, `(params, batch[, key])`.
       batch: number of losses; None: one loss for the whole batch.
       credited: whether rules of the user say which losses answer for a node.
-      noise: where that of a weight product goes, see `bpfree.supervised`.
     """
+    if any(site.kind == "node" for site in tags.find_sites(jaxpr)):
+        return jaxpr, consts
     names = ("param", "batch", "key")
     trees = zip(names, args, strict=False)
     roles = [name for name, tree in trees for _ in jax.tree.leaves(tree)]
-    found = find(jaxpr, consts, roles, 0, batch, credited, noise)
+    found = find(jaxpr, consts, roles, 0, batch, credited)
     marking = _Marking(found, param_paths(args[0]), batch)
 
     def marked(*leaves):
@@ -66,7 +69,7 @@ class _Marking:
             for leaf in mark.leaves[:1]:
                 kernels[_parent(paths[leaf])].add(leaf)
         self.kernels = kernels
-        places = [*found.outputs, *found.inputs, *found.dead]
+        places = [*found.outputs, *found.inputs]
         self.inside = {path[:i] for path in places for i in range(len(path))}
 
     def weights(self, leaves) -> list[Any]:
@@ -107,14 +110,12 @@ class _Marking:
                 name = tags.INPUT + self.paths[mark.leaves[0]]
                 invals[operand] = self.tag(invals[operand], mark, name)
             outs = self.equation(eqn, invals, here)
-            if here in self.found.outputs and eqn.primitive is not tags.tag_p:
+            if here in self.found.outputs:
                 outs = [self.tag(outs[0], *self.named(self.found.outputs[here]))]
             interpreter.assign(env, eqn.outvars, outs)
         return [interpreter.lookup(env, v) for v in jaxpr.outvars]
 
     def equation(self, eqn, invals, here: Path) -> list[Any]:
-        if eqn.primitive is tags.tag_p:
-            return [self.retagged(eqn, invals[0], here)]
         if eqn.primitive.name in tags.INLINED:
             return self.run(*tags.body_of(eqn), invals, here)
         if here not in self.inside:
@@ -124,15 +125,6 @@ class _Marking:
             return self.run(jaxpr, consts, args, (*here, 0))
 
         return interpreter.reopened(eqn, invals, body)
-
-    def retagged(self, eqn, x, here: Path):
-        """A tag of the user, with its batch axis; the value alone if it is idle."""
-        kind, name = eqn.params["kind"], eqn.params["name"]
-        if here in self.found.dead and kind == "node":
-            return x
-        if here in self.found.outputs and eqn.params["batch_axis"] == tags.INFERRED:
-            return self.tag(x, self.found.outputs[here], name)
-        return tags.bind_eqn(eqn, [x])[0]
 
 
 def _parent(path: str) -> str:

@@ -12,8 +12,14 @@ from jax import lax
 from jax.extend import core as jcore
 from jax.interpreters import ad, batching, mlir, partial_eval
 
-INPUT = "input of "  # begins the names of the values that kernels multiply
-INFERRED = "inferred"  # batch axis of a node that `find` reads from the program
+INPUT = "input of "  # begins the names of the values that found kernels multiply
+MAPPED = "mapped"  # batch axis of a value inside a per-example function under `vmap`
+
+
+class _Mapped(NamedTuple):
+    """A MAPPED batch axis to which a vmap has given a place."""
+
+    axis: int
 
 
 class Site(NamedTuple):
@@ -21,7 +27,7 @@ class Site(NamedTuple):
 
     name: str
     kind: str  # "node", "input" or "hold"
-    batch_axis: int | None  # INFERRED until `find` has read it
+    batch_axis: int | None  # MAPPED until a vmap has said which
     shape: tuple[int, ...]
     dtype: Any
     steps: int = 0  # leading axes that loops around the tag have added
@@ -42,7 +48,9 @@ mlir.register_lowering(tag_p, lambda ctx, x, **params: [x])
 
 def _tag_batcher(args, dims, *, batch_axis, **params):
     (x,), (d,) = args, dims
-    if batch_axis is not None and batch_axis != INFERRED:
+    if batch_axis == MAPPED or isinstance(batch_axis, _Mapped):
+        batch_axis = _Mapped(d)  # of several vmaps, the outermost has the last word
+    elif batch_axis is not None:
         batch_axis += d <= batch_axis
     return tag_p.bind(x, batch_axis=batch_axis, **params), d
 
@@ -100,7 +108,10 @@ def find_sites(jaxpr) -> list[Site]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is tag_p:
             aval = eqn.invars[0].aval
-            sites.append(Site(**eqn.params, shape=aval.shape, dtype=aval.dtype))
+            params = dict(eqn.params)
+            if isinstance(params["batch_axis"], _Mapped):
+                params["batch_axis"] = params["batch_axis"].axis
+            sites.append(Site(**params, shape=aval.shape, dtype=aval.dtype))
         elif any(map(has_tags, sub_jaxprs(eqn))):
             inner = _sites_inside(eqn)
             if eqn.primitive.name == "scan":

@@ -7,18 +7,17 @@ import inspect
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import find, interpreter, tags
+from bpfree.program import interpreter, tags
 from bpfree.program.marking import with_nodes
-from bpfree.program.tags import Site
+from bpfree.program.tags import MAPPED, Site
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
-Noise = Literal["preactivation", "weight", "auto"]
 NodeFilter = Callable[[str], bool] | Collection[str] | None
 
 
@@ -116,17 +115,8 @@ def _with_nodes(loss_fn: LossFn, args, loss_axes: int):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = to_jaxpr(loss_fn, args)
     batch_size = check_losses(split_aux(out)[0], loss_axes)
-    noise = getattr(loss_fn, "bpfree_noise", "preactivation")
-    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, loss_axes > 1, noise)
+    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, loss_axes > 1)
     return jaxpr, consts, out, batch_size
-
-
-def noisy_at(loss_fn: LossFn, noise: Noise) -> LossFn:
-    """The loss function, whose noise goes where `noise` says; see `bpfree.supervised`."""
-    if noise not in find.NOISE:
-        raise ValueError(f"noise={noise!r} is unknown; choose one of {find.NOISE}")
-    loss_fn.bpfree_noise = noise  # type: ignore[attr-defined]
-    return loss_fn
 
 
 def to_jaxpr(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
@@ -205,6 +195,11 @@ def check_losses(losses, axes: int = 1) -> int | None:
 
 def _check_site(site: Site, batch_size: int | None) -> None:
     axis = site.batch_axis
+    if axis == MAPPED:
+        raise ValueError(
+            f"node {site.name!r} says batch_axis=MAPPED but no vmap maps it; pass the "
+            "number of its batch axis."
+        )
     if batch_size is None or axis is None or site.shape[axis] == batch_size:
         return
     raise ValueError(

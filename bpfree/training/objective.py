@@ -12,15 +12,15 @@ import jax
 import optax
 
 import bpfree
+from bpfree.adapters import noise
 from bpfree.equilibrium.energy import Energy
-from bpfree.program.find import NOISE
 from bpfree.training import frozen
 from bpfree.training.names import ConfigError, check_known
 
-CHOICES = {"losses": ("example", "step"), "noise": NOISE}
+CHOICES = {"losses": ("example", "step"), "noise": noise.CHOICES}
 
 
-def check(section: Any) -> dict[str, Any]:
+def check(section: Any) -> dict[str, str]:
     """The config's entry `objective`, or {}; raises ConfigError.
 
     Its keys: "losses", "example" for one loss each (B,), the mean over its labels, or
@@ -36,7 +36,7 @@ def check(section: Any) -> dict[str, Any]:
 
 
 def make(
-    section: Mapping[str, Any],
+    section: Mapping[str, str],
     model: Any,
     mutable: tuple[str, ...],
     still: tuple[str, ...],
@@ -46,7 +46,8 @@ def make(
         loss_fn = bpfree.supervised(
             model,
             partial(cross_entropy, losses=section.get("losses", "example")),
-            noise=section.get("noise", "preactivation"),
+            where=frozen.moving(still),
+            noise=section.get("noise", "logit"),
             mutable=mutable,
             train=True,
         )
