@@ -123,7 +123,7 @@ def test_the_folded_axis_of_a_node_is_unfolded():
 
 def test_where_examples_meet_a_node_is_shared_or_the_parameter_is_one():
     names = [block.name for block in bpfree.blocks(normalised, PARAMS, BATCH)]
-    assert names == ["w1", "w2", "(loss)"]
+    assert names == ["b1", "w1", "w2", "(loss)"]
     _, values, _ = bpfree.record(normalised)(PARAMS, BATCH)
     assert values["w1"].shape == (3, 6)  # fewer entries than 4 examples of 6
 
