@@ -7,7 +7,8 @@ Nothing here is imported before its framework is known to be installed.
 FILES = {
     "plain": (
         "jax",
-        "mlp folded time_major vmapped vmapped_conv stacked looped batch_norm contrastive",
+        "mlp folded time_major vmapped vmapped_conv stacked looped batch_norm "
+        "contrastive",
     ),
     "kernels": (
         "jax",

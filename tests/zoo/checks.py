@@ -4,8 +4,8 @@
 
     pull(G) = d(mean loss)/d(params)     leaf by leaf.
 
-It sees a product without a node, a parameter without a block, and a node that is pulled to
-the wrong parameter. It cannot see a wrong batch axis, which only decides which losses a
+It sees a product without a node, a parameter without a block, and a node pulled to the
+wrong parameter. It cannot see a wrong batch axis, which only decides which losses a
 node answers to: `slopes` does, by sampling.
 """
 

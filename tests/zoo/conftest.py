@@ -1,4 +1,4 @@
-"""Other people's code runs in JAX as they run it: usual promotion, warnings allowed."""
+"""Other people's code runs in JAX as they run it, with its usual promotion."""
 
 import jax
 import pytest
@@ -12,9 +12,3 @@ def usual_numerics():
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "zoo" in item.path.parts:
-            item.add_marker(pytest.mark.filterwarnings("default"))

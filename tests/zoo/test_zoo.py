@@ -11,6 +11,8 @@ from tests.statistics import LIMIT
 from tests.zoo import FILES, NAMES, checks
 from tests.zoo.case import Case
 
+pytestmark = pytest.mark.filterwarnings("default")  # other people's warnings
+
 # Examples meet in these: by statistics of the batch, or as each other's negatives.
 COUPLED = {
     "plain.batch_norm",
