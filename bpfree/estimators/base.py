@@ -139,7 +139,8 @@ def transformation(
         if batch is None:
             raise ValueError("an estimator needs a batch: update(..., batch=batch)")
         key = jax.random.fold_in(state.key, state.count)
-        result = estimator.estimate(key, params, batch, state)
+        with jax.named_scope("bpfree.estimate"):
+            result = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, result.aux)
         finite = [jnp.isfinite(g).all() for g in jax.tree.leaves(result.gradient)]
         bad = jnp.where(jnp.stack(finite).all(), NO_FAULT, BAD_GRADIENT)

@@ -4,6 +4,7 @@
 into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -198,12 +199,19 @@ def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
     _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     for eqn in jaxpr.eqns:
         invals = [_read(env, v) for v in eqn.invars]
-        if eqn.primitive.name in INLINED:
-            outvals = replay(*body_of(eqn), invals, bind)
-        else:
-            outvals = bind(eqn, invals)
+        with _named(eqn):
+            if eqn.primitive.name in INLINED:
+                outvals = replay(*body_of(eqn), invals, bind)
+            else:
+                outvals = bind(eqn, invals)
         _bind(env, eqn.outvars, outvals)
     return [_read(env, v) for v in jaxpr.outvars]
+
+
+def _named(eqn):
+    """The names under which an equation was traced, for readers of compiled programs."""
+    names = str(eqn.source_info.name_stack)
+    return jax.named_scope(names) if names else contextlib.nullcontext()
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):
