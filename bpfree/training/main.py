@@ -43,6 +43,9 @@ _PROCESSES: flags.FlagHolder[Any] = flags.DEFINE_integer(
 _PROCESS: flags.FlagHolder[Any] = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, 0 to num_processes - 1.", 0
 )
+_COMPILE_FOR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "compile_for", None, "Only say what a step costs on tpu:v5e:4x4, h100:8 or cpu:8."
+)
 _CACHE = flags.DEFINE_bool(
     "compilation_cache",
     True,
@@ -54,6 +57,14 @@ _CACHE = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"arguments are flags (--name=value), not {argv[1:]}")
+    if _COMPILE_FOR.value is not None:
+        from bpfree.hardware.config import compile_for
+
+        try:
+            print(compile_for(CONFIG.value, _COMPILE_FOR.value))
+        except (ConfigError, DataError) as error:
+            sys.exit(f"bpfree-train: {error}")
+        return
     if _CACHE.value:
         keep_compiled()
     try:
@@ -108,7 +119,12 @@ def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
 def run() -> None:
     """The console script `bpfree-train`."""
     jax.config.config_with_absl()
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["workdir", "compile_for"],
+        lambda given: any(value is not None for value in given.values()),
+        "Flag --workdir must have a value other than None.",
+    )
     app.run(main, flags_parser=parse)
 
 
