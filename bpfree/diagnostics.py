@@ -20,7 +20,8 @@ import numpy as np
 
 from bpfree.estimators.base import EstimatorState, EstimatorTransformation, as_key
 from bpfree.program import tags
-from bpfree.program.blocks import check_blocks, param_path
+from bpfree.program.blocks import check_blocks
+from bpfree.program.marking import param_path
 from bpfree.program.trace import arguments, split_aux, takes_key, trace
 
 OVERALL = "(all)"

@@ -28,21 +28,21 @@ from bpfree.program import tags
 from bpfree.program.blocks import Blocks, check_blocks
 from bpfree.program.interpreter import Run
 from bpfree.program.passes import adding, cut, cut_vjp, evaluate
-from bpfree.program.tags import MAPPED
+from bpfree.program.tags import INFERRED
 from bpfree.program.trace import LossFn, NodeFilter, NodeTree, Program, arguments, trace
 
 
-def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> Any:
+def node(x: Any, name: str | None = None, batch_axis: int | str | None = INFERRED) -> Any:
     """Mark `x` as a node; the identity for everything but bpfree's transformations.
 
     Args:
       x: floating point array, normally a layer's pre-activation.
       name: names the node, and keys its noise. A repeated name gets `#1`, `#2`, ... in
         order of appearance; None numbers nodes by order, which edits can change.
-      batch_axis: axis of size B. `vmap` and `scan` shift it. None marks a value shared
-        by the batch, credited with the mean loss; `bpfree.MAPPED` a value inside a
-        per-example function: its batch axis is the one that the outermost `vmap` around
-        it adds.
+      batch_axis: axis of size B, which `vmap` and `scan` shift. By default it is read
+        from the program; where the noise of an example would reach the losses of others,
+        the node is shared by the batch. None marks a value shared by the batch, which is
+        credited with the mean loss.
 
     Raises:
       TypeError: `x` is not floating point.
@@ -54,12 +54,11 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> A
             f"node {name!r} has dtype {x.dtype}: only real floating point values can "
             "be perturbed. Mark the value before it is rounded, cast or thresholded."
         )
-    if batch_axis is not None and batch_axis != MAPPED:
+    if batch_axis is not None and batch_axis != INFERRED:
         if not -x.ndim <= int(batch_axis) < x.ndim:
             raise ValueError(
                 f"node {name!r} has shape {x.shape}, which has no axis {batch_axis}. "
-                "Pass batch_axis=None for a value shared by the whole batch, or "
-                "batch_axis=bpfree.MAPPED inside a per-example function under vmap."
+                "Pass batch_axis=None for a value shared by the whole batch."
             )
         batch_axis = int(batch_axis) % x.ndim
     return tags.tag_p.bind(x, kind="node", name=name, batch_axis=batch_axis)
@@ -98,7 +97,7 @@ def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
         args = arguments(loss_fn, params, batch, key)
         out, taps = evaluate(program, Run(visit), args)
         values = {s.name: taps.pop(s.name) for s in program.nodes}
-        return out, values, taps
+        return out, values, {name.removeprefix(tags.INPUT): x for name, x in taps.items()}
 
     return recorded
 

@@ -18,7 +18,7 @@ from jax import lax
 from bpfree.decorrelation.layout import Layout, make_layout
 from bpfree.decorrelation.windows import drawn, windows
 from bpfree.program import interpreter, tags
-from bpfree.program.blocks import param_paths
+from bpfree.program.marking import param_paths
 from bpfree.program.trace import arguments, name_hash, to_jaxpr
 
 _OPENED = tags.REMAT | {"custom_jvp_call", "custom_vjp_call"}

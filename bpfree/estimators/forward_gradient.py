@@ -25,7 +25,7 @@ from bpfree.estimators.base import (
 )
 from bpfree.estimators.settings import Credit, check_choice, make_settings
 from bpfree.program import interpreter, lowrank, tags
-from bpfree.program.blocks import param_paths
+from bpfree.program.marking import param_paths
 from bpfree.program.trace import LossFn, NodeFilter, arguments, check_losses, split_aux
 from bpfree.sampling.loop import sum_over_draws
 

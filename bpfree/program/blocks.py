@@ -14,6 +14,7 @@ import jax
 from jax.extend.core import Literal
 
 from bpfree.program import interpreter, passes, tags
+from bpfree.program.marking import param_paths
 from bpfree.program.trace import Program, split_aux
 
 _PRODUCTS = {
@@ -99,29 +100,6 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
                 "jax.lax.stop_gradient to it to say that it is frozen."
             )
     return found
-
-
-def param_paths(params) -> list[str]:
-    """Paths of the leaves in words; raises ValueError for what is not real floating."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    found = [param_path(p) for p, _ in leaves]
-    for path, (_, leaf) in zip(found, leaves, strict=True):
-        if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.numpy.floating):
-            raise ValueError(
-                f"parameter {path!r} is {jax.numpy.result_type(leaf)}; parameters are "
-                "real floating point. Keep other state in the batch or in a closure."
-            )
-    return found
-
-
-def param_path(path: tuple) -> str:
-    """A leaf's key path in words, as adapters name kernels: "layer/kernel".
-
-    Flax NNX wraps every array in a Variable, whose own key, `.value`, is left out.
-    """
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _tangent_program(program: Program, args) -> tuple[Any, list[str]]:
@@ -235,7 +213,7 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
 def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     """Either branch may run: all marks, and the products of both."""
     chosen, *operands = ins
-    outs, products = [chosen & DATA] * len(eqn.outvars), []
+    outs, products = [chosen] * len(eqn.outvars), []
     for branch in tags.sub_jaxprs(eqn):
         ends, found = reach(branch, operands)
         outs = [a | b for a, b in zip(outs, ends, strict=True)]

@@ -67,14 +67,14 @@ def run(
     env: dict[Any, Any] = {}
     taps: dict[str, Any] = {}
     upcoming = iter(sites)
-    _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     for i, eqn in enumerate(jaxpr.eqns):
         here = (*path, i)
         inner = _take(upcoming, eqn)
         if here in spec.known:
-            _bind(env, eqn.outvars, spec.known[here])
+            assign(env, eqn.outvars, spec.known[here])
             continue
-        invals = [_read(env, v) for v in eqn.invars]
+        invals = [lookup(env, v) for v in eqn.invars]
         if eqn.primitive is tag_p:
             value, out = spec.visit(inner[0], invals[0], deltas)
             outvals = [value]
@@ -83,8 +83,8 @@ def run(
         else:
             outvals, out = spec.bind(eqn, invals), {}
         taps.update(out)
-        _bind(env, eqn.outvars, outvals)
-    return [_read(env, v) for v in jaxpr.outvars], taps
+        assign(env, eqn.outvars, outvals)
+    return [lookup(env, v) for v in jaxpr.outvars], taps
 
 
 def prefix(
@@ -105,11 +105,11 @@ def prefix(
     def walk(jaxpr, consts, args, sites, path):
         env = {}
         upcoming = iter(sites)
-        _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+        assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
         for i, eqn in enumerate(jaxpr.eqns):
             here = (*path, i)
             inner = _take(upcoming, eqn)
-            invals = [_read(env, v) for v in eqn.invars]
+            invals = [lookup(env, v) for v in eqn.invars]
             if eqn.primitive is tag_p:
                 outvals = [_UNKNOWN if moved(inner[0]) else invals[0]]
             elif inner and eqn.primitive.name in INLINED:
@@ -120,8 +120,8 @@ def prefix(
                 outvals = clean[here] if here in clean else bind_eqn(eqn, invals)
             if not unknown(outvals) and not eqn.effects:
                 known[here] = outvals
-            _bind(env, eqn.outvars, outvals)
-        return [_read(env, v) for v in jaxpr.outvars]
+            assign(env, eqn.outvars, outvals)
+        return [lookup(env, v) for v in jaxpr.outvars]
 
     walk(jaxpr, consts, args, sites, ())
     return known
@@ -134,7 +134,7 @@ def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[i
     def walk(jaxpr, inputs, sites):
         env: dict[Any, bool] = {}
         upcoming = iter(sites)
-        _bind(env, [*jaxpr.constvars, *jaxpr.invars], inputs)
+        assign(env, [*jaxpr.constvars, *jaxpr.invars], inputs)
         for eqn in jaxpr.eqns:
             inner = _take(upcoming, eqn)
             invals = [not isinstance(v, jcore.Literal) and env[v] for v in eqn.invars]
@@ -145,7 +145,7 @@ def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[i
                 body, consts = body_of(eqn)
                 reached = walk(body, [False] * len(consts) + invals, inner)
             found.update([id(eqn)] if any(reached) else [])
-            _bind(env, eqn.outvars, reached)
+            assign(env, eqn.outvars, reached)
         return [not isinstance(v, jcore.Literal) and env[v] for v in jaxpr.outvars]
 
     walk(jaxpr, [False] * (len(jaxpr.constvars) + len(jaxpr.invars)), sites)
@@ -184,26 +184,26 @@ def _take(upcoming: Iterator[Site], eqn) -> list[Site]:
     return list(islice(upcoming, count))
 
 
-def _read(env, var):
+def lookup(env, var):
     return var.val if isinstance(var, jcore.Literal) else env[var]
 
 
-def _bind(env, variables, values):
+def assign(env, variables, values):
     env.update(zip(variables, values, strict=True))
 
 
 def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
     """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, jit inlined."""
     env: dict[Any, Any] = {}
-    _bind(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     for eqn in jaxpr.eqns:
-        invals = [_read(env, v) for v in eqn.invars]
+        invals = [lookup(env, v) for v in eqn.invars]
         if eqn.primitive.name in INLINED:
             outvals = replay(*body_of(eqn), invals, bind)
         else:
             outvals = bind(eqn, invals)
-        _bind(env, eqn.outvars, outvals)
-    return [_read(env, v) for v in jaxpr.outvars]
+        assign(env, eqn.outvars, outvals)
+    return [lookup(env, v) for v in jaxpr.outvars]
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):
@@ -224,11 +224,20 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
 
 def replay_scan(eqn, invals, bind: Bind) -> list[Any]:
     """A scan equation whose body is replayed."""
+    return reopened(eqn, invals, lambda *body: replay(*body, bind))
 
-    def body(jaxpr, consts, args, deltas):
-        return replay(jaxpr, consts, args, bind), deltas
 
-    return _scanned(plain_scan, eqn, invals, {}, body)[0]
+def reopened(eqn, invals, evaluate: Callable[..., list[Any]]) -> list[Any]:
+    """A scan or remat equation with `evaluate(jaxpr, consts, args)` of its body."""
+    if eqn.primitive.name == "scan":
+
+        def body(jaxpr, consts, args, deltas):
+            return evaluate(jaxpr, consts, args), deltas
+
+        return _scanned(plain_scan, eqn, invals, {}, body)[0]
+    jaxpr, consts = body_of(eqn)
+    options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
+    return jax.checkpoint(lambda args: evaluate(jaxpr, consts, args), **options)(invals)
 
 
 def _run_scan(spec, scan, eqn, invals, sites, deltas):

@@ -7,16 +7,18 @@ import inspect
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import interpreter, tags
-from bpfree.program.tags import MAPPED, Site
+from bpfree.program import find, interpreter, tags
+from bpfree.program.marking import with_nodes
+from bpfree.program.tags import Site
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
+Noise = Literal["preactivation", "weight", "auto"]
 NodeFilter = Callable[[str], bool] | Collection[str] | None
 
 
@@ -82,17 +84,16 @@ def trace(
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
         collide, or `nodes` naming none.
     """
-    jaxpr, consts, out = to_jaxpr(loss_fn, arguments(loss_fn, params, batch, key))
-    losses, _ = split_aux(out)
-    batch_size = check_losses(losses, loss_axes)
+    args = arguments(loss_fn, params, batch, key)
+    jaxpr, consts, out, batch_size = _with_nodes(loss_fn, args, loss_axes)
     sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
     if not active:
         hint = f"`nodes=` keeps none of {names}" if names else "it has none"
         raise ValueError(
-            f"the loss function has no nodes to perturb ({hint}). Mark pre-activations "
-            "with bpfree.node(x), or build the loss with bpfree.supervised(model, loss)."
+            f"the loss function has no nodes to perturb ({hint}): no parameter "
+            "that moves its losses is multiplied with a value of the batch."
         )
     program = Program(jaxpr, consts, sites, active, jax.tree.structure(out), batch_size)
     for site in program.nodes:
@@ -106,8 +107,26 @@ def trace(
 
 def site_names(loss_fn: LossFn, params, batch, key=None) -> list[str]:
     """Names of all marks, in program order."""
-    jaxpr, _, _ = to_jaxpr(loss_fn, arguments(loss_fn, params, batch, key))
+    args = arguments(loss_fn, params, batch, key)
+    jaxpr, _, _, _ = _with_nodes(loss_fn, args, loss_axes=2)
     return [site.name for site in _with_names(tags.find_sites(jaxpr))]
+
+
+def _with_nodes(loss_fn: LossFn, args, loss_axes: int):
+    """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
+    jaxpr, consts, out = to_jaxpr(loss_fn, args)
+    batch_size = check_losses(split_aux(out)[0], loss_axes)
+    noise = getattr(loss_fn, "bpfree_noise", "preactivation")
+    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, loss_axes > 1, noise)
+    return jaxpr, consts, out, batch_size
+
+
+def noisy_at(loss_fn: LossFn, noise: Noise) -> LossFn:
+    """The loss function, whose noise goes where `noise` says; see `bpfree.supervised`."""
+    if noise not in find.NOISE:
+        raise ValueError(f"noise={noise!r} is unknown; choose one of {find.NOISE}")
+    loss_fn.bpfree_noise = noise  # type: ignore[attr-defined]
+    return loss_fn
 
 
 def to_jaxpr(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
@@ -186,11 +205,6 @@ def check_losses(losses, axes: int = 1) -> int | None:
 
 def _check_site(site: Site, batch_size: int | None) -> None:
     axis = site.batch_axis
-    if axis == MAPPED:
-        raise ValueError(
-            f"node {site.name!r} says batch_axis=MAPPED but no vmap maps it; pass the "
-            "number of its batch axis."
-        )
     if batch_size is None or axis is None or site.shape[axis] == batch_size:
         return
     raise ValueError(

@@ -12,12 +12,12 @@ import jax
 import optax
 
 import bpfree
-from bpfree.adapters import noise
 from bpfree.equilibrium.energy import Energy
+from bpfree.program.find import NOISE
 from bpfree.training import frozen
 from bpfree.training.names import ConfigError, check_known
 
-CHOICES = {"losses": ("example", "step"), "noise": noise.CHOICES}
+CHOICES = {"losses": ("example", "step"), "noise": NOISE}
 
 
 def check(section: Any) -> dict[str, str]:
@@ -46,8 +46,7 @@ def make(
         loss_fn = bpfree.supervised(
             model,
             partial(cross_entropy, losses=section.get("losses", "example")),
-            where=frozen.moving(still),
-            noise=section.get("noise", "logit"),
+            noise=section.get("noise", "preactivation"),
             mutable=mutable,
             train=True,
         )

@@ -1,0 +1,343 @@
+"""Where the examples of a batch stand in a value: rules for each primitive.
+
+A `Place` says that axis `axis` of a value counts `outer * B * inner` entries, of which
+entry `(o * B + b) * inner + i` belongs to example b. `moved` maps the place of an operand
+to that of the result, or says that it is lost: entries of different examples meet (a sum
+over the batch), or change their order (a sort). Negative axes belong to enclosing scans:
+-1 is the axis of the steps of the innermost one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """The axis on which examples stand, and how they are folded into it."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+LOST = None
+Rule = Callable[..., Place | None]
+"""rule(eqn, i, place, batch, columns) -> place in the results, of operand i."""
+
+
+def moved(eqn, i: int, place: Place, batch: int, columns) -> Place | None:
+    """The place in the results of what stands at `place` in operand `i`, or LOST.
+
+    Args:
+      batch: number of examples.
+      columns: of the index operand of a gather, what is known of each column.
+    """
+    if place.axis < 0:
+        return place
+    name = eqn.primitive.name
+    if name in _ELEMENTWISE or name.startswith("cum"):
+        along = eqn.params.get("axis", -1) if name.startswith("cum") else -1
+        return LOST if along == place.axis else place
+    if name not in _RULES:
+        return LOST
+    return _RULES[name](eqn, i, place, batch, columns)
+
+
+_ELEMENTWISE = frozenset(
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bessel_j1 bitcast_convert_type bpfree_tag cbrt ceil clamp clz complex conj
+    convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc
+    exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le
+    lgamma log log1p logistic lt max min mul name ne neg nextafter not
+    optimization_barrier or pcast polygamma population_count pow pvary real
+    reduce_precision regularized_incomplete_beta rem round rsqrt select_n
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
+    sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
+)
+
+
+# ---------------------------------------------------------------------- shapes and order
+
+
+def _broadcast(eqn, i, place, batch, columns):
+    axis = eqn.params["broadcast_dimensions"][place.axis]
+    size = eqn.invars[0].aval.shape[place.axis]
+    return place._replace(axis=axis) if eqn.params["shape"][axis] == size else LOST
+
+
+def reshaped(place: Place, shape, new_shape, batch: int) -> Place | None:
+    """The place after a reshape in row-major order."""
+    outer = math.prod(shape[: place.axis]) * place.outer
+    before = 1
+    for axis, size in enumerate(new_shape):
+        if before * size >= outer * batch and (size > 1 or batch == 1):
+            per, rest = divmod(outer, before)
+            inner, odd = divmod(size, max(per, 1) * batch)
+            return LOST if rest or odd or not per else Place(axis, per, inner)
+        before *= size
+    return LOST
+
+
+def _reshape(eqn, i, place, batch, columns):
+    if eqn.params.get("dimensions") is not None:
+        return LOST
+    shape = eqn.invars[0].aval.shape
+    return reshaped(place, shape, eqn.params["new_sizes"], batch)
+
+
+def _squeeze(eqn, i, place, batch, columns):
+    return _without(place, eqn.params["dimensions"])
+
+
+def _without(place: Place, axes) -> Place | None:
+    if place.axis in axes:
+        return LOST
+    return place._replace(axis=place.axis - sum(a < place.axis for a in axes))
+
+
+def _expand(eqn, i, place, batch, columns):
+    new = set(eqn.params["dimensions"])
+    kept = [a for a in range(eqn.outvars[0].aval.ndim) if a not in new]
+    return place._replace(axis=kept[place.axis])
+
+
+def _transpose(eqn, i, place, batch, columns):
+    return place._replace(axis=eqn.params["permutation"].index(place.axis))
+
+
+def _reduce(eqn, i, place, batch, columns):
+    axes = eqn.params.get("axes", eqn.params.get("dimensions"))
+    return _without(place, axes)
+
+
+def _not_along(parameter: str) -> Rule:
+    def rule(eqn, i, place, batch, columns):
+        axes = eqn.params[parameter]
+        axes = (axes,) if isinstance(axes, int) else axes
+        return LOST if place.axis in axes else place
+
+    return rule
+
+
+def _top_k(eqn, i, place, batch, columns):
+    axis = eqn.params.get("axis", -1) % eqn.invars[0].aval.ndim
+    return LOST if place.axis == axis else place
+
+
+def _concatenate(eqn, i, place, batch, columns):
+    """Along the examples' axis whole copies of the batch follow each other."""
+    if eqn.params["dimension"] != place.axis:
+        return place
+    total, odd = divmod(eqn.outvars[0].aval.shape[place.axis], batch * place.inner)
+    sizes = {v.aval.shape[place.axis] % (batch * place.inner) for v in eqn.invars}
+    return LOST if odd or sizes != {0} else place._replace(outer=total)
+
+
+def _cut(place: Place, batch: int, start: int, stop: int) -> Place | None:
+    """Entries start to stop of the axis: whole copies of the batch, or lost."""
+    unit = batch * place.inner
+    if start % unit or stop % unit or stop <= start:
+        return LOST
+    return place._replace(outer=(stop - start) // unit)
+
+
+def _slice(eqn, i, place, batch, columns):
+    strides = eqn.params["strides"]
+    if strides is not None and strides[place.axis] != 1:
+        return LOST
+    start, stop = (eqn.params[k][place.axis] for k in ("start_indices", "limit_indices"))
+    return _cut(place, batch, start, stop)
+
+
+def _split(eqn, i, place, batch, columns):
+    if eqn.params["axis"] != place.axis:
+        return place
+    if len(set(eqn.params["sizes"])) > 1:
+        return LOST
+    return _cut(place, batch, 0, eqn.params["sizes"][0])
+
+
+def _whole(eqn, i, place, batch, columns):
+    """Slices that take the examples' axis whole (operands: value, update, indices)."""
+    whole = eqn.invars[0].aval.shape[place.axis]
+    sizes = [
+        v.aval.shape[place.axis] for v in (*eqn.invars[:2], *eqn.outvars) if v.aval.ndim
+    ]
+    dynamic = eqn.primitive.name == "dynamic_slice"
+    sizes = [eqn.outvars[0].aval.shape[place.axis]] if dynamic else sizes
+    return place if set(sizes) == {whole} and i < 2 else LOST
+
+
+def _pad(eqn, i, place, batch, columns):
+    untouched = eqn.params["padding_config"][place.axis] == (0, 0, 0)
+    return place if untouched and i == 0 else LOST
+
+
+def _window(eqn, i, place, batch, columns):
+    p, axis = eqn.params, place.axis
+    alone = p["window_dimensions"][axis] == 1 and p["window_strides"][axis] == 1
+    pads = tuple(p["padding"][axis]) == (0, 0)
+    dilations = [p.get(k) for k in ("base_dilation", "window_dilation")]
+    return (
+        place
+        if alone and pads and all(d is None or d[axis] == 1 for d in dilations)
+        else LOST
+    )
+
+
+def _leading(count: Callable[[Any], int]) -> Rule:
+    """Operations on the last axes, for each index of the others."""
+
+    def rule(eqn, i, place, batch, columns):
+        return place if place.axis < eqn.invars[i].aval.ndim - count(eqn) else LOST
+
+    return rule
+
+
+# ----------------------------------------------------------------------------- products
+
+
+def _dot(eqn, i, place, batch, columns):
+    contracted, batched = eqn.params["dimension_numbers"]
+    mine, other = batched[i], batched[1 - i]
+    if place.axis in contracted[i]:
+        return LOST
+    if place.axis in mine:
+        return place._replace(axis=list(mine).index(place.axis))
+    gone = {*contracted[i], *mine}
+    free = [a for a in range(eqn.invars[i].aval.ndim) if a not in gone]
+    before = len(mine) + free.index(place.axis)
+    if i == 1:
+        before += eqn.invars[0].aval.ndim - len(contracted[0]) - len(other)
+    return place._replace(axis=before)
+
+
+def _conv(eqn, i, place, batch, columns):
+    numbers = eqn.params["dimension_numbers"]
+    if i or place.axis != numbers.lhs_spec[0] or eqn.params["batch_group_count"] > 1:
+        return LOST
+    return place._replace(axis=numbers.out_spec[0])
+
+
+def _ragged_dot(eqn, i, place, batch, columns):
+    return place if i == 0 and place.axis == 0 else LOST
+
+
+# --------------------------------------------------------------------- gather and scatter
+
+
+def _gather(eqn, i, place, batch, columns):
+    numbers = eqn.params["dimension_numbers"]
+    out = eqn.outvars[0].aval.ndim
+    of_indices = [a for a in range(out) if a not in numbers.offset_dims]
+    if i == 1:
+        return place._replace(axis=of_indices[place.axis])
+    if place.axis in numbers.operand_batching_dims:
+        k = numbers.operand_batching_dims.index(place.axis)
+        return place._replace(axis=of_indices[numbers.start_indices_batching_dims[k]])
+    shape = eqn.invars[0].aval.shape
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    kept = [a for a in range(len(shape)) if a not in gone]
+    if place.axis in kept and eqn.params["slice_sizes"][place.axis] == shape[place.axis]:
+        return place._replace(axis=numbers.offset_dims[kept.index(place.axis)])
+    return _by_counting(numbers.start_index_map, of_indices, place, batch, columns)
+
+
+def _by_counting(index_map, of_indices, place, batch, columns):
+    """x[arange(B), ...]: the index along the examples' axis counts the examples."""
+    if place.axis not in index_map or (place.outer, place.inner) != (1, 1) or not columns:
+        return LOST
+    counted = columns[index_map.index(place.axis)]
+    for axis in range(0 if counted is None else counted.ndim):
+        shape = [batch if a == axis else 1 for a in range(counted.ndim)]
+        if counted.shape[axis] == batch and np.all(
+            counted == np.arange(batch).reshape(shape)
+        ):
+            return Place(of_indices[axis])
+    return LOST
+
+
+def _scatter(eqn, i, place, batch, columns):
+    numbers = eqn.params["dimension_numbers"]
+    operand, indices, updates = (v.aval for v in eqn.invars)
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    kept = [a for a in range(operand.ndim) if a not in gone]
+    of_indices = [a for a in range(updates.ndim) if a not in numbers.update_window_dims]
+    batching = dict(
+        zip(
+            numbers.operand_batching_dims,
+            numbers.scatter_indices_batching_dims,
+            strict=True,
+        )
+    )
+    if i == 0:
+        written = place.axis in batching or (
+            place.axis in kept
+            and updates.shape[numbers.update_window_dims[kept.index(place.axis)]]
+            == operand.shape[place.axis]
+        )
+        if written:
+            return place
+        axes = of_indices
+        found = _by_counting(
+            numbers.scatter_dims_to_operand_dims, axes, place, batch, columns
+        )
+        return LOST if found is None else place
+    if i == 2 and place.axis in numbers.update_window_dims:
+        axis = kept[numbers.update_window_dims.index(place.axis)]
+        whole = updates.shape[place.axis] == operand.shape[axis]
+        return place._replace(axis=axis) if whole else LOST
+    axis = place.axis if i == 1 else of_indices.index(place.axis)
+    for mine, theirs in batching.items():
+        if theirs == axis:
+            return place._replace(axis=mine)
+    for k, mine in enumerate(numbers.scatter_dims_to_operand_dims):
+        here = Place(mine)
+        axes = range(indices.ndim)
+        if columns and _by_counting((mine,), axes, here, batch, columns[k : k + 1]) == (
+            axis,
+            1,
+            1,
+        ):
+            return here
+    return LOST
+
+
+_RULES: dict[str, Rule] = {
+    "argmax": _reduce,
+    "argmin": _reduce,
+    "broadcast_in_dim": _broadcast,
+    "cholesky": _leading(lambda eqn: 2),
+    "concatenate": _concatenate,
+    "conv_general_dilated": _conv,
+    "dot_general": _dot,
+    "dynamic_slice": _whole,
+    "dynamic_update_slice": _whole,
+    "eigh": _leading(lambda eqn: 2),
+    "expand_dims": _expand,
+    "fft": _leading(lambda eqn: len(eqn.params["fft_lengths"])),
+    "gather": _gather,
+    "pad": _pad,
+    "ragged_dot": _ragged_dot,
+    "ragged_dot_general": _ragged_dot,
+    "reshape": _reshape,
+    "rev": _not_along("dimensions"),
+    "sort": _not_along("dimension"),
+    "split": _split,
+    "slice": _slice,
+    "squeeze": _squeeze,
+    "top_k": _top_k,
+    "transpose": _transpose,
+    "triangular_solve": _leading(lambda eqn: 2),
+}
+_RULES |= dict.fromkeys(
+    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
+    reduce_xor""".split(),
+    _reduce,
+)
+_RULES |= dict.fromkeys(
+    "reduce_window reduce_window_sum reduce_window_max reduce_window_min".split(), _window
+)
+_RULES |= dict.fromkeys("scatter scatter-add scatter_add scatter-mul".split(), _scatter)

@@ -1,0 +1,604 @@
+"""Nodes found in the program of any loss function.
+
+A *weight product* multiplies a value made of parameters alone with one that depends on
+the batch: a matrix product, a convolution, a lookup. Its node stands after the bias that
+is added to it. `find` follows through the program, for each value,
+
+* the parameters that have a derivative for it, up to the last node (`own`, and `past`
+  where the path has crossed a product of two values of the batch);
+* the parameters that decide about it without a derivative (a branch, an index);
+* the nodes whose noise reaches it, and the axis on which the examples stand (`axes`).
+
+Noise of example b must reach the loss of example b alone, or its credit would be wrong.
+Where examples meet after a node, or its batch axis is not known, the node is shared by
+the batch (credited with the mean loss), or the parameter itself becomes the node ("weight
+noise"), if it has fewer entries. So does a parameter whose derivative would cross the
+weights of another product, and one that decides. All of these are right wherever the
+examples stand: sizes that happen to be equal decide nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jcore
+
+from bpfree.program import axes, flat, tags
+from bpfree.program.axes import LOST, Place
+from bpfree.program.flat import Body, Op, Path
+
+PRODUCTS = frozenset(
+    """dot_general conv_general_dilated ragged_dot ragged_dot_general
+    triangular_solve""".split()
+)
+_LOOKUPS = ("gather", "dynamic_slice")
+_STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
+_SHAPES = frozenset(
+    "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type".split()
+)
+_MAXIMA = _SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
+
+
+class Value(NamedTuple):
+    """What is known of a value; parameters and nodes are bits of whole numbers."""
+
+    own: int = 0
+    past: int = 0
+    decides: int = 0
+    noise: int = 0
+    data: bool = False
+    place: Place | None = None
+    const: np.ndarray | None = None
+    columns: tuple[np.ndarray | None, ...] = ()
+
+    @property
+    def trains(self) -> int:
+        return self.own | self.past
+
+
+class Mark(NamedTuple):
+    """A tag to put in: on an output of an operation, or on a parameter."""
+
+    kind: str
+    leaves: tuple[int, ...]
+    place: Place | None = None
+
+
+class Found(NamedTuple):
+    """The tags to put in.
+
+    Attributes:
+      outputs: {path of an operation: mark of its output}.
+      inputs: {path: (operand, mark)}, of the values that kernels multiply.
+      params: {leaf: mark}: weight noise.
+      dead: paths of tags that cannot move the losses.
+    """
+
+    outputs: dict[Path, Mark]
+    inputs: dict[Path, tuple[int, Mark]]
+    params: dict[int, Mark]
+    dead: set[Path]
+
+
+NOISE = ("preactivation", "weight", "auto")
+
+
+def find(
+    jaxpr,
+    consts,
+    roles: Sequence[str],
+    losses: int,
+    batch: int | None,
+    credited: bool,
+    noise: str = "preactivation",
+) -> Found:
+    """Where nodes stand in a loss function.
+
+    Args:
+      roles: of each input of the jaxpr: "param", "batch" or "key".
+      losses: number of the output that holds the losses.
+      batch: number of examples; None: one loss for the whole batch.
+      credited: rules of the user say which losses answer for a node, so that examples
+        may meet.
+      noise: where that of a weight product goes, see `bpfree.supervised`.
+    """
+    body = flat.flatten(jaxpr, consts)
+    marked = _has_marks(body)
+    used = [i == losses for i in range(len(body.outs))]
+    base = _Reader(
+        body=body,
+        shapes=[v.aval.shape for v in jaxpr.invars],
+        roles=tuple(roles),
+        live=flat.live(body, used),
+        batch=batch,
+        marked=marked,
+        credited=credited or batch is None,
+        ends={} if marked else _ends(body, _structure(body, roles)),
+        noise=noise,
+    )
+    readings = [base.read(losses, guess) for guess in range(_guesses(base))]
+    return min(readings, key=lambda r: (r.coupled, r.forced)).found()
+
+
+def _guesses(base: "_Reader") -> int:
+    """How many axes of the batch's size the leaves of the batch have at most."""
+    sizes = [
+        shape.count(base.batch)
+        for shape, role in zip(base.shapes, base.roles, strict=True)
+        if role == "batch"
+    ]
+    return max([1, *sizes]) if base.batch else 1
+
+
+def _has_marks(body: Body) -> bool:
+    return any(
+        (op.name == tags.tag_p.name and op.eqn.params["kind"] == "node")
+        or any(map(_has_marks, op.bodies))
+        for op in body.ops
+    )
+
+
+# ---------------------------------------------------------- weights, and where they end
+
+
+def _structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
+    """{value: (depends on parameters, depends on the batch)}."""
+    found: dict[int, tuple[bool, bool]] = {}
+
+    def mark(v) -> tuple[bool, bool]:
+        return found.get(v, (False, False))
+
+    def join(values) -> tuple[bool, bool]:
+        values = list(values)
+        return any(p for p, _ in values), any(d for _, d in values)
+
+    def walk(body: Body, ins):
+        found.update(zip(body.ins, ins, strict=True))
+        for op in body.ops:
+            ins = [mark(v) for v in op.ins]
+            outs = [join(ins)] * len(op.outs)
+            if op.name in tags.REMAT:
+                outs = walk(op.bodies[0], ins)
+            elif op.name == "scan":
+                outs = scan(op, ins)
+            found.update(zip(op.outs, outs, strict=True))
+        return [mark(v) for v in body.outs]
+
+    def scan(op: Op, ins):
+        consts, carry, xs = tags.split_scan(op.eqn.params, ins)
+        while True:
+            outs = walk(op.bodies[0], [*consts, *carry, *xs])
+            pairs = zip(carry, outs[: len(carry)], strict=True)
+            grown = [join(pair) for pair in pairs]
+            if grown == list(carry):
+                return outs
+            carry = grown
+
+    walk(body, [(role == "param", role == "batch") for role in roles])
+    return found
+
+
+def _ends(body: Body, structure) -> dict[Path, Path]:
+    """{path of a product: path of the operation after which its node stands}.
+
+    That is the last addition of a value made of parameters alone, with changes of shape
+    at most between; the product itself where there is none.
+    """
+    ends: dict[Path, Path] = {}
+    uses = body.uses()
+    readers = {v: op for op in body.ops for v in op.ins}
+
+    def is_weight(v) -> bool:
+        return structure.get(v) == (True, False)
+
+    for op in body.ops:
+        if op.name == "scan" or op.name in tags.REMAT:
+            ends |= _ends(op.bodies[0], structure)
+            continue
+        if not op.outs:
+            continue
+        ends[op.path], value = op.path, op.outs[0]
+        while uses[value] == 1 and value in readers:
+            reader = readers[value]
+            others = [v for v in reader.ins if v != value]
+            biased = reader.name in ("add", "sub", "add_any") and all(
+                map(is_weight, others)
+            )
+            if not (biased or reader.name in _SHAPES or reader.name == "real"):
+                break
+            if biased or reader.name == "real":
+                ends[op.path] = reader.path
+            value = reader.outs[0]
+    return ends
+
+
+# ------------------------------------------------------------------- following the values
+
+
+class _Reader:
+    """One reading of a program, repeated until no further node has to be shared.
+
+    Attributes that grow:
+      forced: bits of the parameters that get weight noise.
+      coupled: bits of the nodes that are shared by the batch.
+    """
+
+    def __init__(self, **program):
+        self.program = program
+        self.body, self.shapes, self.roles = (
+            program[k] for k in ("body", "shapes", "roles")
+        )
+        self.live, self.batch, self.ends = (program[k] for k in ("live", "batch", "ends"))
+        self.marked, self.credited, self.noise = (
+            program[k] for k in ("marked", "credited", "noise")
+        )
+        self.forced = self.coupled = 0
+
+    def read(self, losses: int, guess: int) -> "_Reader":
+        """A reading that takes the guess-th axis of size B of each leaf of the batch."""
+        new = _Reader(**self.program)
+        new.bits: dict[Path, int] = {}  # type: ignore[misc]
+        while True:
+            before = new.forced, new.coupled
+            new.outputs, new.inputs, new.dead = {}, {}, set()
+            new.pending: dict[Path, tuple[int, ...]] = {}  # type: ignore[misc]
+            outs = new._walk(new.body, new._start(guess), True, 1)
+            end = outs[losses]
+            new._force(end.decides)
+            if new.batch and end.place != Place(0):
+                new._couple(end)
+            if before == (new.forced, new.coupled):
+                return new
+
+    def _start(self, guess: int) -> list[Value]:
+        def one(i, shape, role):
+            if role == "param":
+                forced = self.forced >> i & 1
+                return Value(noise=self._bit((-1, i))) if forced else Value(own=1 << i)
+            if role == "key":
+                return Value()
+            fits = [a for a, size in enumerate(shape) if size == self.batch]
+            place = Place(fits[min(guess, len(fits) - 1)]) if fits else None
+            return Value(data=True, place=place)
+
+        inputs = zip(self.shapes, self.roles, strict=True)
+        return [one(i, shape, role) for i, (shape, role) in enumerate(inputs)]
+
+    def _bit(self, path) -> int:
+        return 1 << self.bits.setdefault(path, len(self.bits))
+
+    def _force(self, leaves: int) -> None:
+        if not self.marked:
+            self.forced |= leaves
+
+    def _couple(self, *values: Value) -> None:
+        """The examples of these values meet: their nodes are shared by the batch."""
+        if not self.credited:
+            for value in values:
+                self.coupled |= value.noise
+
+    # -------------------------------------------------------------------------- programs
+
+    def _walk(self, body: Body, ins, place: bool, steps: int) -> list[Value]:
+        env: dict[int, Value] = dict(zip(body.ins, ins, strict=True))
+        env |= {v: Value(const=_small(c)) for v, c in body.consts.items()}
+
+        made: dict[int, Op] = {}
+        for op in body.ops:
+            ins = [env[v] for v in op.ins]
+            if op.path not in self.live:
+                outs = [Value()] * len(op.outs)
+                self.dead.add(op.path)
+            elif op.name == "scan":
+                outs = self._scan(op, ins, place, steps)
+            elif op.name in tags.REMAT:
+                outs = self._walk(op.bodies[0], ins, place, steps)
+            elif op.bodies:
+                outs = self._inside(op, ins)
+            elif op.eqn.primitive is tags.tag_p:
+                outs = [self._tag(op, ins[0], steps)]
+            elif op.name == "stop_gradient":
+                maximum = _is_maximum(op, made)
+                outs = [self._stopped(op, ins[0], place and not maximum)]
+            else:
+                outs = self._plain(op, ins, place, steps)
+            if op.path in self.pending:
+                outs = [self._node(op, self.pending[op.path], outs[0], steps)]
+            env.update(zip(op.outs, outs, strict=True))
+            made.update(dict.fromkeys(op.outs, op))
+        return [env[v] for v in body.outs]
+
+    def _scan(self, op: Op, ins, place: bool, steps: int) -> list[Value]:
+        """Inside, places on the axis of the steps become negative."""
+        length = op.eqn.params["length"]
+        consts, carry, xs = tags.split_scan(op.eqn.params, ins)
+
+        def into(value: Value, sliced: bool) -> Value:
+            at = value.place
+            if at is not None and (sliced or at.axis < 0):
+                whole = at.axis > 0 or (at.outer, at.inner) == (1, 1)
+                at = at._replace(axis=at.axis - 1) if whole else LOST
+            if at is LOST and value.place is not None:
+                self._couple(value)
+            return value._replace(place=at, const=None, columns=())
+
+        def out_of(value: Value, stacked: bool) -> Value:
+            at = value.place
+            if at is not None and (stacked or at.axis < 0):
+                at = at._replace(axis=at.axis + 1)
+            return value._replace(place=at, const=None, columns=())
+
+        consts = [into(v, False) for v in consts]
+        xs = [into(v, True) for v in xs]
+        carry = [into(v, False) for v in carry]
+        while True:
+            outs = self._walk(op.bodies[0], [*consts, *carry, *xs], place, steps * length)
+            new = [self._carried(a, b) for a, b in zip(carry, outs, strict=False)]
+            if new == carry:
+                break
+            carry = new
+        ends = [out_of(v, False) for v in outs[: len(carry)]]
+        return ends + [out_of(v, True) for v in outs[len(carry) :]]
+
+    def _carried(self, start: Value, end: Value) -> Value:
+        joined = _join([start, end])._replace(const=None, columns=())
+        place = start.place if end.place is None else end.place
+        if start.place is not None and end.place not in (None, start.place):
+            self._couple(start, end)
+            place = start.place if start.noise else end.place
+        if end.place is None and end.noise and start.place is not None:
+            place = LOST
+        if place is not None and place.axis == -1:  # the steps would meet in the carry
+            self._couple(start, end)
+            place = LOST
+        return joined._replace(place=place)
+
+    def _inside(self, op: Op, ins) -> list[Value]:
+        """Branches, loops without a length, functions with a derivative of their own."""
+        joined = _join(ins)
+        has_product = any(
+            tags.contains(tags.open_jaxpr(j)[0], lambda p: p.name in PRODUCTS)
+            for j in jcore.jaxprs_in_params(op.eqn.params)
+        )
+        own_rule = op.name.startswith("custom_")
+        if not own_rule:  # no node can stand inside
+            if op.name == "while" or has_product:
+                joined = joined._replace(
+                    own=0, past=0, decides=joined.decides | joined.trains
+                )
+            elif op.name == "cond":
+                joined = joined._replace(decides=joined.decides | ins[0].trains)
+        elif has_product and joined.trains:
+            weights = [v for v in ins if v.trains and not v.data]
+            data = [v for v in ins if v.data]
+            if len(op.outs) == 1 and weights and data and op.path in self.ends:
+                self._candidate(op, _join(weights), data)
+            else:
+                self._force(joined.trains)
+        outs = self._places_inside(op, ins)
+        for at in outs:
+            if at is LOST:
+                self._couple(joined)
+        made = [joined._replace(place=at, const=None, columns=()) for at in outs]
+        return [
+            _typed(value, v.aval) for value, v in zip(made, op.eqn.outvars, strict=True)
+        ]
+
+    def _places_inside(self, op: Op, ins) -> list[Place | None]:
+        """Places of the results, from a walk through the bodies without nodes."""
+        if op.name == "while":
+            n = op.eqn.params["cond_nconsts"]
+            m = op.eqn.params["body_nconsts"]
+            consts, carry = ins[n : n + m], ins[n + m :]
+            while True:
+                outs = self._quiet(op.bodies[-1], [*consts, *carry])
+                new = [self._carried(a, b) for a, b in zip(carry, outs, strict=True)]
+                if new == carry:
+                    return [v.place for v in outs]
+                carry = new
+        operands = ins[1:] if op.name == "cond" else ins
+        found: list[Place | None] = [None] * len(op.outs)
+        bodies = op.bodies if op.name == "cond" else op.bodies[:1]
+        for body in bodies:
+            if len(body.ins) != len(operands) or len(body.outs) != len(op.outs):
+                return found
+            for i, value in enumerate(self._quiet(body, operands)):
+                found[i] = found[i] or value.place
+        return found
+
+    def _quiet(self, body: Body, ins) -> list[Value]:
+        """A walk of a body in which no node is placed."""
+        bare = [v._replace(own=0, past=0) for v in ins]
+        return self._walk(body, bare, False, 1)
+
+    # ------------------------------------------------------------------------ operations
+
+    def _tag(self, op: Op, value: Value, steps: int) -> Value:
+        kind, axis = (op.eqn.params[k] for k in ("kind", "batch_axis"))
+        if kind == "hold":
+            return value._replace(own=0, past=0, decides=0, noise=0)
+        if kind != "node":
+            return value
+        bit = self._bit(op.path)
+        place = value.place
+        if axis != tags.INFERRED:
+            place = None if axis is None else Place(axis)
+        elif bit & self.coupled or not self.batch:
+            place = None
+        self.outputs[op.path] = Mark("node", (), place)
+        here = value.place if place is None and axis is None else place
+        return value._replace(
+            own=0, past=0, noise=value.noise | bit, place=here or value.place
+        )
+
+    def _stopped(self, op: Op, value: Value, hold: bool) -> Value:
+        """`stop_gradient` of what noise reaches keeps its clean value in noisy passes."""
+        rest = value._replace(own=0, past=0, decides=0)
+        inexact = jnp.issubdtype(op.eqn.outvars[0].aval.dtype, jnp.inexact)
+        if not (hold and value.noise and inexact):
+            return rest
+        self.outputs[op.path] = Mark("hold", ())
+        return rest._replace(noise=0)
+
+    def _plain(self, op: Op, ins: list[Value], place: bool, steps: int) -> list[Value]:
+        joined = _join(ins)
+        at = self._place(op, ins)
+        if op.name in PRODUCTS or op.name in _LOOKUPS:
+            joined = self._product(op, ins, joined, place)
+        elif op.name in _STEPS or op.name.endswith("callback"):
+            joined = joined._replace(
+                own=0, past=0, decides=joined.decides | joined.trains
+            )
+        const, columns = _known(op, ins)
+        made = joined._replace(place=at, const=const, columns=columns)
+        return [_typed(made, v.aval) for v in op.eqn.outvars]
+
+    def _place(self, op: Op, ins: list[Value]) -> Place | None:
+        """Where the examples stand in the result; couples the nodes that lose track."""
+        moved = []
+        for i, value in enumerate(ins):
+            if value.place is None:
+                continue
+            columns = ins[1].columns if len(ins) > 1 else ()
+            at = axes.moved(op.eqn, i, value.place, self.batch, columns)
+            if at is LOST:
+                self._couple(value)
+            else:
+                moved.append((value, at))
+        noisy = [at for value, at in moved if value.noise]
+        if not moved:
+            return None
+        best = noisy[0] if noisy else min(at for _, at in moved)
+        self._couple(*(value for value, at in moved if at != best))
+        return best
+
+    def _product(self, op: Op, ins, joined: Value, place: bool) -> Value:
+        """A product or lookup: a weight's gets a node, others carry derivatives on."""
+        left, right = ins[0], _join(ins[1:]) if op.name in _LOOKUPS else ins[1]
+        if not (left.data or right.data):
+            return joined
+        for weight, x, operand in ((left, right, 1), (right, left, 0)):
+            if weight.trains and not weight.data and x.data:
+                if op.name in _LOOKUPS and operand == 0:
+                    continue
+                if place and op.path in self.ends and not self.marked:
+                    self._candidate(op, weight, [x], operand)
+                else:
+                    self._force(weight.trains)
+                return joined
+        if op.name in _LOOKUPS:
+            return joined
+        if left.data and right.data:
+            self._force(joined.past)
+            return joined._replace(own=0, past=joined.trains)
+        self._force(joined.trains)
+        return joined
+
+    def _candidate(self, op: Op, weight: Value, xs, operand: int | None = None) -> None:
+        """A node after the bias of this product, for the leaves of the weight."""
+        leaves = _bits_of(weight.trains)
+        self._force(_join(xs).trains)
+        self.pending[self.ends[op.path]] = leaves
+        x = None if operand is None else op.eqn.invars[operand].aval
+        if x is not None and jnp.issubdtype(x.dtype, jnp.inexact):
+            self.inputs[op.path] = (operand, Mark("input", leaves))
+
+    def _node(self, op: Op, leaves: tuple[int, ...], value: Value, steps: int) -> Value:
+        bit = self._bit(op.path)
+        aval = op.eqn.outvars[0].aval
+        if not jnp.issubdtype(aval.dtype, jnp.floating):  # complex, say
+            self._force(sum(1 << i for i in leaves))
+            return value
+        alone = value.place is not None and not bit & self.coupled
+        size = steps * math.prod(aval.shape)
+        weights = sum(math.prod(self.shapes[i]) for i in leaves)
+        smaller = self.noise == "auto" and weights < size // (self.batch or 1)
+        if self.batch and not alone:
+            self.coupled |= bit
+            smaller = smaller or weights <= size
+        if smaller or self.noise == "weight":
+            self._force(sum(1 << i for i in leaves))
+        place = value.place if alone and self.batch else None
+        self.outputs[op.path] = Mark("node", leaves, place)
+        return value._replace(own=0, past=0, noise=value.noise | bit)
+
+    def found(self) -> Found:
+        forced = {i: Mark("node", (i,)) for i in _bits_of(self.forced)}
+        return Found(self.outputs, self.inputs, forced, self.dead)
+
+
+# -------------------------------------------------------------------------------- values
+
+
+def _join(values: Sequence[Value]) -> Value:
+    own = past = decides = noise = 0
+    for v in values:
+        own, past = own | v.own, past | v.past
+        decides, noise = decides | v.decides, noise | v.noise
+    return Value(own, past, decides, noise, any(v.data for v in values))
+
+
+def _typed(value: Value, aval) -> Value:
+    """A result without a derivative (an index, a comparison) only decides."""
+    if jnp.issubdtype(aval.dtype, jnp.inexact):
+        return value
+    return value._replace(own=0, past=0, decides=value.decides | value.trains)
+
+
+def _bits_of(mask: int) -> tuple[int, ...]:
+    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+def _is_maximum(op: Op, made: dict[int, Op]) -> bool:
+    """Whether a stop_gradient is that of a maximum, by which a softmax is shifted."""
+    ops, seen = [made.get(op.ins[0])], False
+    while ops:
+        source = ops.pop()
+        if source is None:
+            continue
+        if source.name not in _MAXIMA:
+            return False
+        if source.name == "reduce_max":
+            seen = True
+        else:
+            ops += [made.get(v) for v in source.ins]
+    return seen
+
+
+_LARGEST = 2**16  # entries of a constant that is evaluated
+
+
+def _small(value: Any) -> np.ndarray | None:
+    """A whole-numbered constant, if it is small enough to look at."""
+    kind = jnp.result_type(value)
+    if not (jnp.issubdtype(kind, jnp.integer) or kind == jnp.bool_):
+        return None
+    return np.asarray(value) if np.size(value) <= _LARGEST else None
+
+
+def _known(op: Op, ins: Sequence[Value]):
+    """(constant, columns of an index) of a result made of constants."""
+    aval = op.eqn.outvars[0].aval
+    if len(op.outs) > 1 or jnp.issubdtype(aval.dtype, jnp.inexact) or op.eqn.effects:
+        return None, ()
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+        return None, ()
+    columns: tuple[Any, ...] = ()
+    if op.name == "concatenate" and op.eqn.params["dimension"] == aval.ndim - 1:
+        sizes = [v.aval.shape[-1] for v in op.eqn.invars]
+        parts = zip(ins, sizes, strict=True)
+        columns = tuple(c for v, n in parts for c in _columns(v.const, n))
+    elif len(ins) == 1 and op.name == "convert_element_type":
+        columns = ins[0].columns
+    if math.prod(aval.shape) > _LARGEST or any(v.const is None for v in ins):
+        return None, columns
+    with jax.ensure_compile_time_eval():
+        const = np.asarray(tags.bind_eqn(op.eqn, [v.const for v in ins])[0])
+    return const, _columns(const, const.shape[-1]) if const.ndim else ()
+
+
+def _columns(const: np.ndarray | None, size: int) -> tuple[np.ndarray | None, ...]:
+    return tuple(None if const is None else const[..., k] for k in range(size))

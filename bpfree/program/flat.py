@@ -1,0 +1,130 @@
+"""A jaxpr as a flat list of operations, jit inlined, with what moves the losses.
+
+Values have numbers, so that a use is found across the borders of jitted functions; the
+path of an operation is its place in the nested jaxpr, as in `interpreter`.
+"""
+
+from collections import Counter
+from itertools import count
+from typing import Any, NamedTuple
+
+from jax.extend import core as jcore
+
+from bpfree.program import tags
+
+Path = tuple[int, ...]
+
+
+class Op(NamedTuple):
+    """An equation; inputs and outputs are numbers of values."""
+
+    eqn: Any
+    path: Path
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    bodies: tuple["Body", ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.eqn.primitive.name
+
+
+class Body(NamedTuple):
+    """A program: numbers of its inputs and outputs, and its constants, literals too."""
+
+    ops: tuple[Op, ...]
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    consts: dict[int, Any]
+
+    def uses(self) -> Counter:
+        """How often each value is read here."""
+        return Counter(v for op in self.ops for v in op.ins) + Counter(self.outs)
+
+
+def flatten(jaxpr, consts) -> Body:
+    """The flat form of a jaxpr and its constants."""
+    return _body(jaxpr, consts, (), count())
+
+
+def _body(jaxpr, consts, path: Path, numbers) -> Body:
+    ops: list[Op] = []
+    known: dict[int, Any] = {}
+    ins = tuple(next(numbers) for _ in jaxpr.invars)
+    outs = _inline(jaxpr, consts, ins, path, numbers, ops, known)
+    return Body(tuple(ops), ins, outs, known)
+
+
+def _inline(jaxpr, consts, ins, path: Path, numbers, ops, known) -> tuple[Any, ...]:
+    env: dict[Any, Any] = dict(zip(jaxpr.invars, ins, strict=True))
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+        env[var] = next(numbers)
+        known[env[var]] = value
+
+    def read(v):
+        if isinstance(v, jcore.Literal):
+            number = next(numbers)
+            known[number] = v.val
+            return number
+        return env[v]
+
+    for i, eqn in enumerate(jaxpr.eqns):
+        here = (*path, i)
+        values = tuple(map(read, eqn.invars))
+        if eqn.primitive.name in tags.INLINED:
+            inner, closed = tags.body_of(eqn)
+            outs = _inline(inner, closed, values, here, numbers, ops, known)
+        else:
+            outs = tuple(next(numbers) for _ in eqn.outvars)
+            bodies = tuple(
+                _body(*tags.open_jaxpr(j), (*here, k), numbers)
+                for k, j in enumerate(_inner_jaxprs(eqn))
+            )
+            ops.append(Op(eqn, here, values, outs, bodies))
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return tuple(map(read, jaxpr.outvars))
+
+
+def _inner_jaxprs(eqn) -> list[Any]:
+    if eqn.primitive.name == "scan" or eqn.primitive.name in tags.REMAT:
+        return [eqn.params["jaxpr"]]
+    return list(jcore.jaxprs_in_params(eqn.params))
+
+
+def live(body: Body, used: list[bool]) -> set[Path]:
+    """Paths of the operations on which the used outputs depend."""
+    found: set[Path] = set()
+    _live(body, used, found)
+    return found
+
+
+def _live(body: Body, used, found: set[Path]) -> list[bool]:
+    """Which inputs are needed; adds to `found`."""
+    needed = {v for v, mine in zip(body.outs, used, strict=True) if mine}
+    for op in reversed(body.ops):
+        wanted = [v in needed for v in op.outs]
+        if not any(wanted):
+            continue
+        found.add(op.path)
+        reads = [True] * len(op.ins)
+        if op.name == "scan":
+            reads = _live_scan(op, wanted, found)
+        elif op.name in tags.REMAT:
+            reads = _live(op.bodies[0], wanted, found)
+        else:
+            for inner in op.bodies:
+                _live(inner, [True] * len(inner.outs), found)
+        needed.update(v for v, r in zip(op.ins, reads, strict=True) if r)
+    return [v in needed for v in body.ins]
+
+
+def _live_scan(op: Op, wanted, found: set[Path]) -> list[bool]:
+    consts, carry, _ = tags.split_scan(op.eqn.params, list(op.ins))
+    n, m = len(consts), len(carry)
+    wanted = list(wanted)
+    while True:
+        reads = _live(op.bodies[0], wanted, found)
+        grown = [a or b for a, b in zip(wanted[:m], reads[n : n + m], strict=True)]
+        if grown == wanted[:m]:
+            return reads
+        wanted[:m] = grown

@@ -1,0 +1,141 @@
+"""Tags put into a traced loss function, where `find` says that nodes stand."""
+
+from collections import defaultdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpfree.program import interpreter, tags
+from bpfree.program.find import Found, Mark, find
+from bpfree.program.flat import Path
+
+
+def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, noise: str):
+    """(jaxpr, constants) of the loss function with all its nodes tagged.
+
+    Args:
+      args: arguments of the loss function, `(params, batch[, key])`.
+      batch: number of losses; None: one loss for the whole batch.
+      credited: whether rules of the user say which losses answer for a node.
+      noise: where that of a weight product goes, see `bpfree.supervised`.
+    """
+    names = ("param", "batch", "key")
+    trees = zip(names, args, strict=False)
+    roles = [name for name, tree in trees for _ in jax.tree.leaves(tree)]
+    found = find(jaxpr, consts, roles, 0, batch, credited, noise)
+    marking = _Marking(found, param_paths(args[0]), batch)
+
+    def marked(*leaves):
+        return marking.run(jaxpr, consts, marking.weights(leaves), ())
+
+    closed = jax.make_jaxpr(marked)(*jax.tree.leaves(args))
+    return tags.open_jaxpr(closed)
+
+
+def param_paths(params) -> list[str]:
+    """Paths of the leaves in words; raises ValueError for what is not real floating."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    found = [param_path(p) for p, _ in leaves]
+    for path, (_, leaf) in zip(found, leaves, strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"parameter {path!r} is {jnp.result_type(leaf)}; parameters are "
+                "real floating point. Keep other state in the batch or in a closure."
+            )
+    return found
+
+
+def param_path(path: tuple) -> str:
+    """The key path of a leaf in words: "layer/kernel".
+
+    Flax NNX wraps every array in a Variable, whose own key, `.value`, is left out.
+    """
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+class _Marking:
+    """Evaluates a program and puts the tags in."""
+
+    def __init__(self, found: Found, paths: list[str], batch: int | None):
+        self.found, self.paths, self.batch = found, paths, batch
+        kernels = defaultdict(set)
+        for mark in found.outputs.values():
+            for leaf in mark.leaves[:1]:
+                kernels[_parent(paths[leaf])].add(leaf)
+        self.kernels = kernels
+        places = [*found.outputs, *found.inputs, *found.dead]
+        self.inside = {path[:i] for path in places for i in range(len(path))}
+
+    def weights(self, leaves) -> list[Any]:
+        marks = self.found.params
+        return [
+            self.tag(x, marks[i], self.paths[i]) if i in marks else x
+            for i, x in enumerate(leaves)
+        ]
+
+    def name(self, mark: Mark) -> str | None:
+        """A node is named by its kernel's module, or by the kernel if it has several."""
+        if not mark.leaves:
+            return None
+        path = self.paths[mark.leaves[0]]
+        parent = _parent(path)
+        return parent if parent and len(self.kernels[parent]) == 1 else path
+
+    def tag(self, x, mark: Mark, name: str | None):
+        """A node whose examples are folded into an axis sees them on an axis alone."""
+        at = mark.place
+        if at is None or (at.outer, at.inner) == (1, 1):
+            axis = None if at is None else at.axis
+            return tags.tag_p.bind(x, kind=mark.kind, name=name, batch_axis=axis)
+        sizes = [n for n in (at.outer, self.batch, at.inner) if n != 1]
+        shape = (*x.shape[: at.axis], *sizes, *x.shape[at.axis + 1 :])
+        axis = at.axis + (at.outer != 1)
+        y = tags.tag_p.bind(x.reshape(shape), kind=mark.kind, name=name, batch_axis=axis)
+        return y.reshape(x.shape)
+
+    def run(self, jaxpr, consts, args, path: Path) -> list[Any]:
+        env: dict[Any, Any] = {}
+        interpreter.assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+        for i, eqn in enumerate(jaxpr.eqns):
+            here = (*path, i)
+            invals = [interpreter.lookup(env, v) for v in eqn.invars]
+            if here in self.found.inputs:
+                operand, mark = self.found.inputs[here]
+                name = tags.INPUT + self.paths[mark.leaves[0]]
+                invals[operand] = self.tag(invals[operand], mark, name)
+            outs = self.equation(eqn, invals, here)
+            mark = self.found.outputs.get(here)
+            if mark is not None and eqn.primitive is not tags.tag_p:
+                name = "stop_gradient" if mark.kind == "hold" else self.name(mark)
+                outs = [self.tag(outs[0], mark, name)]
+            interpreter.assign(env, eqn.outvars, outs)
+        return [interpreter.lookup(env, v) for v in jaxpr.outvars]
+
+    def equation(self, eqn, invals, here: Path) -> list[Any]:
+        if eqn.primitive is tags.tag_p:
+            return [self.retagged(eqn, invals[0], here)]
+        if eqn.primitive.name in tags.INLINED:
+            return self.run(*tags.body_of(eqn), invals, here)
+        if here not in self.inside:
+            return tags.bind_eqn(eqn, invals)
+
+        def body(jaxpr, consts, args):
+            return self.run(jaxpr, consts, args, (*here, 0))
+
+        return interpreter.reopened(eqn, invals, body)
+
+    def retagged(self, eqn, x, here: Path):
+        """A tag of the user, with its batch axis; the value alone if it is idle."""
+        kind, name = eqn.params["kind"], eqn.params["name"]
+        if here in self.found.dead and kind == "node":
+            return x
+        if here in self.found.outputs and eqn.params["batch_axis"] == tags.INFERRED:
+            return self.tag(x, self.found.outputs[here], name)
+        return tags.bind_eqn(eqn, [x])[0]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
