@@ -25,6 +25,19 @@ FILES = {
         "raw_params conv_batch_norm gru lstm seq2seq scanned_layers tied_transformer "
         "vision_transformer mixer unet",
     ),
+    "plain_variants": (
+        "jax",
+        "time_mixing columns chosen_experts hypernetwork branches lora_frozen "
+        "graph_convolution mamba",
+    ),
+    "linen_variants": (
+        "flax",
+        "scanned_transformer token_mixer weight_norm unet_resized bidirectional "
+        "ragged_seq2seq mixture_of_experts",
+    ),
+    "nnx_variants": ("flax", "grouped_queries lora"),
+    "hugging_face_variants": ("transformers", "bart llama"),
+    "equinox_variants": ("equinox", "nested_vmap batch_norm"),
     "nnx_models": ("flax", "conv_batch_norm gemma gemma_pair"),
     "hugging_face": ("transformers", "bert gpt2 resnet"),
     "equinox_models": ("equinox", "mlp convnet recurrent_attention"),

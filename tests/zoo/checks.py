@@ -6,7 +6,7 @@
 
 It sees a product without a node, a parameter without a block, and a node pulled to the
 wrong parameter. It cannot see a wrong batch axis, which only decides which losses a
-node answers to: `slopes` does, by sampling.
+node answers to: `miscredited` does, exactly as well, and `slopes` by sampling.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import bpfree
+from bpfree.program.trace import trace
 from tests.statistics import LIMIT
 from tests.zoo.case import Case
 
@@ -96,6 +97,44 @@ def inexact(case: Case, tolerance: float = 1e-6, nodes=None) -> dict[str, float]
         if not error < tolerance:
             off[words(path)] = error
     return off
+
+
+def miscredited(case: Case, nodes=None, tolerance: float = 1e-10) -> dict[str, float]:
+    """Nodes whose slice of one example moves the loss of another, relative to its own.
+
+    d loss_b / d y[.., c, ..] must vanish for b != c on the batch axis of every node that
+    has one; what is held (`bpfree.hold`) stays, as it does in noisy passes.
+    """
+    batch, *key = arguments(case)
+    program = trace(case.loss_fn, case.params, batch, *key, nodes=nodes)
+    sites = [s for s in program.nodes if s.batch_axis is not None]
+    if program.batch_size is None or not sites:
+        return {}
+
+    @jax.jit
+    def meetings(params):
+        def losses(deltas):
+            run = bpfree.inject(case.loss_fn, nodes)
+            out = run(params, batch, deltas, *key)[0]
+            return out[0] if isinstance(out, tuple) else out
+
+        zeros = {s.name: jnp.zeros(s.shape, s.dtype) for s in sites}
+        out, pull = jax.vjp(losses, zeros)
+        by_loss = jax.vmap(lambda row: pull(row)[0])(jnp.eye(len(out), dtype=out.dtype))
+
+        def largest(site):
+            per_example = jnp.moveaxis(by_loss[site.name], site.batch_axis + 1, 1)
+            return jnp.abs(per_example).reshape(len(out), len(out), -1).max(-1)
+
+        return {s.name: largest(s) for s in sites}
+
+    found = {}
+    for name, table in meetings(case.params).items():
+        own = jnp.diag(table).max()
+        other = jnp.where(jnp.eye(len(table), dtype=bool), 0.0, table).max()
+        if not other <= tolerance * own:
+            found[name] = float(other / own)
+    return found
 
 
 class Slope(NamedTuple):

@@ -21,6 +21,7 @@ COUPLED = {
     "nnx_models.conv_batch_norm",
     "hugging_face.resnet",
     "haiku_models.resnet",
+    "equinox_variants.batch_norm",
 }
 # Derivatives are those of a surrogate, which finite differences do not see.
 SURROGATE = {"dynamics.spiking", "spyx_models.leaky"}
@@ -57,6 +58,7 @@ def test_nodes(name):
     case = load(name)
     assert checks.uncovered(case) == []
     assert checks.carried(case) == 0
+    assert checks.miscredited(case) == {}
     if name not in COUPLED:
         assert checks.inexact(case) == {}
 
@@ -97,6 +99,11 @@ def marked(axis):
         return -picked[..., 0].mean(-1)
 
     return case._replace(loss_fn=loss_fn)
+
+
+def test_credit_rejects_a_wrong_batch_axis():
+    assert checks.miscredited(marked(axis=0)) == {}
+    assert set(checks.miscredited(marked(axis=1))) == {"h"}
 
 
 def test_slopes_reject_a_wrong_batch_axis():
