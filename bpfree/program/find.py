@@ -74,13 +74,11 @@ class Found(NamedTuple):
       outputs: {path of an operation: mark of its output}.
       inputs: {path: (operand, mark)}, of the values that kernels multiply.
       params: {leaf: mark}: weight noise.
-      dead: paths of tags that cannot move the losses.
     """
 
     outputs: dict[Path, Mark]
     inputs: dict[Path, tuple[int, Mark]]
     params: dict[int, Mark]
-    dead: set[Path]
 
 
 def find(
@@ -102,27 +100,25 @@ def find(
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
-    base = _Reader(
+
+    source = _Source(
         body=body,
-        shapes=[v.aval.shape for v in jaxpr.invars],
+        shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
+        ends=_ends(body, _structure(body, roles)),
         batch=batch,
         credited=credited or batch is None,
-        ends=_ends(body, _structure(body, roles)),
     )
-    readings = [base.read(losses, guess) for guess in range(_guesses(base))]
+    readings = [_Reader(source).read(losses, i) for i in range(_guesses(source))]
     return min(readings, key=lambda r: (r.coupled, r.forced)).found()
 
 
-def _guesses(base: "_Reader") -> int:
+def _guesses(source: "_Source") -> int:
     """How many axes of the batch's size the leaves of the batch have at most."""
-    sizes = [
-        shape.count(base.batch)
-        for shape, role in zip(base.shapes, base.roles, strict=True)
-        if role == "batch"
-    ]
-    return max([1, *sizes]) if base.batch else 1
+    leaves = zip(source.shapes, source.roles, strict=True)
+    sizes = [shape.count(source.batch) for shape, role in leaves if role == "batch"]
+    return max([1, *sizes]) if source.batch else 1
 
 
 # ---------------------------------------------------------- weights, and where they end
@@ -202,11 +198,23 @@ def _ends(body: Body, structure) -> dict[Path, Path]:
 # ------------------------------------------------------------------- following the values
 
 
+class _Source(NamedTuple):
+    """What is read: a flat program with the arguments of `find`, `live` and `_ends`."""
+
+    body: Body
+    shapes: tuple[tuple[int, ...], ...]
+    roles: tuple[str, ...]
+    live: set[Path]
+    ends: dict[Path, Path]
+    batch: int | None
+    credited: bool
+
+
 class _Reader:
     """One reading of a program, repeated until no further node has to be shared.
 
-    `outputs`, `inputs` and `dead` are as in `Found`; `pending` are the leaves of products
-    whose node stands after the operation at a path, `bits` the numbers of the nodes.
+    `outputs` and `inputs` are as in `Found`; `pending` are the leaves of products whose
+    node stands after the operation at a path, `bits` the numbers of the nodes.
 
     Attributes that grow:
       forced: bits of the parameters that get weight noise.
@@ -216,32 +224,23 @@ class _Reader:
     outputs: dict[Path, Mark]
     inputs: dict[Path, tuple[int, Mark]]
     pending: dict[Path, tuple[int, ...]]
-    dead: set[Path]
 
-    def __init__(self, **program: Any):
+    def __init__(self, source: _Source):
+        self.source = source
         self.bits: dict[Path, int] = {}
-        self.program = program
-        self.body, self.shapes, self.roles = (
-            program[k] for k in ("body", "shapes", "roles")
-        )
-        self.live, self.batch, self.ends = (program[k] for k in ("live", "batch", "ends"))
-        self.credited = program["credited"]
         self.forced = self.coupled = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
-        """A reading that takes the guess-th axis of size B of each leaf of the batch."""
-        new = _Reader(**self.program)
+        """Takes the guess-th axis of size B of each leaf of the batch for the batch's."""
         while True:
-            before = new.forced, new.coupled
-            new.outputs, new.inputs, new.dead = {}, {}, set()
-            new.pending = {}
-            outs = new._walk(new.body, new._start(guess), True, 1)
-            end = outs[losses]
-            new._force(end.decides)
-            if new.batch and end.place != Place(0):
-                new._couple(end)
-            if before == (new.forced, new.coupled):
-                return new
+            before = self.forced, self.coupled
+            self.outputs, self.inputs, self.pending = {}, {}, {}
+            end = self._walk(self.source.body, self._start(guess), True, 1)[losses]
+            self._force(end.decides)
+            if self.source.batch and end.place != Place(0):
+                self._couple(end)
+            if before == (self.forced, self.coupled):
+                return self
 
     def _start(self, guess: int) -> list[Value]:
         def one(i, shape, role):
@@ -250,11 +249,11 @@ class _Reader:
                 return Value(noise=self._bit((-1, i))) if forced else Value(own=1 << i)
             if role == "key":
                 return Value()
-            fits = [a for a, size in enumerate(shape) if size == self.batch]
+            fits = [a for a, size in enumerate(shape) if size == self.source.batch]
             place = Place(fits[min(guess, len(fits) - 1)]) if fits else None
             return Value(data=True, place=place)
 
-        inputs = zip(self.shapes, self.roles, strict=True)
+        inputs = zip(self.source.shapes, self.source.roles, strict=True)
         return [one(i, shape, role) for i, (shape, role) in enumerate(inputs)]
 
     def _bit(self, path) -> int:
@@ -265,7 +264,7 @@ class _Reader:
 
     def _couple(self, *values: Value) -> None:
         """The examples of these values meet: their nodes are shared by the batch."""
-        if not self.credited:
+        if not self.source.credited:
             for value in values:
                 self.coupled |= value.noise
 
@@ -278,9 +277,8 @@ class _Reader:
         made: dict[int, Op] = {}
         for op in body.ops:
             ins = [env[v] for v in op.ins]
-            if op.path not in self.live:
+            if op.path not in self.source.live:
                 outs = [Value()] * len(op.outs)
-                self.dead.add(op.path)
             elif op.name == "scan":
                 outs = self._scan(op, ins, place, steps)
             elif op.name in tags.REMAT:
@@ -363,7 +361,7 @@ class _Reader:
         elif has_product and joined.trains:
             weights = [v for v in ins if v.trains and not v.data]
             data = [v for v in ins if v.data]
-            if len(op.outs) == 1 and weights and data and op.path in self.ends:
+            if len(op.outs) == 1 and weights and data and op.path in self.source.ends:
                 self._candidate(op, _join(weights), data)
             else:
                 self._force(joined.trains)
@@ -434,7 +432,7 @@ class _Reader:
             if value.place is None:
                 continue
             columns = ins[1].columns if len(ins) > 1 else ()
-            at = axes.moved(op.eqn, i, value.place, self.batch, columns)
+            at = axes.moved(op.eqn, i, value.place, self.source.batch, columns)
             if at is LOST:
                 self._couple(value)
             else:
@@ -455,7 +453,7 @@ class _Reader:
             if weight.trains and not weight.data and x.data:
                 if op.name in _LOOKUPS and operand == 0:
                     continue
-                if place and op.path in self.ends:
+                if place and op.path in self.source.ends:
                     self._candidate(op, weight, [x], operand)
                 else:
                     self._force(weight.trains)
@@ -472,7 +470,7 @@ class _Reader:
         """A node after the bias of this product, for the leaves of the weight."""
         leaves = _bits_of(weight.trains)
         self._force(_join(xs).trains)
-        self.pending[self.ends[op.path]] = leaves
+        self.pending[self.source.ends[op.path]] = leaves
         if operand is None:
             return
         if jnp.issubdtype(op.eqn.invars[operand].aval.dtype, jnp.inexact):
@@ -485,18 +483,18 @@ class _Reader:
             self._force(sum(1 << i for i in leaves))
             return value
         alone = value.place is not None and not bit & self.coupled
-        if self.batch and not alone:
+        if self.source.batch and not alone:
             self.coupled |= bit
             size = steps * math.prod(aval.shape)
-            if sum(math.prod(self.shapes[i]) for i in leaves) <= size:
+            if sum(math.prod(self.source.shapes[i]) for i in leaves) <= size:
                 self._force(sum(1 << i for i in leaves))
-        place = value.place if alone and self.batch else None
+        place = value.place if alone and self.source.batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value._replace(own=0, past=0, noise=value.noise | bit)
 
     def found(self) -> Found:
         forced = {i: Mark("node", (i,)) for i in _bits_of(self.forced)}
-        return Found(self.outputs, self.inputs, forced, self.dead)
+        return Found(self.outputs, self.inputs, forced)
 
 
 # -------------------------------------------------------------------------------- values
