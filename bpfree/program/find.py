@@ -427,12 +427,15 @@ class _Reader:
 
     def _place(self, op: Op, ins: list[Value]) -> Place | None:
         """Where the examples stand in the result; couples the nodes that lose track."""
+        batch = self.source.batch
+        if batch is None:
+            return None
         moved = []
         for i, value in enumerate(ins):
             if value.place is None:
                 continue
             columns = ins[1].columns if len(ins) > 1 else ()
-            at = axes.moved(op.eqn, i, value.place, self.source.batch, columns)
+            at = axes.moved(op.eqn, i, value.place, batch, columns)
             if at is LOST:
                 self._couple(value)
             else:
