@@ -16,6 +16,10 @@ from tests import problems
 from tests.statistics import assert_close
 from tests.test_mesh import reduced
 
+# Devices sum losses of about log 10 in another order than one device does: each is off by
+# an eps of itself, and the estimate divides differences of them by sigma = 0.1.
+ROUNDING = float(np.finfo(np.float32).eps * np.log(10) / 0.1) * 2
+
 IMAGES, SEQUENCES = (16, 8, 8, 1), (16, 12, 4)
 NETS = {
     "convnet": (convnet.Model(10, channels=(4, 8)), IMAGES),
@@ -67,7 +71,7 @@ def test_devices_exchange_gradients_once(name):
     losses = 4 * len(batch["label"])
     assert size <= reduced(program) <= size + losses
     one = compiled(loss_fn, params, batch)(params, batch)
-    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=1e-6)
+    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
@@ -78,7 +82,7 @@ def test_noisy_pairing_of_a_convnet(layerwise):
     options = {"make": bpfree.likelihood_ratio, "layerwise": layerwise}
     program = compiled(loss_fn, far_params, far_batch, sharding, **options)
     one = compiled(loss_fn, params, batch, **options)(params, batch)
-    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=1e-6)
+    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=ROUNDING)
 
 
 @jax.custom_vjp
