@@ -1,7 +1,7 @@
 """bpfree: train JAX networks without backpropagation."""
 
 from bpfree import decorrelation, diagnostics, equilibrium, robustness
-from bpfree.adapters import supervised, tag_linen, tag_nnx
+from bpfree.adapters import supervised, tag_linen
 from bpfree.decorrelation import decorrelate
 from bpfree.equilibrium import layered, primitive
 from bpfree.equilibrium.continual_equilibrium_propagation import (
@@ -34,13 +34,13 @@ from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.presets import lr2021, ulr
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
-from bpfree.program.tags import MAPPED
+from bpfree.program.tags import INFERRED
 from bpfree.sampling.credit import causal, within_hops
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "MAPPED",
+    "INFERRED",
     "STATIC",
     "activity_node_perturbation",
     "approximated_likelihood_ratio",
@@ -80,7 +80,6 @@ __all__ = [
     "static_args",
     "supervised",
     "tag_linen",
-    "tag_nnx",
     "ulr",
     "value",
     "weight_perturbation",

@@ -28,21 +28,21 @@ from bpfree.program import tags
 from bpfree.program.blocks import Blocks, check_blocks
 from bpfree.program.interpreter import Run
 from bpfree.program.passes import adding, cut, cut_vjp, evaluate
-from bpfree.program.tags import MAPPED
+from bpfree.program.tags import INFERRED
 from bpfree.program.trace import LossFn, NodeFilter, NodeTree, Program, arguments, trace
 
 
-def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> Any:
+def node(x: Any, name: str | None = None, batch_axis: int | str | None = INFERRED) -> Any:
     """Mark `x` as a node; the identity for everything but bpfree's transformations.
 
     Args:
       x: floating point array, normally a layer's pre-activation.
       name: names the node, and keys its noise. A repeated name gets `#1`, `#2`, ... in
         order of appearance; None numbers nodes by order, which edits can change.
-      batch_axis: axis of size B. `vmap` and `scan` shift it. None marks a value shared
-        by the batch, credited with the mean loss; `bpfree.MAPPED` a value inside a
-        per-example function: its batch axis is the one that the outermost `vmap` around
-        it adds.
+      batch_axis: axis of size B, which `vmap` and `scan` shift. By default it is read
+        from the program; where the noise of an example would reach the losses of others,
+        the node is shared by the batch. None marks a value shared by the batch, which is
+        credited with the mean loss.
 
     Raises:
       TypeError: `x` is not floating point.
@@ -54,20 +54,19 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = 0) -> A
             f"node {name!r} has dtype {x.dtype}: only real floating point values can "
             "be perturbed. Mark the value before it is rounded, cast or thresholded."
         )
-    if batch_axis is not None and batch_axis != MAPPED:
+    if batch_axis is not None and batch_axis != INFERRED:
         if not -x.ndim <= int(batch_axis) < x.ndim:
             raise ValueError(
                 f"node {name!r} has shape {x.shape}, which has no axis {batch_axis}. "
-                "Pass batch_axis=None for a value shared by the whole batch, or "
-                "batch_axis=bpfree.MAPPED inside a per-example function under vmap."
+                "Pass batch_axis=None for a value shared by the whole batch."
             )
         batch_axis = int(batch_axis) % x.ndim
-    return tags.tag_p.bind(x, kind="node", name=name, batch_axis=batch_axis)
+    return tags.tagged(x, "node", name, batch_axis)
 
 
 def kernel_input(x: jax.Array, path: str) -> jax.Array:
     """Mark `x` as what the kernel at `path` multiplies; read by `record` only."""
-    return tags.tag_p.bind(x, kind="input", name=path, batch_axis=None)
+    return tags.tagged(x, "input", path)
 
 
 def hold(x: jax.Array, name: str) -> jax.Array:
@@ -79,7 +78,7 @@ def hold(x: jax.Array, name: str) -> jax.Array:
     Batch normalisation needs this, or the noise of one example would reach the losses of
     all others; the adapters hold its mean and variance. A repeated `name` gets `#1`, ...
     """
-    return tags.tag_p.bind(x, kind="hold", name=name, batch_axis=None)
+    return tags.tagged(x, "hold", name)
 
 
 def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:

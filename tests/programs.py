@@ -44,8 +44,8 @@ def remat_with_a_policy(params, batch):
 
 def per_example(params, batch):
     def one(x, t):
-        h = layer(params["w1"], x, "h", bpfree.MAPPED)
-        y = layer(params["w2"], h, "y", bpfree.MAPPED)
+        h = layer(params["w1"], x, "h")
+        y = layer(params["w2"], h, "y")
         return ((y - t) ** 2).sum()
 
     return jax.vmap(one)(batch["x"], batch["t"])
@@ -55,7 +55,7 @@ def per_example_behind(params, batch):
     """The mapped axis is the last one of the node."""
 
     def one(x, t):
-        y = layer(params["w1"], x, "y", bpfree.MAPPED)
+        y = layer(params["w1"], x, "y")
         return ((y - t) ** 2).sum()
 
     return jax.vmap(one, in_axes=(1, 0))(batch["x"].T, batch["t"])
@@ -98,7 +98,7 @@ def recurrent_per_example(params, batch):
     def one(xs, t):
         def step(h, x):
             y = x @ params["w1"] + h @ params["w2"]
-            return jnp.tanh(bpfree.node(y, "h", bpfree.MAPPED)), None
+            return jnp.tanh(bpfree.node(y, "h")), None
 
         h, _ = lax.scan(step, jnp.zeros_like(t), xs)
         return ((h - t) ** 2).sum()

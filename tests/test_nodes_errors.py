@@ -45,15 +45,6 @@ def test_the_batch_axis_must_be_as_long_as_the_losses():
         record(loss)
 
 
-def test_mapped_needs_a_vmap():
-    def loss(params, batch):
-        y = batch["x"] @ params["w1"]
-        return bpfree.node(y, "y", batch_axis=bpfree.MAPPED).sum(1)
-
-    with pytest.raises(ValueError, match="'y' says batch_axis=MAPPED but no vmap"):
-        record(loss)
-
-
 def test_a_loss_without_nodes():
     with pytest.raises(ValueError, match="no nodes to perturb"):
         record(lambda params, batch: batch["x"].sum(1))

@@ -164,7 +164,7 @@ def test_of_nested_vmaps_the_outermost_maps_the_batch():
 
     def loss(params, batch):
         def patch(x):
-            return jnp.tanh(bpfree.node(x @ params["w1"], "h", bpfree.MAPPED))
+            return jnp.tanh(bpfree.node(x @ params["w1"], "h"))
 
         def one(x):
             return (jax.vmap(patch)(x) ** 2).sum()

@@ -1,7 +1,8 @@
 """Objectives out of Flax models that nobody edited, Linen or NNX.
 
-An adapter is a module with `bind(model, where, noise, rngs, mutable, options)`: it
-returns `apply(params, state, x, key) -> (outputs, new state)`, whose layers are nodes.
+An adapter is a module with `bind(model, rngs, mutable, options)`: it returns
+`apply(params, state, x, key) -> (outputs, new state)`. Nodes need no adapter: they are
+found in the program of any loss function.
 
 State that is no parameter (running statistics) travels through the loss function: in
 with the batch, out as aux. A noisy pass needs none of it: BatchNorm normalises with the
@@ -11,16 +12,19 @@ batch statistics of the clean pass there, which its adapter holds (`bpfree.hold`
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import linen as nn
 
 from bpfree.adapters import linen
 from bpfree.adapters.linen import tag_linen
-from bpfree.adapters.noise import Noise
+from bpfree.program import tags
 
-__all__ = ["supervised", "tag_linen", "tag_nnx"]
+__all__ = ["supervised", "tag_linen"]
+
+Noise = Literal["preactivation", "weight", "auto"]
+NOISE = ("preactivation", *tags.NOISE)
 
 
 def supervised(
@@ -29,14 +33,13 @@ def supervised(
     *,
     x: str = "x",
     label: str = "label",
-    where: Callable[[Any], bool] | None = None,
-    noise: Noise = "logit",
+    noise: Noise = "preactivation",
     rngs: Sequence[str] = (),
     mutable: Sequence[Any] = (),
     state: str = "state",
     **call_kwargs: Any,
 ) -> Callable[..., Any]:
-    """The objective of a Flax model on labelled batches, with its nodes marked.
+    """The objective of a Flax model on labelled batches.
 
     Args:
       model: a Linen or NNX module, called as `model(batch[x], **call_kwargs)`. An NNX
@@ -44,9 +47,9 @@ def supervised(
       loss: `(outputs, labels) -> (B,)`, one loss per example; for instance
         `optax.softmax_cross_entropy_with_integer_labels`.
       x, label: keys of the batch, a mapping.
-      where: predicate on modules to mark; see `tag_linen` and `tag_nnx`.
-      noise: "logit" (nodes are the layers' outputs), "weight" (their parameters, shared
-        by the batch), "auto", or a function from the module to one of these; see there.
+      noise: where the noise of a weight product goes: "preactivation" (to its output),
+        "weight" (to its parameters, shared by the batch), or "auto": to the parameters
+        where they have fewer entries than the output of one example.
       rngs: names of the random streams the model needs ("dropout"). The objective then
         takes a third argument, the PRNG key. NNX names the streams of a model made with
         `nnx.Rngs(0)` "default".
@@ -67,15 +70,18 @@ def supervised(
     Raises:
       TypeError: a model that is neither. When traced: a batch that is no mapping.
       KeyError (when traced): a key missing from the batch.
-      ValueError (when traced): params that are not the model's; NNX random streams that
-        the model uses but `rngs` does not name.
+      ValueError: an unknown `noise`. When traced: params that are not the model's; NNX
+        random streams that the model uses but `rngs` does not name.
     """
-    bind = _adapter(model).bind
-    apply = bind(model, where, noise, tuple(rngs), tuple(mutable), call_kwargs)
+    if noise not in NOISE:
+        raise ValueError(f"noise={noise!r} is unknown; choose one of {NOISE}")
+    apply = _adapter(model).bind(model, tuple(rngs), tuple(mutable), call_kwargs)
     keys = (x, label, state) if mutable else (x, label)
 
     def objective_with_key(params, batch, key):
         _check_batch(batch, keys)
+        if noise != "preactivation":
+            params = jax.tree.map(lambda p: tags.tagged(p, noise), params)
         outputs, aux = apply(params, batch.get(state, {}), batch[x], key)
         losses = loss(outputs, batch[label])
         return (losses, aux) if mutable else losses
@@ -86,44 +92,18 @@ def supervised(
     return objective_with_key if rngs else objective
 
 
-def tag_nnx(
-    model: Any, where: Callable[[Any], bool] | None = None, noise: Noise = "logit"
-) -> Any:
-    """A copy of an NNX model with the outputs of its layers marked as nodes.
-
-    Marks the output of every Linear, LinearGeneral, Einsum, Conv, ConvTranspose and Embed
-    (norms belong to the next node's block; attention and recurrent cells are made of
-    these) under the module's path, and its input as what its kernel multiplies. The batch
-    axis is the first one of the output. In a loss function, merge first:
-    `bpfree.tag_nnx(nnx.merge(graphdef, params, rest))(x)`.
-
-    Args:
-      model: an NNX module; it stays as it is.
-      where: predicate on the module; False leaves it unmarked, so that it becomes part of
-        the next node's block. A module that has several paths is named by one of them.
-      noise: as in `tag_linen`.
-    """
-    return _nnx().tagged(model, where, noise)
-
-
 def _adapter(model: Any) -> ModuleType:
     if isinstance(model, nn.Module):
         return linen
     if "flax.nnx" in sys.modules:  # as it is wherever an NNX model was made
-        adapter = _nnx()
-        if isinstance(model, adapter.nnx.Module):
-            return adapter
+        from bpfree.adapters import nnx  # takes about as long to import as all of bpfree
+
+        if isinstance(model, nnx.nnx.Module):
+            return nnx
     raise TypeError(
-        f"supervised takes a Flax Linen or NNX module, got {type(model).__name__}. In "
-        "other code mark the nodes with bpfree.node."
+        f"supervised takes a Flax Linen or NNX module, got {type(model).__name__}. For "
+        "any other model write the loss function itself, (params, batch) -> losses (B,)."
     )
-
-
-def _nnx() -> ModuleType:
-    """Imported late: NNX takes about as long to import as all of bpfree."""
-    from bpfree.adapters import nnx
-
-    return nnx
 
 
 def _check_batch(batch: Any, keys: tuple[str, ...]) -> None:

@@ -1,8 +1,7 @@
-"""Mark the nodes of Flax NNX models that nobody edited.
+"""Flax NNX models that nobody edited; the batch statistics of BatchNorm are held.
 
-The layers of a copy of the model are retyped, each to a subclass of its own class whose
-methods put the tags in. The copy is an NNX module like any other, so that the tags
-survive `nnx.RNN`, `nnx.scan`, `nnx.vmap` and `nnx.remat`, which split and merge it.
+The norms of a copy of the model are retyped, each to a subclass of its class whose
+`__call__` holds its statistics. The copy is an NNX module like any other.
 """
 
 import functools
@@ -14,30 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bpfree.adapters.batch_norm import held_statistics
-from bpfree.adapters.noise import Noise, choose
-from bpfree.nodes import kernel_input, node
-
-# Modules whose output is a weight product: (class, name of the kernel parameter).
-PRODUCTS = (
-    (nnx.Linear, "kernel"),
-    (nnx.LinearGeneral, "kernel"),
-    (nnx.Einsum, "kernel"),
-    (nnx.Conv, "kernel"),
-    (nnx.ConvTranspose, "kernel"),
-    (nnx.Embed, "embedding"),
-)
 
 # Modules that draw from their own random stream, `self.rngs`.
 DRAWING = (nnx.Dropout, nnx.MultiHeadAttention)
 
-Where = Callable[[nnx.Module], bool]
 Method = Callable[..., Any]
 
 
 def bind(
     model: nnx.Module,
-    where: Where | None,
-    noise: Noise,
     rngs: tuple[str, ...],
     mutable: tuple[Any, ...],
     options: dict[str, Any],
@@ -55,7 +39,6 @@ def bind(
             _check_state("state", state, changing, f"nnx.Any{mutable}")
         if state:
             nnx.update(copy, state)
-        _mark_products(copy, where, noise)
         _hold_norms(copy, bool(mutable))
         _guard_streams(copy, rngs)
         if rngs:
@@ -67,14 +50,6 @@ def bind(
     return bound
 
 
-def tagged(model: nnx.Module, where: Where | None, noise: Noise) -> nnx.Module:
-    """See `bpfree.tag_nnx`."""
-    copy = nnx.clone(model)
-    _mark_products(copy, where, noise)
-    _hold_norms(copy, True)
-    return copy
-
-
 def _paths(state: nnx.State) -> set[Any]:
     return set(nnx.to_flat_state(state).paths)
 
@@ -82,54 +57,6 @@ def _paths(state: nnx.State) -> set[Any]:
 def _check_state(what: str, given: Any, paths: set[Any], types: str) -> None:
     if not isinstance(given, nnx.State) or _paths(given) != paths:
         raise ValueError(f"{what} must be nnx.state(model, {types}) of this model")
-
-
-# ----------------------------------------------------------------------- weight products
-
-
-def _mark_products(model: nnx.Module, where: Where | None, noise: Noise) -> None:
-    """Retype the layers of `model`, in place."""
-    for path, module in list(nnx.iter_modules(model)):
-        kernels = (kernel for cls, kernel in PRODUCTS if isinstance(module, cls))
-        kernel = next(kernels, None)
-        if kernel is None or (where is not None and not where(module)):
-            continue
-        name = "/".join(map(str, path))
-        note = (name or type(module).__name__, "/".join(map(str, (*path, kernel))), noise)
-        _retype(module, _product, note)
-
-
-def _product(method: Method) -> Method:
-    def marked(self, x, *args, **kwargs):
-        name, kernel, noise = self._bpfree
-        call = functools.partial(method, self, x, *args, **kwargs)
-        if noise != "logit":
-            shape = getattr(self, kernel.rpartition("/")[2]).shape
-            output = _without_effect(self, call)
-            if choose(noise, self, shape, output.shape) == "weight":
-                return _with_noisy_weights(self, call, name)
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact):
-            x = kernel_input(x, kernel)
-        return node(method(self, x, *args, **kwargs), name)
-
-    return marked
-
-
-def _without_effect(module: nnx.Module, call: Callable[[], Any]) -> Any:
-    """The shape of what a layer returns."""
-    return nnx.eval_shape(lambda module: call(), module)
-
-
-def _with_noisy_weights(module: nnx.Module, call: Callable[[], Any], name: str) -> Any:
-    """The layer with a node on each of its parameters, in place of its output."""
-    params = [(k, v) for k, v in vars(module).items() if isinstance(v, nnx.Param)]
-    clean = [(param, param.get_value()) for _, param in params]
-    for key, param in params:
-        param.set_value(node(param.get_value(), f"{name}/{key}", batch_axis=None))
-    output = call()
-    for param, value in clean:
-        param.set_value(value)
-    return output
 
 
 def _retype(module: nnx.Module, wrap: Callable[[Method], Method], note: Any) -> None:
@@ -140,9 +67,8 @@ def _retype(module: nnx.Module, wrap: Callable[[Method], Method], note: Any) -> 
 
 @functools.cache
 def _subclass(cls: type, wrap: Callable[[Method], Method]) -> type:
-    names = [name for name in ("__call__", "attend") if hasattr(cls, name)]
-    methods = {name: wrap(getattr(cls, name)) for name in names}
-    return type(cls.__name__, (cls,), {"__doc__": cls.__doc__, **methods})
+    methods = {"__doc__": cls.__doc__, "__call__": wrap(cls.__call__)}  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), methods)
 
 
 # --------------------------------------------------------------------- batch statistics

@@ -83,7 +83,7 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
             raise ValueError(
                 f"node {block.name!r} ends a block in which no parameter has a "
                 "derivative, so its signal is lost. Move the node in front of the "
-                "threshold; or leave it out (nodes=, where=) if no parameter stands "
+                "threshold; or leave it out (nodes=) if no parameter stands "
                 "between it and the node before, or its parameters are frozen."
             )
     trained = {path for block in found for path in block.params}
@@ -149,7 +149,7 @@ def _check_batch_axes(program: Program, args) -> None:
             raise ValueError(
                 f"node {site.name!r} does not depend on the batch, so its axis "
                 f"{site.batch_axis} is no batch axis: pass batch_axis=None to "
-                "bpfree.node, or leave its layer unmarked (where=)."
+                "bpfree.node, or leave it out (nodes=)."
             )
 
 

@@ -74,11 +74,13 @@ class Found(NamedTuple):
       outputs: {path of an operation: mark of its output}.
       inputs: {path: (operand, mark)}, of the values that kernels multiply.
       params: {leaf: mark}: weight noise.
+      idle: paths of tags of the user that cannot move the losses.
     """
 
     outputs: dict[Path, Mark]
     inputs: dict[Path, tuple[int, Mark]]
     params: dict[int, Mark]
+    idle: set[Path]
 
 
 def find(
@@ -100,13 +102,14 @@ def find(
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
-
+    marked = any(site.kind == "node" for site in tags.find_sites(jaxpr))
     source = _Source(
         body=body,
         shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
-        ends=_ends(body, _structure(body, roles)),
+        ends={} if marked else _ends(body, _structure(body, roles)),
+        marked=marked,
         batch=batch,
         credited=credited or batch is None,
     )
@@ -199,13 +202,17 @@ def _ends(body: Body, structure) -> dict[Path, Path]:
 
 
 class _Source(NamedTuple):
-    """What is read: a flat program with the arguments of `find`, `live` and `_ends`."""
+    """What is read: a flat program with the arguments of `find`, `live` and `_ends`.
+
+    `marked`: the user has chosen the nodes, so that none is added.
+    """
 
     body: Body
     shapes: tuple[tuple[int, ...], ...]
     roles: tuple[str, ...]
     live: set[Path]
     ends: dict[Path, Path]
+    marked: bool
     batch: int | None
     credited: bool
 
@@ -213,28 +220,30 @@ class _Source(NamedTuple):
 class _Reader:
     """One reading of a program, repeated until no further node has to be shared.
 
-    `outputs` and `inputs` are as in `Found`; `pending` are the leaves of products whose
-    node stands after the operation at a path, `bits` the numbers of the nodes.
+    `outputs`, `inputs` and `idle` are as in `Found`; `pending` are the leaves of products
+    whose node stands after the operation at a path, `bits` the numbers of the nodes.
 
     Attributes that grow:
       forced: bits of the parameters that get weight noise.
       coupled: bits of the nodes that are shared by the batch.
+      auto: bits of the parameters tagged "auto": weight noise where it has fewer entries.
     """
 
     outputs: dict[Path, Mark]
     inputs: dict[Path, tuple[int, Mark]]
     pending: dict[Path, tuple[int, ...]]
+    idle: set[Path]
 
     def __init__(self, source: _Source):
         self.source = source
         self.bits: dict[Path, int] = {}
-        self.forced = self.coupled = 0
+        self.forced = self.coupled = self.auto = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
         """Takes the guess-th axis of size B of each leaf of the batch for the batch's."""
         while True:
             before = self.forced, self.coupled
-            self.outputs, self.inputs, self.pending = {}, {}, {}
+            self.outputs, self.inputs, self.pending, self.idle = {}, {}, {}, set()
             end = self._walk(self.source.body, self._start(guess), True, 1)[losses]
             self._force(end.decides)
             if self.source.batch and end.place != Place(0):
@@ -260,7 +269,8 @@ class _Reader:
         return 1 << self.bits.setdefault(path, len(self.bits))
 
     def _force(self, leaves: int) -> None:
-        self.forced |= leaves
+        if not self.source.marked:
+            self.forced |= leaves
 
     def _couple(self, *values: Value) -> None:
         """The examples of these values meet: their nodes are shared by the batch."""
@@ -279,14 +289,15 @@ class _Reader:
             ins = [env[v] for v in op.ins]
             if op.path not in self.source.live:
                 outs = [Value()] * len(op.outs)
+                self.idle.add(op.path)
             elif op.name == "scan":
                 outs = self._scan(op, ins, place, steps)
             elif op.name in tags.REMAT:
                 outs = self._walk(op.bodies[0], ins, place, steps)
             elif op.bodies:
                 outs = self._inside(op, ins)
-            elif op.eqn.primitive is tags.tag_p and op.eqn.params["kind"] == "hold":
-                outs = [ins[0]._replace(own=0, past=0, decides=0, noise=0)]
+            elif op.eqn.primitive is tags.tag_p:
+                outs = [self._tag(op, ins[0])]
             elif op.name == "stop_gradient":
                 maximum = _is_maximum(op, made)
                 outs = [self._stopped(op, ins[0], place and not maximum)]
@@ -403,6 +414,24 @@ class _Reader:
 
     # ------------------------------------------------------------------------ operations
 
+    def _tag(self, op: Op, value: Value) -> Value:
+        """A tag of the user."""
+        kind, axis = (op.eqn.params[k] for k in ("kind", "batch_axis"))
+        if kind == "weight":
+            self._force(value.own)
+        elif kind == "auto":
+            self.auto |= value.own
+        elif kind == "hold":
+            return value._replace(own=0, past=0, decides=0, noise=0)
+        elif kind == "node":
+            bit = self._bit(op.path)
+            place = Place(axis) if isinstance(axis, int) else value.place
+            shared = axis is None or bit & self.coupled or not self.source.batch
+            self.outputs[op.path] = Mark("node", (), None if shared else place)
+            noise = value.noise | bit
+            return value._replace(own=0, past=0, noise=noise, place=place)
+        return value
+
     def _stopped(self, op: Op, value: Value, hold: bool) -> Value:
         """`stop_gradient` of what noise reaches keeps its clean value in noisy passes."""
         rest = value._replace(own=0, past=0, decides=0)
@@ -485,19 +514,24 @@ class _Reader:
         if not jnp.issubdtype(aval.dtype, jnp.floating):  # complex, say
             self._force(sum(1 << i for i in leaves))
             return value
+        batch = self.source.batch
         alone = value.place is not None and not bit & self.coupled
-        if self.source.batch and not alone:
+        mine = sum(1 << i for i in leaves)
+        weights = sum(math.prod(self.source.shapes[i]) for i in leaves)
+        size = steps * math.prod(aval.shape)  # of the noise, as long as it is shared
+        if batch and not alone:
             self.coupled |= bit
-            size = steps * math.prod(aval.shape)
-            if sum(math.prod(self.source.shapes[i]) for i in leaves) <= size:
-                self._force(sum(1 << i for i in leaves))
-        place = value.place if alone and self.source.batch else None
+            if weights <= size:
+                self._force(mine)
+        elif mine & self.auto == mine and weights < size // (batch or 1):
+            self._force(mine)
+        place = value.place if alone and batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value._replace(own=0, past=0, noise=value.noise | bit)
 
     def found(self) -> Found:
         forced = {i: Mark("node", (i,)) for i in _bits_of(self.forced)}
-        return Found(self.outputs, self.inputs, forced)
+        return Found(self.outputs, self.inputs, forced, self.idle)
 
 
 # -------------------------------------------------------------------------------- values

@@ -14,15 +14,11 @@ from bpfree.program.flat import Path
 def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool):
     """(jaxpr, constants) of the loss function with all its nodes tagged.
 
-    A loss function with nodes that the user has marked stays as it is.
-
     Args:
       args: arguments of the loss function, `(params, batch[, key])`.
       batch: number of losses; None: one loss for the whole batch.
       credited: whether rules of the user say which losses answer for a node.
     """
-    if any(site.kind == "node" for site in tags.find_sites(jaxpr)):
-        return jaxpr, consts
     names = ("param", "batch", "key")
     trees = zip(names, args, strict=False)
     roles = [name for name, tree in trees for _ in jax.tree.leaves(tree)]
@@ -69,7 +65,7 @@ class _Marking:
             for leaf in mark.leaves[:1]:
                 kernels[_parent(paths[leaf])].add(leaf)
         self.kernels = kernels
-        places = [*found.outputs, *found.inputs]
+        places = [*found.outputs, *found.inputs, *found.idle]
         self.inside = {path[:i] for path in places for i in range(len(path))}
 
     def weights(self, leaves) -> list[Any]:
@@ -92,11 +88,11 @@ class _Marking:
         at = mark.place
         if at is None or (at.outer, at.inner) == (1, 1):
             axis = None if at is None else at.axis
-            return tags.tag_p.bind(x, kind=mark.kind, name=name, batch_axis=axis)
+            return tags.tagged(x, mark.kind, name, axis)
         sizes = [n for n in (at.outer, self.batch, at.inner) if n != 1]
         shape = (*x.shape[: at.axis], *sizes, *x.shape[at.axis + 1 :])
         axis = at.axis + (at.outer != 1)
-        y = tags.tag_p.bind(x.reshape(shape), kind=mark.kind, name=name, batch_axis=axis)
+        y = tags.tagged(x.reshape(shape), mark.kind, name, axis)
         return y.reshape(x.shape)
 
     def run(self, jaxpr, consts, args, path: Path) -> list[Any]:
@@ -110,12 +106,14 @@ class _Marking:
                 name = tags.INPUT + self.paths[mark.leaves[0]]
                 invals[operand] = self.tag(invals[operand], mark, name)
             outs = self.equation(eqn, invals, here)
-            if here in self.found.outputs:
+            if here in self.found.outputs and eqn.primitive is not tags.tag_p:
                 outs = [self.tag(outs[0], *self.named(self.found.outputs[here]))]
             interpreter.assign(env, eqn.outvars, outs)
         return [interpreter.lookup(env, v) for v in jaxpr.outvars]
 
     def equation(self, eqn, invals, here: Path) -> list[Any]:
+        if eqn.primitive is tags.tag_p:
+            return [self.retagged(eqn, invals[0], here)]
         if eqn.primitive.name in tags.INLINED:
             return self.run(*tags.body_of(eqn), invals, here)
         if here not in self.inside:
@@ -125,6 +123,15 @@ class _Marking:
             return self.run(jaxpr, consts, args, (*here, 0))
 
         return interpreter.reopened(eqn, invals, body)
+
+    def retagged(self, eqn, x, here: Path):
+        """A tag of the user, with its batch axis; the value alone if it is idle."""
+        kind, name = eqn.params["kind"], eqn.params["name"]
+        if kind in tags.NOISE or (kind == "node" and here in self.found.idle):
+            return x
+        if here in self.found.outputs and eqn.params["batch_axis"] == tags.INFERRED:
+            return self.tag(x, self.found.outputs[here], name)
+        return tags.bind_eqn(eqn, [x])[0]
 
 
 def _parent(path: str) -> str:

@@ -12,22 +12,17 @@ from jax import lax
 from jax.extend import core as jcore
 from jax.interpreters import ad, batching, mlir, partial_eval
 
-INPUT = "input of "  # begins the names of the values that found kernels multiply
-MAPPED = "mapped"  # batch axis of a value inside a per-example function under `vmap`
-
-
-class _Mapped(NamedTuple):
-    """A MAPPED batch axis to which a vmap has given a place."""
-
-    axis: int
+INPUT = "input of "  # begins the names of the values that kernels multiply
+NOISE = ("weight", "auto")  # kinds of tags on parameters that say where noise goes
+INFERRED = "inferred"  # batch axis of a node that `find` reads from the program
 
 
 class Site(NamedTuple):
     """One tagged value as the whole program sees it (scanned values are stacked)."""
 
     name: str
-    kind: str  # "node", "input" or "hold"
-    batch_axis: int | None  # MAPPED until a vmap has said which
+    kind: str  # "node", "input", "hold" or one of NOISE
+    batch_axis: int | None  # INFERRED until `find` has read it
     shape: tuple[int, ...]
     dtype: Any
     steps: int = 0  # leading axes that loops around the tag have added
@@ -46,11 +41,13 @@ tag_p.def_abstract_eval(lambda x, **params: x)
 mlir.register_lowering(tag_p, lambda ctx, x, **params: [x])
 
 
+def tagged(x: Any, kind: str, name: str | None = None, batch_axis: Any = None) -> Any:
+    return tag_p.bind(x, kind=kind, name=name, batch_axis=batch_axis)
+
+
 def _tag_batcher(args, dims, *, batch_axis, **params):
     (x,), (d,) = args, dims
-    if batch_axis == MAPPED or isinstance(batch_axis, _Mapped):
-        batch_axis = _Mapped(d)  # of several vmaps, the outermost has the last word
-    elif batch_axis is not None:
+    if batch_axis is not None and batch_axis != INFERRED:
         batch_axis += d <= batch_axis
     return tag_p.bind(x, batch_axis=batch_axis, **params), d
 
@@ -108,10 +105,7 @@ def find_sites(jaxpr) -> list[Site]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is tag_p:
             aval = eqn.invars[0].aval
-            params = dict(eqn.params)
-            if isinstance(params["batch_axis"], _Mapped):
-                params["batch_axis"] = params["batch_axis"].axis
-            sites.append(Site(**params, shape=aval.shape, dtype=aval.dtype))
+            sites.append(Site(**eqn.params, shape=aval.shape, dtype=aval.dtype))
         elif any(map(has_tags, sub_jaxprs(eqn))):
             inner = _sites_inside(eqn)
             if eqn.primitive.name == "scan":
@@ -128,7 +122,7 @@ def _sites_inside(eqn) -> list[Site]:
     raise NotImplementedError(
         f"node {first.name!r} is inside `{name}`; bpfree reads nodes in straight code, "
         "jit, vmap, scan and remat. Move the node out of it (mark the value that enters "
-        "or leaves), or leave it out with `where=`."
+        "or leaves)."
     )
 
 

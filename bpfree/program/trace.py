@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bpfree.program import interpreter, tags
 from bpfree.program.marking import with_nodes
-from bpfree.program.tags import MAPPED, Site
+from bpfree.program.tags import Site
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
@@ -195,11 +195,6 @@ def check_losses(losses, axes: int = 1) -> int | None:
 
 def _check_site(site: Site, batch_size: int | None) -> None:
     axis = site.batch_axis
-    if axis == MAPPED:
-        raise ValueError(
-            f"node {site.name!r} says batch_axis=MAPPED but no vmap maps it; pass the "
-            "number of its batch axis."
-        )
     if batch_size is None or axis is None or site.shape[axis] == batch_size:
         return
     raise ValueError(

@@ -21,11 +21,6 @@ def check(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def moving(names: Collection[str]) -> Callable[[Any], bool] | None:
-    """Which modules have nodes, for `bpfree.supervised`; None: all that it knows."""
-    return (lambda module: module.path[0] not in names) if names else None
-
-
 def hold(names: Collection[str], loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     """The loss function of (params, batch) with no derivative by frozen modules."""
 

@@ -12,15 +12,15 @@ import jax
 import optax
 
 import bpfree
-from bpfree.adapters import noise
+from bpfree.adapters import NOISE
 from bpfree.equilibrium.energy import Energy
 from bpfree.training import frozen
 from bpfree.training.names import ConfigError, check_known
 
-CHOICES = {"losses": ("example", "step"), "noise": noise.CHOICES}
+CHOICES = {"losses": ("example", "step"), "noise": NOISE}
 
 
-def check(section: Any) -> dict[str, str]:
+def check(section: Any) -> dict[str, Any]:
     """The config's entry `objective`, or {}; raises ConfigError.
 
     Its keys: "losses", "example" for one loss each (B,), the mean over its labels, or
@@ -36,7 +36,7 @@ def check(section: Any) -> dict[str, str]:
 
 
 def make(
-    section: Mapping[str, str],
+    section: Mapping[str, Any],
     model: Any,
     mutable: tuple[str, ...],
     still: tuple[str, ...],
@@ -46,8 +46,7 @@ def make(
         loss_fn = bpfree.supervised(
             model,
             partial(cross_entropy, losses=section.get("losses", "example")),
-            where=frozen.moving(still),
-            noise=section.get("noise", "logit"),
+            noise=section.get("noise", "preactivation"),
             mutable=mutable,
             train=True,
         )
