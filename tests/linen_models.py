@@ -115,7 +115,11 @@ def inputs(*shape):
 
 TOKENS = jnp.asarray([[0, 1], [2, 3], [4, 0]])
 MODELS = {
-    "mlp": (MLP(), inputs(3), ["Dense_0", "Dense_1"]),
+    "mlp": (
+        MLP(),
+        inputs(3),
+        ["Dense_0", "Dense_1", "LayerNorm_0/bias", "LayerNorm_0/scale"],
+    ),
     "cnn": (
         CNN(),
         inputs(5, 5, 2),

@@ -141,7 +141,7 @@ _MAKE = {
 }
 STEPS = inputs(SIZE, 2)  # as many steps as examples
 MODELS = {
-    "mlp": (inputs(3), ["layers/0", "out"]),
+    "mlp": (inputs(3), ["layers/0", "norm/bias", "norm/scale", "out"]),
     "cnn": (inputs(5, 5, 2), ["first", "grouped", "up", "out"]),
     "attention": (
         inputs(3, 4),

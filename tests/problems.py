@@ -93,7 +93,7 @@ def train(chain, params, batch, steps):
     return run(params, batch)
 
 
-def pulled_and_truth(loss_fn, params, batch, *key):
+def pulled_and_truth(loss_fn, params, batch, *key, nodes=None):
     """The gradient twice: through `pullback`, and by backprop.
 
     The signals are the derivatives of the mean loss by what `inject` adds at the nodes.
@@ -101,11 +101,11 @@ def pulled_and_truth(loss_fn, params, batch, *key):
 
     @jax.jit
     def both(params, batch, *key):
-        _, values, pull = bpfree.pullback(loss_fn)(params, batch, *key)
+        _, values, pull = bpfree.pullback(loss_fn, nodes)(params, batch, *key)
         zeros = jax.tree.map(jnp.zeros_like, values)
 
         def injected(deltas):
-            out = bpfree.inject(loss_fn)(params, batch, deltas, *key)[0]
+            out = bpfree.inject(loss_fn, nodes)(params, batch, deltas, *key)[0]
             return mean_loss(out)
 
         truth = jax.grad(lambda p: mean_loss(loss_fn(p, batch, *key)))(params)

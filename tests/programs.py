@@ -17,7 +17,7 @@ SEQUENCES = {
 }
 
 
-def layer(w, x, name, batch_axis=0):
+def layer(w, x, name, batch_axis=bpfree.INFERRED):
     return jnp.tanh(bpfree.node(x @ w, name, batch_axis))
 
 

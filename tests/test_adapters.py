@@ -30,7 +30,9 @@ def test_every_layer_is_a_node_and_the_pullback_is_exact(name):
     objective, params, batch = problem(name)
     sites = bpfree.nodes.trace(objective, params, batch).nodes
     assert sorted(s.name for s in sites) == sorted(MODELS[name][2])
-    assert all(s.shape[s.batch_axis] == SIZE for s in sites)
+    shared = {s.name for s in sites if s.batch_axis is None}  # weight noise
+    assert shared == {s.name for s in sites if "orm" in s.name}
+    assert all(s.shape[s.batch_axis] == SIZE for s in sites if s.name not in shared)
     pulled, truth = problems.pulled_and_truth(objective, params, batch)
     assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
     for path, g in jax.tree_util.tree_leaves_with_path(truth):
@@ -72,19 +74,33 @@ def test_inputs_of_kernels_are_recorded_by_path():
     assert set(of_tokens) == {"dense/kernel", "embed/embedding"}  # of attend only
 
 
-def test_where_leaves_modules_to_the_next_block():
-    objective, params, batch = problem("cnn", where=lambda m: isinstance(m, nn.Dense))
-    assert set(bpfree.record(objective)(params, batch)[1]) == {"Dense_0"}
-    pulled, truth = problems.pulled_and_truth(objective, params, batch)
+def test_what_nodes_leaves_out_belongs_to_the_next_block():
+    objective, params, batch = problem("cnn")
+    pulled, truth = problems.pulled_and_truth(objective, params, batch, nodes={"Dense_0"})
     assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
 
 
-def test_tag_linen_marks_any_function_that_applies_modules():
-    model = MODELS["mlp"][0]
-    _, params, batch = problem("mlp")
-    apply = bpfree.tag_linen(model.apply)
-    custom = lambda p, b: jnp.abs(apply({"params": p}, b["x"])).sum(1)  # noqa: E731
-    assert set(bpfree.record(custom)(params, batch)[1]) == {"Dense_0", "Dense_1"}
+@pytest.mark.parametrize("noise", ["weight", "auto"])
+def test_noise_goes_to_the_parameters(noise):
+    """All of them, or those with fewer entries than what they make of an example."""
+    model, x = nn.Conv(2, (2, 2), param_dtype=jnp.float64), inputs(5, 5, 1)
+    params = model.init(jax.random.key(0), x)["params"]
+    batch = {"x": x, "label": jnp.asarray([0.5, -1.0, 2.0])}
+    objective = bpfree.supervised(model, loss, noise=noise)
+    sites = bpfree.nodes.trace(objective, params, batch).nodes
+    assert all(s.batch_axis is None for s in sites)
+    last = {"bias"} if noise == "weight" else set()  # else it is in the block of the loss
+    assert {s.name for s in sites} == {"kernel"} | last
+    pulled, truth = problems.pulled_and_truth(objective, params, batch)
+    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
+    mlp, params, batch = problem("mlp", noise=noise)
+    names = {s.name for s in bpfree.nodes.trace(mlp, params, batch).nodes}
+    assert ("Dense_0" in names) == (noise == "auto")
+
+
+def test_an_unknown_place_of_noise():
+    with pytest.raises(ValueError, match="noise='logit' is unknown.*preactivation"):
+        problem("mlp", noise="logit")
 
 
 def test_dropout_draws_from_the_key():

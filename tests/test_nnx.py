@@ -39,7 +39,9 @@ def test_every_layer_is_a_node_and_the_pullback_is_exact(name):
     objective, params, batch, _ = problem(name)
     sites = bpfree.nodes.trace(objective, params, batch).nodes
     assert sorted(s.name for s in sites) == sorted(MODELS[name][1])
-    assert all(s.shape[s.batch_axis] == SIZE for s in sites)
+    shared = {s.name for s in sites if s.batch_axis is None}  # weight noise
+    assert shared == {s.name for s in sites if "orm" in s.name}
+    assert all(s.shape[s.batch_axis] == SIZE for s in sites if s.name not in shared)
     pulled, truth = problems.pulled_and_truth(objective, params, batch)
     assert jax.tree.structure(pulled) == jax.tree.structure(params)
     assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
@@ -81,41 +83,23 @@ def test_inputs_of_kernels_are_recorded_by_the_path_of_the_parameter():
     y = kernel_inputs["out/kernel"] @ made.out.kernel[...] + made.out.bias[...][None]
     assert_close(y, values["out"], rtol=1e-10)
     blocks = bpfree.blocks(objective, params, batch)
-    assert [b.params for b in blocks[:-1]] == [
+    assert {b.params for b in blocks[:-1]} == {
         ("layers/0/bias", "layers/0/kernel"),
-        ("norm/bias", "norm/scale", "out/bias", "out/kernel"),
-    ]
+        ("norm/bias",),
+        ("norm/scale",),
+        ("out/bias", "out/kernel"),
+    }
     objective, params, batch, _ = problem("embed")
     of_tokens = bpfree.record(objective)(params, batch)[2]
     assert set(of_tokens) == {"linear/kernel", "embed/embedding"}  # of attend only
 
 
-def test_where_leaves_modules_to_the_next_block():
-    is_linear = lambda m: isinstance(m, nnx.Linear)  # noqa: E731
-    objective, params, batch, _ = problem("cnn", where=is_linear)
-    assert set(bpfree.record(objective)(params, batch)[1]) == {"out"}
-    pulled, truth = problems.pulled_and_truth(objective, params, batch)
-    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
-
-
-def test_tag_nnx_marks_a_copy_for_any_loss():
-    _, params, batch, made = problem("mlp")
-    graphdef, _, rest = nnx.split(made, nnx.Param, ...)
-
-    def custom(params, batch):
-        marked = bpfree.tag_nnx(nnx.merge(graphdef, params, rest))
-        return jnp.abs(marked(batch["x"])).sum(1)
-
-    assert set(bpfree.record(custom)(params, batch)[1]) == {"layers/0", "out"}
-    assert type(made.out) is nnx.Linear
-
-
-def test_a_layer_alone_is_named_by_its_class():
+def test_a_layer_alone_is_named_by_its_kernel():
     layer = nnx.Linear(3, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     objective = bpfree.supervised(layer, loss)
     batch = {"x": inputs(3), "label": LABELS}
     _, values, used = bpfree.record(objective)(nnx.state(layer, nnx.Param), batch)
-    assert (set(values), set(used)) == ({"Linear"}, {"kernel"})
+    assert (set(values), set(used)) == ({"kernel"}, {"kernel"})
 
 
 def test_the_objective_outlives_changes_of_the_model():

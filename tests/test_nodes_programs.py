@@ -38,7 +38,8 @@ def test_passes_that_share_their_prefix_are_injections(loss, batch):
         shapes = {site.name: site.shape for site in traced.nodes}
         deltas = {name: 0.3 + jnp.zeros(shape) for name, shape in shapes.items()}
         clean = positional(params, batch)
-        shared = passes.perturbed(traced, (params, batch))(deltas)
+        noisy = traced.holding(passes.cut(traced, (params, batch))[1])
+        shared = passes.perturbed(noisy, (params, batch))(deltas)
         return shared, bpfree.inject(positional)(params, batch, deltas)[0], clean
 
     shared, injected, clean = both(PARAMS, batch)

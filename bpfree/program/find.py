@@ -43,12 +43,16 @@ _MAXIMA = _SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
 
 
 class Value(NamedTuple):
-    """What is known of a value; parameters and nodes are bits of whole numbers."""
+    """What is known of a value; parameters and nodes are bits of whole numbers.
+
+    `mixed` are the nodes of `noise` whose noise of one example reaches several here.
+    """
 
     own: int = 0
     past: int = 0
     decides: int = 0
     noise: int = 0
+    mixed: int = 0
     data: bool = False
     place: Place | None = None
     const: np.ndarray | None = None
@@ -57,6 +61,10 @@ class Value(NamedTuple):
     @property
     def trains(self) -> int:
         return self.own | self.past
+
+    def mixing(self) -> "Value":
+        """The same where examples meet, or can no longer be told apart."""
+        return self._replace(mixed=self.mixed | self.noise, place=LOST)
 
 
 class Mark(NamedTuple):
@@ -114,7 +122,8 @@ def find(
         credited=credited or batch is None,
     )
     readings = [_Reader(source).read(losses, i) for i in range(_guesses(source))]
-    return min(readings, key=lambda r: (r.coupled, r.forced)).found()
+    fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
+    return min(readings, key=fewest).found()
 
 
 def _guesses(source: "_Source") -> int:
@@ -246,8 +255,10 @@ class _Reader:
             self.outputs, self.inputs, self.pending, self.idle = {}, {}, {}, set()
             end = self._walk(self.source.body, self._start(guess), True, 1)[losses]
             self._force(end.decides)
-            if self.source.batch and end.place != Place(0):
-                self._couple(end)
+            if end.place != Place(0):
+                end = end.mixing()
+            if not self.source.credited:  # noise of these nodes is shared by the batch
+                self.coupled |= end.mixed
             if before == (self.forced, self.coupled):
                 return self
 
@@ -271,12 +282,6 @@ class _Reader:
     def _force(self, leaves: int) -> None:
         if not self.source.marked:
             self.forced |= leaves
-
-    def _couple(self, *values: Value) -> None:
-        """The examples of these values meet: their nodes are shared by the batch."""
-        if not self.source.credited:
-            for value in values:
-                self.coupled |= value.noise
 
     # -------------------------------------------------------------------------- programs
 
@@ -320,7 +325,7 @@ class _Reader:
                 whole = at.axis > 0 or (at.outer, at.inner) == (1, 1)
                 at = at._replace(axis=at.axis - 1) if whole else LOST
             if at is LOST and value.place is not None:
-                self._couple(value)
+                value = value.mixing()
             return value._replace(place=at, const=None, columns=())
 
         def out_of(value: Value, stacked: bool) -> Value:
@@ -332,12 +337,22 @@ class _Reader:
         consts = [into(v, False) for v in consts]
         xs = [into(v, True) for v in xs]
         carry = [into(v, False) for v in carry]
-        while True:
-            outs = self._walk(op.bodies[0], [*consts, *carry, *xs], place, steps * length)
-            new = [self._carried(a, b) for a, b in zip(carry, outs, strict=False)]
-            if new == carry:
-                break
-            carry = new
+
+        def settled(carry, walk):
+            while True:
+                outs = walk([*consts, *carry, *xs])
+                new = [self._carried(a, b) for a, b in zip(carry, outs, strict=False)]
+                if new == carry:
+                    return carry, outs
+                carry = new
+
+        # The batch first: a state that starts as zeros belongs to no example yet.
+        known, _ = settled(carry, lambda ins: self._quiet(op.bodies[0], ins))
+        pairs = zip(carry, known, strict=True)
+        carry = [v._replace(data=k.data, place=k.place) for v, k in pairs]
+        carry, outs = settled(
+            carry, lambda ins: self._walk(op.bodies[0], ins, place, steps * length)
+        )
         ends = [out_of(v, False) for v in outs[: len(carry)]]
         return ends + [out_of(v, True) for v in outs[len(carry) :]]
 
@@ -345,13 +360,12 @@ class _Reader:
         joined = _join([start, end])._replace(const=None, columns=())
         place = start.place if end.place is None else end.place
         if start.place is not None and end.place not in (None, start.place):
-            self._couple(start, end)
+            joined = joined.mixing()
             place = start.place if start.noise else end.place
         if end.place is None and end.noise and start.place is not None:
             place = LOST
         if place is not None and place.axis == -1:  # the steps would meet in the carry
-            self._couple(start, end)
-            place = LOST
+            return joined.mixing()
         return joined._replace(place=place)
 
     def _inside(self, op: Op, ins) -> list[Value]:
@@ -376,11 +390,10 @@ class _Reader:
                 self._candidate(op, _join(weights), data)
             else:
                 self._force(joined.trains)
-        outs = self._places_inside(op, ins)
-        for at in outs:
-            if at is LOST:
-                self._couple(joined)
-        made = [joined._replace(place=at, const=None, columns=()) for at in outs]
+        made = [
+            joined.mixing() if at is LOST else joined._replace(place=at)
+            for at in self._places_inside(op, ins)
+        ]
         return [
             _typed(value, v.aval) for value, v in zip(made, op.eqn.outvars, strict=True)
         ]
@@ -422,7 +435,7 @@ class _Reader:
         elif kind == "auto":
             self.auto |= value.own
         elif kind == "hold":
-            return value._replace(own=0, past=0, decides=0, noise=0)
+            return value._replace(own=0, past=0, decides=0, noise=0, mixed=0)
         elif kind == "node":
             bit = self._bit(op.path)
             place = Place(axis) if isinstance(axis, int) else value.place
@@ -439,11 +452,10 @@ class _Reader:
         if not (hold and value.noise and inexact):
             return rest
         self.outputs[op.path] = Mark("hold", ())
-        return rest._replace(noise=0)
+        return rest._replace(noise=0, mixed=0)
 
     def _plain(self, op: Op, ins: list[Value], place: bool, steps: int) -> list[Value]:
-        joined = _join(ins)
-        at = self._place(op, ins)
+        joined = self._placed(op, ins)
         if op.name in PRODUCTS or op.name in _LOOKUPS:
             joined = self._product(op, ins, joined, place)
         elif op.name in _STEPS or op.name.endswith("callback"):
@@ -451,30 +463,26 @@ class _Reader:
                 own=0, past=0, decides=joined.decides | joined.trains
             )
         const, columns = _known(op, ins)
-        made = joined._replace(place=at, const=const, columns=columns)
+        made = joined._replace(const=const, columns=columns)
         return [_typed(made, v.aval) for v in op.eqn.outvars]
 
-    def _place(self, op: Op, ins: list[Value]) -> Place | None:
-        """Where the examples stand in the result; couples the nodes that lose track."""
-        batch = self.source.batch
-        if batch is None:
-            return None
-        moved = []
-        for i, value in enumerate(ins):
-            if value.place is None:
-                continue
-            columns = ins[1].columns if len(ins) > 1 else ()
-            at = axes.moved(op.eqn, i, value.place, batch, columns)
-            if at is LOST:
-                self._couple(value)
-            else:
-                moved.append((value, at))
-        noisy = [at for value, at in moved if value.noise]
-        if not moved:
-            return None
-        best = noisy[0] if noisy else min(at for _, at in moved)
-        self._couple(*(value for value, at in moved if at != best))
-        return best
+    def _placed(self, op: Op, ins: list[Value]) -> Value:
+        """The operands joined, with the place of the examples in the result."""
+        joined, batch = _join(ins), self.source.batch
+        columns = ins[1].columns if len(ins) > 1 else ()
+        moved = [
+            (value, axes.moved(op.eqn, i, value.place, batch, columns))
+            for i, value in enumerate(ins)
+            if batch is not None and value.place is not None
+        ]
+        found = [at for _, at in moved if at is not LOST]
+        noisy = [at for value, at in moved if value.noise and at is not LOST]
+        place = noisy[0] if noisy else min(found, default=None)
+        mixed = joined.mixed
+        for value, at in moved:
+            if at != place or at is LOST:
+                mixed |= value.noise
+        return joined._replace(place=place, mixed=mixed)
 
     def _product(self, op: Op, ins, joined: Value, place: bool) -> Value:
         """A product or lookup: a weight's gets a node, others carry derivatives on."""
@@ -538,11 +546,11 @@ class _Reader:
 
 
 def _join(values: Sequence[Value]) -> Value:
-    own = past = decides = noise = 0
+    own = past = decides = noise = mixed = 0
     for v in values:
-        own, past = own | v.own, past | v.past
-        decides, noise = decides | v.decides, noise | v.noise
-    return Value(own, past, decides, noise, any(v.data for v in values))
+        own, past, decides = own | v.own, past | v.past, decides | v.decides
+        noise, mixed = noise | v.noise, mixed | v.mixed
+    return Value(own, past, decides, noise, mixed, any(v.data for v in values))
 
 
 def _typed(value: Value, aval) -> Value:
