@@ -24,7 +24,7 @@ from bpfree.estimators.approximated_likelihood_ratio import (
     approximated_likelihood_ratio,
 )
 from bpfree.estimators.backprop import backprop
-from bpfree.estimators.base import STATIC, aux, fault_message, metrics, static_args, value
+from bpfree.estimators.base import STATIC, static_args
 from bpfree.estimators.combine import combine
 from bpfree.estimators.forward_gradient import forward_gradient
 from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
@@ -32,6 +32,7 @@ from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.presets import lr2021, ulr
+from bpfree.estimators.reading import aux, fault_message, metrics, value
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
 from bpfree.program.tags import INFERRED

@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.estimators.base import EstimatorState, EstimatorTransformation, as_key
+from bpfree.estimators.base import EstimatorState, EstimatorTransformation
+from bpfree.estimators.objective import split
 from bpfree.program import tags
 from bpfree.program.blocks import check_blocks
 from bpfree.program.marking import param_path
 from bpfree.program.trace import arguments, split_aux, takes_key, trace
+from bpfree.sampling.seeds import as_key
 
 OVERALL = "(all)"
 
@@ -167,8 +169,7 @@ def _inner_products(estimator, repeats):
 
     def run(key, state, params, batch, truth) -> _Products:
         def exact(key):
-            _, loss_key = jax.random.split(key)  # as estimators split it
-            args = arguments(estimator.loss_fn, params, batch, loss_key)
+            _, args = split(estimator.loss_fn, key, params, batch)  # as estimators do
 
             def mean_loss(params):
                 out = estimator.loss_fn(params, *args[1:])

@@ -21,7 +21,8 @@ from ml_collections import config_flags
 
 import bpfree
 from bpfree import equilibrium as eq
-from bpfree.estimators.base import find_state
+from bpfree.estimators.reading import find_state
+from bpfree.sampling.seeds import from_words
 from bpfree.training import chain, config, job
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an EP config")
@@ -80,7 +81,7 @@ def train_by_ep(ready, settings):
         """(estimate, truth); the state's adapted factor is used and not changed."""
         found = find_state(state)
         estimate = ready.estimator.estimator.estimate(
-            found.key, params, batch, found
+            from_words(found.key), params, batch, found
         ).gradient
         return estimate, exact.update(None, exact.init(params), params, batch=batch)[0]
 

@@ -10,7 +10,8 @@ from flax import linen as nn
 
 import bpfree
 from bpfree import diagnostics
-from bpfree.estimators.base import Estimate, Estimator, transformation
+from bpfree.estimators.base import transformation
+from bpfree.estimators.estimate import Estimate, Estimator
 from tests import problems
 
 PARAMS, BATCH = problems.mlp_params(), problems.mlp_batch()

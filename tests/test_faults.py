@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import bpfree
-from bpfree.estimators.base import find_state
+from bpfree.estimators.reading import find_state
 from tests import problems
 from tests.statistics import assert_close
 

@@ -152,7 +152,7 @@ def test_losses_teach_the_squared_error_of_the_directional_derivative(predictor)
     )
     weights = jax.tree.map(lambda w: w + 0.3, tx.init(PARAMS).inner.weights)
     clean = clean_pass(problems.mlp_loss, PARAMS, BATCH)
-    key = jax.random.split(jax.random.fold_in(tx.init(PARAMS).key, 0))[0]
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
     draws, nodes = jnp.arange(samples), clean.program.nodes[:1]
     noise = draw_chunk(rademacher(), key, draws, nodes)["h"]
     clean_losses = problems.mlp_loss(PARAMS, BATCH)

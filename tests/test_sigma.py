@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import io_callback
 
 import bpfree
-from bpfree.estimators.base import find_state
+from bpfree.estimators.reading import find_state
 from tests import problems
 from tests import statistics as gates
 

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import bpfree
-from bpfree.estimators.base import find_state
+from bpfree.estimators.reading import find_state
+from bpfree.sampling.seeds import from_words
 from tests import problems
 from tests.statistics import assert_close, relative_error
 
@@ -78,7 +79,9 @@ def test_sigma_as_a_schedule_of_the_step():
     for step, sigma in enumerate(sigmas):
         at_step = scheduled.init(PARAMS)._replace(count=jnp.int32(step))
         gradients = [
-            tx.estimator.estimate(at_step.key, PARAMS, BATCH, at_step).gradient
+            tx.estimator.estimate(
+                from_words(at_step.key), PARAMS, BATCH, at_step
+            ).gradient
             for tx in (scheduled, noisy(sigma=sigma))
         ]
         assert_close(*gradients, rtol=1e-6)
@@ -193,7 +196,7 @@ def test_noisy_passes_use_the_dropout_of_the_clean_pass():
     update = jax.jit(lambda s: tx.update(None, s, params, batch=BATCH))
     state = tx.init(params)
     first, state = update(state)
-    key = jax.random.split(jax.random.fold_in(state.key, 0))[1]
+    key = jax.random.split(jax.random.fold_in(from_words(state.key), 0))[1]
     truth = jax.grad(lambda p: dropped_loss(p, BATCH, key).mean())(params)
     assert relative_error(first, truth) < 0.1
     assert float(state.value) == pytest.approx(

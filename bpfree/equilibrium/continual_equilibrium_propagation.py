@@ -1,7 +1,5 @@
 """Continual equilibrium propagation: the weights move while the network relaxes."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,14 +8,9 @@ from bpfree.equilibrium.energy import Energy, Phases
 from bpfree.equilibrium.nudging import abs_not_zero
 from bpfree.equilibrium.phases import relax_free
 from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, stacked, sweep
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.objective import of_energy
 
 
 def continual_equilibrium_propagation(
@@ -58,8 +51,8 @@ def continual_equilibrium_propagation(
     if isinstance(learning_rate, (int, float)) and learning_rate < 0:
         raise ValueError(f"learning_rate={learning_rate} must not be negative")
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        del key, state, wanted
+    def estimate(key, params, batch, state) -> Estimate:
+        del key, state
         dynamics = energy.bind(params, batch)
         dtype, size = dynamics.zeros[0].dtype, dynamics.zeros[0].shape[0]
         factor = jnp.asarray(1.0 if settings.factor is None else settings.factor, dtype)
@@ -84,9 +77,7 @@ def continual_equilibrium_propagation(
         zeros = jax.tree.map(jnp.zeros_like, params)
         first = (zeros, free, jnp.zeros_like(points))
         (gradient, _, _), _ = lax.scan(one_sweep, first, length=settings.nudged)
-        value = energy.cost(params, tuple(h[0] for h in free), batch).mean()
-        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
-        return Estimate(gradient, value.astype(jnp.float32), None, fault)
+        cost = energy.cost(params, tuple(h[0] for h in free), batch)
+        return Estimate(gradient, cost)
 
-    objective: Any = energy
-    return transformation(Estimator(lambda params: (), estimate), objective, seed)
+    return transformation(of_energy(energy, estimate), energy, seed)

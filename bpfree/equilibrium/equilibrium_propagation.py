@@ -1,6 +1,6 @@
 """Equilibrium propagation: the gradient from how a nudged network's equilibrium moves."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,9 @@ from bpfree.equilibrium.relaxation import (
     observed_radius,
     rms,
 )
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    BAD_RELAXATION,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import BAD_RELAXATION, NO_FAULT, Estimate
+from bpfree.estimators.objective import of_energy
 
 
 class EquilibriumState(NamedTuple):
@@ -97,11 +91,6 @@ def equilibrium_propagation(
     References: Scellier & Bengio 2017; Laborieux et al. 2021, arXiv:2006.03824 (centred);
     Laborieux & Zenke 2022, arXiv:2209.00530 (holomorphic).
     """
-    if not isinstance(energy, Energy):
-        raise TypeError(
-            f"equilibrium propagation needs an energy, bpfree.layered(...) or "
-            f"bpfree.primitive(...), not a {type(energy).__name__}"
-        )
     rule = centred(0.4) if nudging is None else nudging
     settings = Relaxation() if relaxation is None else relaxation
     check_relaxation(settings)
@@ -110,8 +99,7 @@ def equilibrium_propagation(
         zero = jnp.zeros((), jnp.float32)
         return EquilibriumState(zero, dict.fromkeys(METRICS, zero))
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        del wanted
+    def estimate(key, params, batch, state) -> Estimate:
         if rule.complex:
             holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
@@ -134,17 +122,14 @@ def equilibrium_propagation(
 
         gradient = jax.grad(surrogate)(params)
         free = tuple(h[0] for h in solution.free.states)
-        value = energy.cost(params, free, batch).mean()
+        cost = energy.cost(params, free, batch)
         metrics = _metrics(solution, rule)
-        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS)
         lost = (metrics["unsettled"] > 0.5) & (solution.free.sweeps >= 10)
-        fault = jnp.where(lost & (fault == NO_FAULT), BAD_RELAXATION, fault)
+        fault = jnp.where(lost, BAD_RELAXATION, NO_FAULT)
         inner = EquilibriumState(_next_radius(state.inner, solution, factor), metrics)
-        value = value.astype(jnp.float32)
-        return Estimate(gradient, value, None, fault.astype(jnp.int32), inner)
+        return Estimate(gradient, cost, fault=fault, state=inner)
 
-    objective: Any = energy
-    return transformation(Estimator(init, estimate), objective, seed)
+    return transformation(of_energy(energy, estimate, init), energy, seed)
 
 
 def _factor(settings: Relaxation, radius, dynamics: Dynamics) -> jax.Array:

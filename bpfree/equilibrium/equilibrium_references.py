@@ -3,8 +3,6 @@
 L(theta) = C(theta, h*), h* = F(theta, h*) with the Jacobi sweep F.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,14 +11,9 @@ from bpfree.equilibrium.energy import Dynamics, Energy, States
 from bpfree.equilibrium.phases import relax_free
 from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, minus, stacked
 from bpfree.estimators.backprop import backprop
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.objective import check_energy, of_energy
 
 
 def equilibrium(dynamics: Dynamics, settings: Relaxation, factor=None) -> States:
@@ -41,6 +34,7 @@ def backprop_through_time(
     Contract: exact for the unrolled network; memory grows with the sweeps. Raises
     ValueError for a relaxation with a tolerance, whose number of sweeps is not fixed.
     """
+    check_energy(energy)
     check_relaxation(relaxation)
     if relaxation.tolerance is not None:
         raise ValueError(
@@ -77,8 +71,8 @@ def recurrent_backprop(
     settings = Relaxation(free=1000, tolerance=1e-7) if relaxation is None else relaxation
     check_relaxation(settings)
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        del key, state, wanted
+    def estimate(key, params, batch, state) -> Estimate:
+        del key, state
         h = equilibrium(energy.bind(params, batch), settings)
 
         def mean_cost(params, h):
@@ -106,12 +100,9 @@ def recurrent_backprop(
             return mean_cost(params, h) + sum(terms[1:], terms[0])
 
         gradient = jax.grad(surrogate)(params)
-        value = mean_cost(params, h)
-        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
-        return Estimate(gradient, value.astype(jnp.float32), None, fault)
+        return Estimate(gradient, energy.cost(params, h, batch))
 
-    objective: Any = energy
-    return transformation(Estimator(lambda params: (), estimate), objective, seed)
+    return transformation(of_energy(energy, estimate), energy, seed)
 
 
 def _jacobi(dynamics: Dynamics, h: States) -> States:

@@ -1,7 +1,5 @@
 """Generalised holomorphic EP: networks without symmetric weights."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,14 +10,9 @@ from bpfree.equilibrium.homeostasis import homeostatic_loss
 from bpfree.equilibrium.nudging import Nudging, centred
 from bpfree.equilibrium.phases import response, solve
 from bpfree.equilibrium.relaxation import Relaxation, check_relaxation
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.objective import of_energy
 
 
 def generalized_equilibrium_propagation(
@@ -63,8 +56,8 @@ def generalized_equilibrium_propagation(
     if directions < 1:
         raise ValueError(f"directions={directions}: at least 1")
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        del state, wanted
+    def estimate(key, params, batch, state) -> Estimate:
+        del state
         if rule.complex:
             holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
@@ -84,17 +77,15 @@ def generalized_equilibrium_propagation(
             """Its derivative is the estimate; `moved` and `free` are constants."""
             terms = zip(moved, drives(energy.bind(params, batch), free), strict=True)
             error = -sum((m * f).sum() for m, f in terms) / size
-            cost = energy.cost(params, free, batch).mean()
+            costs = energy.cost(params, free, batch)
             symmetry = jnp.zeros((), dtype)
             if not isinstance(homeostasis, (int, float)) or homeostasis != 0:
                 symmetry = homeostasis * homeostatic_loss(
                     energy, params, batch, free, loss_key, directions
                 )
-            return error + cost + symmetry, cost
+            return error + costs.mean() + symmetry, costs
 
-        gradient, value = jax.grad(surrogate, has_aux=True)(params)
-        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
-        return Estimate(gradient, value.astype(jnp.float32), None, fault)
+        gradient, costs = jax.grad(surrogate, has_aux=True)(params)
+        return Estimate(gradient, costs)
 
-    objective: Any = energy
-    return transformation(Estimator(lambda params: (), estimate), objective, seed)
+    return transformation(of_energy(energy, estimate), energy, seed)

@@ -1,7 +1,5 @@
 """On-line holomorphic EP: a teaching signal that oscillates while the network runs."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +9,9 @@ from bpfree.equilibrium import holomorphy
 from bpfree.equilibrium.energy import Energy, Phases, States
 from bpfree.equilibrium.phases import noise
 from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, relax, stacked
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.objective import of_energy
 
 
 def online_equilibrium_propagation(
@@ -69,8 +62,8 @@ def online_equilibrium_propagation(
     check_relaxation(Relaxation(ordering=ordering, factor=factor))
     circle = radius * np.exp(2j * np.pi * np.arange(num_points) / num_points)
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        del state, wanted
+    def estimate(key, params, batch, state) -> Estimate:
+        del state
         holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
         dtype = np.result_type(dynamics.zeros[0].dtype, np.complex64)
@@ -95,9 +88,6 @@ def online_equilibrium_propagation(
         first = (start, jax.tree.map(jnp.zeros_like, params), dynamics.zeros)
         keys = jax.random.split(key, count)
         (_, gradient, mean), _ = lax.scan(at_point, first, (points, keys))
-        value = energy.cost(params, mean, batch).mean()
-        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
-        return Estimate(gradient, value.astype(jnp.float32), None, fault)
+        return Estimate(gradient, energy.cost(params, mean, batch))
 
-    objective: Any = energy
-    return transformation(Estimator(lambda params: (), estimate), objective, seed)
+    return transformation(of_energy(energy, estimate), energy, seed)

@@ -3,17 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
-from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.objective import of_losses
+from bpfree.program.trace import LossFn, split_aux
 
 
 def backprop(
@@ -40,20 +34,14 @@ def backprop(
       ValueError: losses that are not (B,) or ().
     """
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        del state, wanted
-        _, loss_key = jax.random.split(key)
+    def estimate(key, args, state, wanted) -> Estimate:
+        del key, state, wanted
 
         def mean_loss(params):
-            args = arguments(loss_fn, params, batch, loss_key)
-            losses, aux = split_aux(loss_fn(*args))
-            check_losses(losses)
-            return losses.mean(), aux
+            losses, aux = split_aux(loss_fn(params, *args[1:]))
+            return losses.mean(), (losses, aux)
 
-        (value, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        fault = jnp.where(jnp.isfinite(value), NO_FAULT, BAD_LOSS).astype(jnp.int32)
-        return Estimate(gradient, value.astype(jnp.float32), aux, fault)
+        gradient, (losses, aux) = jax.grad(mean_loss, has_aux=True)(args[0])
+        return Estimate(gradient, losses, aux)
 
-    return transformation(
-        Estimator(lambda params: (), estimate), loss_fn, seed, example_batch
-    )
+    return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)

@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.estimators.base import (
-    NO_FAULT,
-    Estimate,
-    Estimator,
     EstimatorState,
     EstimatorTransformation,
     transformation,
 )
+from bpfree.estimators.estimate import NO_FAULT, Estimate, Estimator
 
 
 def combine(

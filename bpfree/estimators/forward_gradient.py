@@ -15,18 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from bpfree.estimators import perturbation, weight_noise
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate, Estimator
+from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Credit, check_choice, make_settings
 from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import LossFn, NodeFilter, arguments, check_losses, split_aux
+from bpfree.program.trace import LossFn, NodeFilter, split_aux
 from bpfree.sampling.loop import sum_over_draws
 
 
@@ -116,23 +111,21 @@ def forward_gradient(
 
 
 def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        noise_key, loss_key = jax.random.split(key)
-        args = arguments(loss_fn, params, batch, loss_key)
+    def estimate(key, args, state, wanted) -> Estimate:
+        params = args[0]
 
         def mean_loss(params):
             losses, aux = split_aux(loss_fn(params, *args[1:]))
-            check_losses(losses)
             return losses.mean(), (losses, aux)
 
-        value, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
+        _, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
         moved = weight_noise.moved(loss_fn, args, wanted)
         _check_derivative(slope, params, moved)
-        noise_key = tags.fold_in_shards(noise_key, losses)
+        key = tags.fold_in_shards(key, losses)
         zeros = jax.tree.map(jnp.zeros_like, params)
 
         def draw(index):
-            return weight_noise.draw(plan, rank, noise_key, index, moved)
+            return weight_noise.draw(plan, rank, key, index, moved)
 
         def along(noise):
             tangent = weight_noise.added(zeros, noise, 1.0)
@@ -147,10 +140,9 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
         sums = sum_over_draws(chunk, layout)[0]
         sums = jax.tree.map(lambda total: total / layout.num_draws, sums)
         gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, losses))
-        fault = jnp.where(jnp.isfinite(losses).all(), NO_FAULT, BAD_LOSS)
-        return Estimate(gradient, value.astype(jnp.float32), aux, fault.astype(jnp.int32))
+        return Estimate(gradient, losses, aux)
 
-    return Estimator(lambda params: (), estimate)
+    return of_losses(loss_fn, estimate)
 
 
 def _check_derivative(slope, params, moved) -> None:

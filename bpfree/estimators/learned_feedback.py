@@ -18,13 +18,9 @@ import optax
 from jax.sharding import NamedSharding
 
 from bpfree.estimators import perturbation, predictors
-from bpfree.estimators.base import (
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    as_key,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import check_choice, frozen
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks
@@ -54,6 +50,7 @@ from bpfree.sampling.scale import (
     rms,
     scale_at,
 )
+from bpfree.sampling.seeds import as_key
 
 # What teaches the predictor -> the optimiser that fits it.
 TEACHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -165,21 +162,20 @@ def learned_feedback(
     layout = make_layout(plan, num_samples, chunk_size, sharding)
 
     def init(params) -> FeedbackState:
-        def shapes(key, params, batch):
-            return _clean_pass(loss_fn, nodes, key, params, batch)[0].values
+        def shapes(*args):
+            return _clean_pass(loss_fn, nodes, args)[0].values
 
         key = jax.random.fold_in(as_key(seed), name_hash("predictor"))
-        values = jax.eval_shape(shapes, key, params, example_batch)
         args = arguments(loss_fn, params, example_batch, key)
-        program = trace(loss_fn, params, example_batch, key, nodes)
+        values = jax.eval_shape(shapes, *args)
+        program = _traced(loss_fn, nodes, args)
         clean = predictors.Clean(program, args, values)
         _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        noise_key, loss_key = jax.random.split(key)
-        clean, out, pull = _clean_pass(loss_fn, nodes, loss_key, params, batch)
+    def estimate(key, args, state, wanted) -> Estimate:
+        clean, out, pull = _clean_pass(loss_fn, nodes, args)
         check_blocks(clean.program, clean.args, wanted)
         losses, aux = split_aux(out)
         older = state.inner.weights
@@ -191,7 +187,7 @@ def learned_feedback(
             losses,
             laid_out(noisy, layout, hidden),
             predicted,
-            tags.fold_in_shards(noise_key, losses),
+            tags.fold_in_shards(key, losses),
             scale_at(sigma, state.count),
             plan,
             layout,
@@ -205,21 +201,21 @@ def learned_feedback(
         moved, fit_state = fit.update(slope, state.inner.fit, older)
         sizes = {name: rms(y) for name, y in clean.values.items()}
         scales = {s.name: step.sigma for s in predictors.hidden(clean.program)}
-        fault = perturbation.find_fault(clean.program, sizes, losses.mean(), scales)
-        return Estimate(
-            pull(signal),
-            losses.mean().astype(jnp.float32),
-            aux,
-            fault,
-            FeedbackState(optax.apply_updates(older, moved), fit_state),
-        )
+        fault = perturbation.find_fault(clean.program, sizes, scales)
+        inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
+        return Estimate(pull(signal), losses, aux, fault, inner)
 
-    return transformation(Estimator(init, estimate), loss_fn, seed, example_batch)
+    estimator = of_losses(loss_fn, estimate, init)
+    return transformation(estimator, loss_fn, seed, example_batch)
 
 
-def _clean_pass(loss_fn, nodes, key, params, batch):
-    args = arguments(loss_fn, params, batch, key)
-    program = trace(loss_fn, params, batch, key, nodes)
+def _traced(loss_fn, nodes, args) -> Program:
+    params, batch, key = (*args, None)[:3]
+    return trace(loss_fn, params, batch, key, nodes)
+
+
+def _clean_pass(loss_fn, nodes, args):
+    program = _traced(loss_fn, nodes, args)
     out, values, pull = passes.cut_vjp(program, args)
     return predictors.Clean(program, args, values), out, pull
 

@@ -22,21 +22,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpfree.estimators import redrawn, runs
-from bpfree.estimators.base import (
-    BAD_LOSS,
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import (
     BAD_SIGMA,
     NO_FAULT,
     SMALL_SIGMA,
     Estimate,
     Estimator,
-    EstimatorTransformation,
-    transformation,
 )
+from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings, check_program, make_settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks
-from bpfree.program.trace import NodeTree, Program, arguments, split_aux, trace
+from bpfree.program.trace import NodeTree, Program, split_aux, trace
 from bpfree.sampling.loop import copies, over_samples, sum_over_devices
 from bpfree.sampling.noise import weighted_sum
 from bpfree.sampling.scale import (
@@ -88,14 +87,12 @@ def make_estimator(
         sites = lambda: _example_nodes(settings, params, example_batch)  # noqa: E731
         return init_scales(settings.sigma, settings.sigma_optimizer, sites)
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        noise_key, loss_key = jax.random.split(key)
-        args = arguments(settings.loss_fn, params, batch, loss_key)
-        program = traced(settings, params, batch, loss_key)
+    def estimate(key, args, state, wanted) -> Estimate:
+        program = traced(settings, *args)
         check_blocks(program, args, wanted)
-        noise_key = tags.fold_in_shards(noise_key, program.losses)
+        key = tags.fold_in_shards(key, program.losses)
         sigma = _sigma_of(settings, state, program)
-        run = Run(settings, program, args, noise_key, sigma, None, {})
+        run = Run(settings, program, args, key, sigma, None, {})
         if _is_forward_only(run):
             aux, found = None, _noisy(run)
             gradient, value, sizes = found.gradient, found.loss, found.sizes
@@ -117,15 +114,15 @@ def make_estimator(
                 gradient = pull(runs.encoded(settings.encode_signals, found.gradient))
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
-        fault = find_fault(program, sizes, value, injected)
+        fault = find_fault(program, sizes, injected)
         slopes = tags.sum_shards(found.slopes, program.losses, lax.pmean)
         inner = updated_scales(state.inner, slopes, settings.sigma_optimizer)
-        return Estimate(gradient, value.astype(jnp.float32), aux, fault, inner)
+        return Estimate(gradient, value, aux, fault, inner)
 
-    return Estimator(init, estimate)
+    return of_losses(settings.loss_fn, estimate, init)
 
 
-def traced(settings: Settings, params, batch, key) -> Program:
+def traced(settings: Settings, params, batch, key=None) -> Program:
     """The traced loss function; raises ValueError where it and the settings disagree."""
     axes = 1 if settings.credit is None else 2
     program = trace(settings.loss_fn, params, batch, key, settings.nodes, loss_axes=axes)
@@ -265,12 +262,11 @@ def _seen(found: Found, losses, values) -> Found:
 # ------------------------------------------------------------------------------ faults
 
 
-def find_fault(program, sizes, value, sigma) -> jax.Array:
+def find_fault(program, sizes, sigma) -> jax.Array:
     """int32: the position of the first node that is not finite, or a code.
 
     Args:
       sizes: {node: rms of its values}.
-      value: the mean loss.
       sigma: {node: () or (channels,)}, {} if nothing is injected.
     """
     code = jnp.int32(NO_FAULT)
@@ -279,7 +275,6 @@ def find_fault(program, sizes, value, sigma) -> jax.Array:
         if site.name in sigma:
             small = too_small(site, sigma[site.name], sizes[site.name])
             code = jnp.where(small, SMALL_SIGMA - position, code)
-    code = jnp.where(jnp.isfinite(value), code, BAD_LOSS)
     for position, site in reversed(sites):
         code = jnp.where(jnp.isfinite(sizes[site.name]), code, position)
     for scale in sigma.values():

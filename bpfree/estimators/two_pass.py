@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpfree.estimators import layerwise, normalized, perturbation, runs
-from bpfree.estimators.base import NO_FAULT, Estimate, Estimator
+from bpfree.estimators.estimate import NO_FAULT, Estimate, Estimator
+from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings
 from bpfree.program import passes, tags
@@ -61,26 +62,28 @@ def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
 def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
     """The estimator of the module docstring: K pairs, and a weight product for each."""
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        key = reduce(tags.fold_in_shards, jax.tree.leaves(batch), key)
-        noise_key, loss_key = jax.random.split(key)
-        args = arguments(settings.loss_fn, params, batch, loss_key)
-        program = perturbation.traced(settings, params, batch, loss_key)
+    def estimate(key, args, state, wanted) -> Estimate:
+        key, *loss_key = (_of_shard(k, args[1]) for k in (key, *args[2:]))
+        program = perturbation.traced(settings, *args)
         check_blocks(program, args, wanted)
         sigma = None
         if settings.sigma is not None:
             sigma = scales(settings.sigma, state.count, program.nodes)
         (part,) = layerwise.parts(settings.schedule, program)
-        run = Run(settings, program, args, noise_key, sigma, None, {}, part)
+        run = Run(settings, program, args, key, sigma, None, {}, part)
         gradient, firsts = _gradient(run, loss_key, scale)
         return Estimate(
-            jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, params),
-            firsts.value.mean().astype(jnp.float32),
+            jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, args[0]),
+            firsts.value.mean(),
             jax.tree.map(lambda a: a[0], firsts.aux),
             firsts.fault[(firsts.fault != NO_FAULT).argmax()],
         )
 
-    return Estimator(lambda params: (), estimate)
+    return of_losses(settings.loss_fn, estimate)
+
+
+def _of_shard(key, batch):
+    return reduce(tags.fold_in_shards, jax.tree.leaves(batch), key)
 
 
 def _gradient(run: Run, key, scale: normalized.Scale):
@@ -134,7 +137,7 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
         own = deltas[name] - other_deltas[name]
         difference[name] += own.astype(difference[name].dtype)
     sizes = {name: rms(y) for name, y in values.items()}
-    fault = perturbation.find_fault(run.program, sizes, losses.mean(), run.sigma or {})
+    fault = perturbation.find_fault(run.program, sizes, run.sigma or {})
     pair = _Pair(losses - others[0], difference)
     report = _First(losses.mean(), aux, fault)
     return (losses, seen), still((pair, report))

@@ -16,18 +16,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from bpfree.estimators import weight_noise
-from bpfree.estimators.base import (
-    BAD_LOSS,
-    BAD_SIGMA,
-    NO_FAULT,
-    Estimate,
-    Estimator,
-    EstimatorTransformation,
-    transformation,
-)
-from bpfree.estimators.settings import BASELINES, check_choice
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.estimate import BAD_SIGMA, NO_FAULT, Estimate
+from bpfree.estimators.objective import of_losses
+from bpfree.estimators.settings import check_choice
 from bpfree.program import interpreter, lowrank, tags
-from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
+from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.loop import sum_over_draws
 from bpfree.sampling.noise import antithetic_plan
 from bpfree.sampling.scale import Number, check_number
@@ -102,7 +96,7 @@ def weight_perturbation(
     arXiv:2511.16652.
     """
     check_choice("noise", noise, tuple(weight_noise.PLANS))
-    check_choice("baseline", baseline, BASELINES)
+    check_choice("baseline", baseline, ("clean", "leave_one_out", "none"))
     check_choice("shaping", shaping, tuple(SHAPING))
     check_number(sigma)
     weight_noise.check_rank(rank)
@@ -115,18 +109,15 @@ def weight_perturbation(
             f"num_samples >= {2 * pairs.group}"
         )
 
-    def estimate(key, params, batch, state, wanted=None) -> Estimate:
-        noise_key, loss_key = jax.random.split(key)
-        args = arguments(loss_fn, params, batch, loss_key)
+    def estimate(key, args, state, wanted) -> Estimate:
         clean, aux = split_aux(loss_fn(*args))
-        check_losses(clean)
         scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
         signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
         moved = weight_noise.moved(loss_fn, args, wanted)
-        noise_key = tags.fold_in_shards(noise_key, clean)
+        key = tags.fold_in_shards(key, clean)
 
         def draw(index):
-            return weight_noise.draw(plan, rank, noise_key, index, moved)
+            return weight_noise.draw(plan, rank, key, index, moved)
 
         change = _change(loss_fn, args, clean, jax.eval_shape(draw, layout.num_draws))
         centre = _mean(clean) if baseline == "none" else jnp.float32(0)
@@ -142,14 +133,10 @@ def weight_perturbation(
 
         sums = sum_over_draws(credit, layout)[0]
         sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
-        gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, clean))
-        fault = jnp.where(jnp.isfinite(clean).all(), NO_FAULT, BAD_LOSS)
-        fault = jnp.where(scale > 0, fault, BAD_SIGMA).astype(jnp.int32)
-        return Estimate(gradient, _mean(clean), aux, fault)
+        gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, clean))
+        return Estimate(gradient, clean, aux, jnp.where(scale > 0, NO_FAULT, BAD_SIGMA))
 
-    return transformation(
-        Estimator(lambda params: (), estimate), loss_fn, seed, example_batch
-    )
+    return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)
 
 
 def _change(loss_fn, args, clean, noise):

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree.estimators.base import find_state
+from bpfree.estimators.reading import find_state
 from bpfree.sweeps import points
 from bpfree.sweeps.group import STACKED, Group, check, make_group
 from bpfree.sweeps.result import Result, done, failed

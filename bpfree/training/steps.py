@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 import bpfree
 from bpfree.data import Augment, Batch
 from bpfree.program.convolutions import canonical_convs
+from bpfree.sampling.seeds import as_key
 from bpfree.training import mesh
 
 
@@ -66,7 +67,7 @@ class Task(NamedTuple):
 
 
 def make_keys(seed: int) -> Keys:
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+    return Keys(*jax.random.split(as_key(seed), len(Keys._fields)))
 
 
 def init_variables(model: nn.Module, key: jax.Array, batch: Batch) -> tuple[Any, Any]:

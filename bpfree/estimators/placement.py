@@ -1,0 +1,49 @@
+"""Where an estimator stands among optax transformations: first, and bare.
+
+It makes the gradient, so whatever looks at gradients, or hides parameters, has to come
+after it: `optax.chain(estimator, optax.MultiSteps(optimiser, 4))`.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import optax
+
+# They read the incoming updates before they call what is inside them, and nothing that
+# reaches the inside says so: under `jit` neither the updates nor the step have values. So
+# the callers are looked at, which is done when a step is traced, and not when it runs.
+_READERS = {
+    "MultiSteps": "accumulates the updates that reach it, which hold no gradient yet: "
+    "only the last of its micro-batches would count",
+    "apply_if_finite": "tests the updates that reach it, which hold no gradient yet: it "
+    "would let everything pass",
+}
+
+
+def check(params: Any) -> None:
+    """ValueError with what to write, if parameters are masked or a wrapper is around."""
+    for name in _callers():
+        if name in _READERS:
+            raise ValueError(
+                f"optax.{name} around an estimator {_READERS[name]}. Write "
+                f"optax.chain(estimator, optax.{name}(optimiser, ...))"
+            )
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise ValueError(
+            "an estimator evaluates the loss, which needs all parameters, and some are "
+            "masked here. Write optax.chain(estimator, optax.partition({'train': "
+            "optimiser, 'freeze': optax.set_to_zero()}, labels)), and likewise with "
+            "optax.masked and optax.selective_transform"
+        )
+
+
+def _callers() -> Iterator[str]:
+    """Names of the functions and classes of optax that are running."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("optax."):
+            yield frame.f_code.co_qualname.partition(".")[0]
+        frame = frame.f_back  # type: ignore[assignment]

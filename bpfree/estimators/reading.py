@@ -1,0 +1,122 @@
+"""What an optimiser's state says: the loss, aux, metrics and the first fault."""
+
+from typing import Any
+
+import jax
+
+from bpfree.estimators.base import EstimatorState
+from bpfree.estimators.estimate import (
+    BAD_GRADIENT,
+    BAD_LOSS,
+    BAD_RELAXATION,
+    BAD_SIGMA,
+    SMALL_SIGMA,
+)
+from bpfree.program.trace import LossFn, site_names, takes_key
+from bpfree.sampling.scale import smallest_at
+
+
+def find_states(state: Any) -> dict[str, EstimatorState]:
+    """Every EstimatorState in an optimiser state, by its path."""
+    found = jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=lambda s: isinstance(s, EstimatorState)
+    )[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in found
+        if isinstance(leaf, EstimatorState)
+    }
+
+
+def find_state(state: Any, name: str | None = None) -> EstimatorState:
+    """The one estimator state of a chain, or the one whose path contains `name`.
+
+    Raises ValueError when there is none, or several that `name` does not tell apart.
+    """
+    states = find_states(state)
+    chosen = {
+        path: s for path, s in states.items() if name is None or name in path.split("/")
+    }
+    if len(chosen) == 1:
+        return next(iter(chosen.values()))
+    if not states:
+        raise ValueError("this optimiser state holds no bpfree estimator")
+    raise ValueError(
+        f"{len(chosen)} estimators match name={name!r}; pass one name out of the paths "
+        f"{sorted(states)}"
+    )
+
+
+def value(state: Any, name: str | None = None) -> jax.Array:
+    """Mean clean loss of the last step, float32 (); arguments as in `find_state`."""
+    return find_state(state, name).value
+
+
+def aux(state: Any, name: str | None = None) -> Any:
+    """Aux of the last clean pass, or None; arguments as in `find_state`."""
+    return find_state(state, name).aux
+
+
+def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
+    """What the estimator, and the links behind it, say of the last step.
+
+    {name: float32 ()}; {} for most.
+    """
+    behind = [link.metrics for link in _links(state) if hasattr(link, "metrics")]
+    said = getattr(find_state(state, name).inner, "metrics", {})
+    return {k: v for found in (said, *behind) for k, v in found.items()}
+
+
+def _links(state: Any) -> list[Any]:
+    """The states of a chain that say something of themselves, and other leaves."""
+
+    def speaks(node):
+        told = hasattr(node, "metrics") or hasattr(node, "fault_message")
+        return told or isinstance(node, EstimatorState)
+
+    return jax.tree.leaves(state, is_leaf=speaks)
+
+
+def fault_message(
+    state: Any, loss_fn: LossFn, params, batch, name: str | None = None
+) -> str | None:
+    """What went wrong first, in words, or None. Reads a few numbers from the device.
+
+    Of the estimator, or else of the links behind it.
+    """
+    fault = find_state(state, name).fault
+    step, code = int(fault.step), int(fault.code)
+    if step < 0:
+        found = (s.fault_message() for s in _links(state) if hasattr(s, "fault_message"))
+        return next(filter(None, found), None)
+    if code == BAD_LOSS:
+        what = "a loss is not finite although every node is"
+    elif code == BAD_SIGMA:
+        what = "sigma is not a positive number"
+    elif code == BAD_GRADIENT:
+        what = "the clean pass is finite but the gradient estimate is not"
+    elif code == BAD_RELAXATION:
+        what = (
+            "half of the examples still moved by a tenth in the last sweep of the free "
+            "phase; allow more sweeps, or damp them with Relaxation(factor=0.5)"
+        )
+    else:
+        what = _node_fault(code, loss_fn, params, batch)
+    return (
+        f"step {step}: {what}. Lower the learning rate, clip the update "
+        "(optax.clip_by_global_norm), or check the batch and sigma."
+    )
+
+
+def _node_fault(code: int, loss_fn, params, batch) -> str:
+    key = jax.random.key(0) if takes_key(loss_fn) else None
+    name_of = site_names(loss_fn, params, batch, key)
+    if code > SMALL_SIGMA:
+        return f"node {name_of[code]!r} is not finite"
+    name = name_of[SMALL_SIGMA - code]
+    safe = smallest_at(name, loss_fn, params, batch, key)
+    return (
+        f"the noise is lost to rounding at node {name!r}: sigma is too small for the "
+        f"precision of its values; at these parameters the smallest safe sigma is "
+        f"{safe:.2g}"
+    )
