@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpfree.estimators.base import EstimatorState, EstimatorTransformation
-from bpfree.estimators.objective import split
+from bpfree.estimators.objective import is_energy, split
 from bpfree.program import tags
 from bpfree.program.blocks import check_blocks
 from bpfree.program.marking import param_path
@@ -140,6 +140,11 @@ def make_meter(
     """
     if not isinstance(estimator, EstimatorTransformation):
         raise ValueError("measure needs a bpfree estimator, not a chain or a wrapper")
+    if is_energy(estimator.loss_fn):
+        raise TypeError(
+            "measure compares with backprop through a loss function, and got an energy; "
+            "compare with the gradient of bpfree.recurrent_backprop(energy)"
+        )
     if repeats < 2:
         raise ValueError(f"repeats={repeats} must be at least 2, to know a spread")
     groups = _groups(estimator.loss_fn, params, batch)

@@ -23,6 +23,7 @@ from bpfree.decorrelation.layout import Layout
 from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rules import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
+from bpfree.estimators.objective import check_loss_fn
 from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 RULES: dict[str, Callable[[], Rule]] = {
@@ -85,6 +86,7 @@ def decorrelate(
     Raises:
       ValueError: bad options; `layers` naming no kernel; when traced, no batch or params.
     """
+    check_loss_fn(loss_fn)
     _check(every, until, fraction, cap, block)
     chosen = _rule(rule)
     inner = optax.with_extra_args_support(inner)

@@ -167,6 +167,8 @@ def make_layout(
     its draws do not divide over the devices.
     """
     num_samples = whole_number("num_samples", num_samples)
+    if num_samples >= 2**31:
+        raise ValueError(f"num_samples={num_samples} must be below 2**31")
     chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
     if num_samples < 1 or num_samples % plan.group:
         pairs = " (antithetic samples come in pairs)" if plan.group == 2 else ""

@@ -1,0 +1,156 @@
+"""Estimators among the idioms of optax and Flax."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import serialization
+
+import bpfree
+from bpfree.sampling.seeds import as_key
+from tests import energies, problems
+from tests.statistics import assert_close
+
+PARAMS, BATCH = problems.mlp_params(jnp.float32), problems.mlp_batch(dtype=jnp.float32)
+ZEROS = optax.tree.zeros_like(PARAMS)
+LOSS = problems.mlp_loss
+TRUTH = problems.gradient(LOSS, PARAMS, BATCH)
+
+
+def noisy():
+    return bpfree.node_perturbation(LOSS, num_samples=2)
+
+
+def one(tx):
+    return tx.update(ZEROS, tx.init(PARAMS), PARAMS, batch=BATCH)
+
+
+def test_the_value_before_the_first_step_is_no_best_loss():
+    assert float(bpfree.value(noisy().init(PARAMS))) == float("inf")
+
+
+def test_weight_decay_to_the_left_of_an_estimator_counts():
+    tx = optax.chain(optax.add_decayed_weights(0.5), bpfree.backprop(LOSS))
+    decayed = jax.tree.map(lambda g, p: g + 0.5 * p, TRUTH, PARAMS)
+    assert_close(one(tx)[0], decayed, rtol=1e-5)
+
+
+def test_no_incoming_updates_are_zeros():
+    tx = bpfree.backprop(LOSS)
+    found = tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)[0]
+    assert_close(found, TRUTH, rtol=1e-5)
+    with pytest.raises(ValueError, match="structure and shapes of params"):
+        tx.update({}, tx.init(PARAMS), PARAMS, batch=BATCH)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [lambda tx: optax.MultiSteps(tx, 4), lambda tx: optax.apply_if_finite(tx, 5)],
+    ids=["MultiSteps", "apply_if_finite"],
+)
+def test_wrappers_that_read_updates_before_there_are_any(around):
+    tx = around(optax.chain(noisy(), optax.sgd(0.1)))
+    with pytest.raises(ValueError, match=r"Write optax.chain\(estimator, optax\."):
+        tx.init(PARAMS)
+    with pytest.raises(ValueError, match="around an estimator"):
+        jax.jit(tx.init)(PARAMS)
+    optax.chain(noisy(), around(optax.sgd(0.1))).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: optax.masked(tx, {k: k == "w1" for k in PARAMS}),
+        lambda tx: optax.partition(
+            {"train": tx, "freeze": optax.set_to_zero()},
+            {k: "train" if k == "w1" else "freeze" for k in PARAMS},
+        ),
+    ],
+    ids=["masked", "partition"],
+)
+def test_masked_parameters(around):
+    tx = around(optax.chain(noisy(), optax.sgd(0.1)))
+    with pytest.raises(ValueError, match="Write optax.chain.estimator, optax.partition"):
+        tx.init(PARAMS)
+    right = optax.chain(noisy(), around(optax.sgd(0.1)))
+    assert bool(jnp.any(one(right)[0]["w1"] != 0))
+
+
+def test_lookahead_around_an_estimator_says_what_to_write():
+    tx = optax.lookahead(optax.chain(noisy(), optax.sgd(0.1)), 5, 0.5)
+    params = optax.LookaheadParams.init_synced(PARAMS)
+    with pytest.raises(ValueError, match="goes to the right of the estimator"):
+        tx.update(ZEROS, tx.init(params), params)
+
+
+def test_states_are_plain_arrays():
+    tx = noisy()
+    state = one(tx)[1]
+    for again in (
+        serialization.from_bytes(tx.init(PARAMS), serialization.to_bytes(state)),
+        pickle.loads(pickle.dumps(state)),
+    ):
+        assert_close(again, state, rtol=0.0)
+        first = tx.update(ZEROS, state, PARAMS, batch=BATCH)[0]
+        second = tx.update(ZEROS, jax.tree.map(jnp.asarray, again), PARAMS, batch=BATCH)
+        assert_close(first, second[0], rtol=0.0)
+    assert not any(map(jnp.any, jax.tree.leaves(jax.tree.map(jnp.zeros_like, state.key))))
+
+
+def test_small_seeds_keep_their_stream_and_large_ones_do_not_wrap():
+    words = jax.random.key_data
+    assert_close(words(as_key(3)), words(jax.random.key(3)), rtol=0.0)
+    assert bool(jnp.any(words(as_key(2**32 + 1)) != words(as_key(1))))
+    for bad in (-1, 1.5):
+        with pytest.raises(ValueError, match="seed=.* must be a whole number"):
+            as_key(bad)
+
+
+# ------------------------------------------------------------------- kinds of objectives
+
+OF_LOSSES = {
+    "backprop": bpfree.backprop,
+    "node_perturbation": bpfree.node_perturbation,
+    "likelihood_ratio": bpfree.likelihood_ratio,
+    "approximated_likelihood_ratio": bpfree.approximated_likelihood_ratio,
+    "iterative_node_perturbation": bpfree.iterative_node_perturbation,
+    "activity_node_perturbation": bpfree.activity_node_perturbation,
+    "weight_perturbation": bpfree.weight_perturbation,
+    "forward_gradient": bpfree.forward_gradient,
+    "learned_feedback": lambda f: bpfree.learned_feedback(f, example_batch=BATCH),
+    "lr2021": bpfree.lr2021,
+    "ulr": bpfree.ulr,
+    "decorrelate": lambda f: bpfree.decorrelate(optax.sgd(0.1), f, example_batch=BATCH),
+}
+OF_ENERGIES = {
+    "equilibrium_propagation": bpfree.equilibrium_propagation,
+    "generalized_equilibrium_propagation": bpfree.generalized_equilibrium_propagation,
+    "online_equilibrium_propagation": bpfree.online_equilibrium_propagation,
+    "continual_equilibrium_propagation": lambda e: (
+        bpfree.continual_equilibrium_propagation(e, beta=0.1, learning_rate=0.1)
+    ),
+    "recurrent_backprop": bpfree.recurrent_backprop,
+    "backprop_through_time": lambda e: bpfree.backprop_through_time(
+        e, relaxation=energies.EXACT
+    ),
+}
+
+
+@pytest.mark.parametrize("make", OF_LOSSES.values(), ids=OF_LOSSES)
+def test_an_energy_is_no_loss_function(make):
+    with pytest.raises(TypeError, match="needs a loss function.* got an energy"):
+        make(energies.mlp())
+
+
+@pytest.mark.parametrize("make", OF_ENERGIES.values(), ids=OF_ENERGIES)
+def test_a_loss_function_is_no_energy(make):
+    with pytest.raises(TypeError, match="needs an energy, .* not a function"):
+        make(LOSS)
+
+
+def test_measure_of_an_energy_says_what_it_needs():
+    energy, params, data, _ = energies.reference()
+    with pytest.raises(TypeError, match="measure .* got an energy"):
+        bpfree.diagnostics.measure(bpfree.equilibrium_propagation(energy), params, data)
