@@ -107,3 +107,13 @@ def test_apply_if_finite_belongs_to_the_right_of_the_estimator():
     params, state = problems.train(chain, PARAMS, nan_batch(), steps=1)
     assert_close(params, PARAMS, rtol=0.0)
     assert int(find_state(state).fault.step) == 0
+
+
+def test_a_rate_that_is_far_too_large_is_the_first_cause_and_not_sigma():
+    """At step 0 this sigma was safe; what grew are the parameters."""
+    tx = noisy(sigma=0.05)
+    grown = jax.tree.map(lambda p: p * 1e18, PARAMS)
+    update = jax.jit(lambda s, p: tx.update(ZEROS, s, p, batch=BATCH)[1])
+    text = message(update(update(tx.init(PARAMS), PARAMS), grown), params=grown)
+    assert text.startswith("step 1: the values of node 'h' have grown so large")
+    assert "the largest parameter, " in text and "e+18" in text

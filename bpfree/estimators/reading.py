@@ -1,8 +1,10 @@
 """What an optimiser's state says: the loss, aux, metrics and the first fault."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bpfree.estimators.base import EstimatorState
 from bpfree.estimators.estimate import (
@@ -12,6 +14,7 @@ from bpfree.estimators.estimate import (
     BAD_SIGMA,
     SMALL_SIGMA,
 )
+from bpfree.program.blocks import param_paths
 from bpfree.program.trace import LossFn, site_names, takes_key
 from bpfree.sampling.scale import smallest_at
 
@@ -101,19 +104,34 @@ def fault_message(
             "phase; allow more sweeps, or damp them with Relaxation(factor=0.5)"
         )
     else:
-        what = _node_fault(code, loss_fn, params, batch)
+        what = _node_fault(step, code, loss_fn, params, batch)
     return (
         f"step {step}: {what}. Lower the learning rate, clip the update "
         "(optax.clip_by_global_norm), or check the batch and sigma."
     )
 
 
-def _node_fault(code: int, loss_fn, params, batch) -> str:
+def _largest(params) -> tuple[str, float]:
+    """Path and size of the largest entry of the parameters; nan counts as the largest."""
+    leaves = jax.tree.leaves(params)
+    sizes = [float(jnp.max(jnp.abs(leaf), initial=0)) for leaf in leaves]
+    pairs = zip(param_paths(params), sizes, strict=True)
+    return max(pairs, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])
+
+
+def _node_fault(step: int, code: int, loss_fn, params, batch) -> str:
     key = jax.random.key(0) if takes_key(loss_fn) else None
     name_of = site_names(loss_fn, params, batch, key)
     if code > SMALL_SIGMA:
         return f"node {name_of[code]!r} is not finite"
     name = name_of[SMALL_SIGMA - code]
+    if step:  # the same sigma was safe before
+        path, size = _largest(params)
+        return (
+            f"the values of node {name!r} have grown so large that noise of this sigma "
+            f"is lost to rounding in them (or sigma has fallen); by now the largest "
+            f"parameter, {path!r}, reaches {size:.2g}"
+        )
     safe = smallest_at(name, loss_fn, params, batch, key)
     return (
         f"the noise is lost to rounding at node {name!r}: sigma is too small for the "
