@@ -59,8 +59,7 @@ def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh")
     """The inner optimiser works on weights of whitened inputs.
 
     As `foof`, and method: how the root is found. "eigh" is exact; "newton_schulz" needs
-    products only, which accelerators like; "cholesky" takes the triangular root of the
-    inverse, which is cheapest and another basis.
+    products only, which accelerators like.
 
     Raises ValueError: as `foof`; an unknown method.
     """
