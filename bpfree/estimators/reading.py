@@ -14,7 +14,7 @@ from bpfree.estimators.estimate import (
     BAD_SIGMA,
     SMALL_SIGMA,
 )
-from bpfree.program.blocks import param_paths
+from bpfree.program.marking import param_paths
 from bpfree.program.trace import LossFn, site_names, takes_key
 from bpfree.sampling.scale import smallest_at
 
