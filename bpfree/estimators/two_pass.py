@@ -63,7 +63,7 @@ def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
     """The estimator of the module docstring: K pairs, and a weight product for each."""
 
     def estimate(key, args, state, wanted) -> Estimate:
-        key, *loss_key = (_of_shard(k, args[1]) for k in (key, *args[2:]))
+        key, *own = (_of_shard(k, args[1]) for k in (key, *args[2:]))
         program = perturbation.traced(settings, *args)
         check_blocks(program, args, wanted)
         sigma = None
@@ -71,7 +71,7 @@ def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
             sigma = scales(settings.sigma, state.count, program.nodes)
         (part,) = layerwise.parts(settings.schedule, program)
         run = Run(settings, program, args, key, sigma, None, {}, part)
-        gradient, firsts = _gradient(run, loss_key, scale)
+        gradient, firsts = _gradient(run, own[0] if own else key, scale)
         return Estimate(
             jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, args[0]),
             firsts.value.mean(),
