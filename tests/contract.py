@@ -1,15 +1,21 @@
-"""Every estimator and what it promises (a table, not a test).
+"""Every public constructor and what it promises (a table, not a test).
 
 Contracts: "exact"; "unbiased" for the gradient; "aligned", the gradient of the clean loss
 up to O(sigma^2); "smoothed", unbiased for the gradient of the loss under the estimator's
-own noise, at any sigma; "descent", uphill for no parameter, but not the gradient.
+own noise, at any sigma; "descent", uphill for no parameter, but not the gradient;
+"nudged", nothing random, and the gradient up to a power of the nudging.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import optax
+
 import bpfree
-from tests import problems
+from bpfree import equilibrium as eq
+from tests import energies, problems
 
 # What every perturbation estimator is called with; `loss_fn` first, the rest by name.
 PERTURBATION = (
@@ -47,8 +53,18 @@ _FEEDBACK = {
 }
 
 
+def _mlp():
+    return problems.mlp_loss, problems.mlp_params(), problems.mlp_batch()
+
+
+@functools.cache
+def _energy():
+    energy, data = energies.mlp((6, 5), 3), energies.batch(4, (7,), 3)
+    return energy, energy.init(jax.random.key(2), data["x"]), data
+
+
 class Row(NamedTuple):
-    """One estimator.
+    """One constructor.
 
     Attributes:
       name: in `bpfree`.
@@ -58,6 +74,8 @@ class Row(NamedTuple):
       extras: the further ones it may have.
       small: options that make it cheap.
       trains: options with which it solves a tiny problem.
+      positional: its arguments that are not by name only.
+      problem: makes (the first argument, params, batch).
     """
 
     name: str
@@ -67,6 +85,8 @@ class Row(NamedTuple):
     extras: tuple[str, ...]
     small: dict[str, Any]
     trains: dict[str, Any]
+    positional: tuple[str, ...] = ("loss_fn",)
+    problem: Callable[[], tuple[Any, Any, Any]] = _mlp
 
 
 ESTIMATORS = (
@@ -150,5 +170,128 @@ ESTIMATORS = (
         extras=("example_batch", "shrinkage", "predictor", "teacher", "fit"),
         small=_FEEDBACK | {"num_samples": 4},
         trains=_FEEDBACK | {"num_samples": 32, "sigma": 0.05},
+    ),
+)
+
+
+def _preset(name: str, contract: str = "smoothed") -> Row:
+    return Row(
+        name,
+        getattr(bpfree, name),
+        contract,
+        tuple(p for p in NORMALIZED if p != "antithetic"),
+        extras=("example_batch",),
+        small={"num_samples": 4},
+        trains={},
+    )
+
+
+def _of_energy(name: str, contract: str, extras: tuple[str, ...], **small: Any) -> Row:
+    return Row(
+        name,
+        getattr(bpfree, name),
+        contract,
+        ("energy", "seed"),
+        extras,
+        small,
+        trains={},
+        positional=("energy",),
+        problem=_energy,
+    )
+
+
+def _parts():
+    noisy = bpfree.node_perturbation(problems.mlp_loss, num_samples=4)
+    parts = {"noisy": noisy, "exact": bpfree.backprop(problems.mlp_loss)}
+    return parts, *_mlp()[1:]
+
+
+_LABELS = {"w1": "noisy", "b1": "noisy", "w2": "exact", "b2": "exact", "scale": "exact"}
+_SHORT = eq.Relaxation(8, 8, 8, factor=1.0, tolerance=None)
+
+# Made of the estimators above, or of an energy: what they estimate is tested elsewhere
+# (test_sigma, test_equilibrium, test_combine), and here that they keep the interface.
+FURTHER = (
+    _preset("lr2021"),
+    _preset("ulr"),
+    _of_energy(
+        "equilibrium_propagation",
+        "nudged",
+        ("nudging", "relaxation", "sharding"),
+        relaxation=_SHORT,
+    ),
+    _of_energy(
+        "generalized_equilibrium_propagation",
+        "nudged",
+        ("nudging", "relaxation", "homeostasis", "directions"),
+        relaxation=_SHORT,
+    ),
+    _of_energy(
+        "online_equilibrium_propagation",
+        "nudged",
+        (
+            "radius",
+            "num_points",
+            "sweeps",
+            "periods",
+            "ordering",
+            "factor",
+            "noise_scale",
+        ),
+        num_points=4,
+        sweeps=3,
+        periods=1,
+    ),
+    _of_energy(
+        "continual_equilibrium_propagation",
+        "nudged",
+        ("beta", "learning_rate", "relaxation"),
+        beta=0.1,
+        learning_rate=0.01,
+        relaxation=_SHORT,
+    ),
+    _of_energy(
+        "recurrent_backprop",
+        "exact",
+        ("relaxation", "adjoint_sweeps", "adjoint_tolerance"),
+        relaxation=_SHORT,
+        adjoint_sweeps=8,
+    ),
+    _of_energy("backprop_through_time", "exact", ("relaxation",), relaxation=_SHORT),
+    Row(
+        "combine",
+        bpfree.combine,
+        contract="aligned",
+        parameters=("estimators", "labels", "seed"),
+        extras=("example_batch",),
+        small={"labels": _LABELS},
+        trains={},
+        positional=("estimators", "labels"),
+        problem=_parts,
+    ),
+)
+
+# An optimiser that reads the batch: it takes no seed, and updates are no gradient.
+WRAPPERS = (
+    Row(
+        "decorrelate",
+        bpfree.decorrelate,
+        contract="exact",
+        parameters=("inner", "loss_fn", "example_batch"),
+        extras=(
+            "rule",
+            "layers",
+            "every",
+            "until",
+            "fraction",
+            "cap",
+            "block",
+            "channel_only",
+            "shared",
+        ),
+        small={"loss_fn": problems.mlp_loss, "example_batch": problems.mlp_batch()},
+        trains={},
+        positional=("inner", "loss_fn"),
+        problem=lambda: (optax.sgd(0.1), *_mlp()[1:]),
     ),
 )

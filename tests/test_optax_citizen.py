@@ -5,6 +5,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 
@@ -97,6 +98,69 @@ def test_states_are_plain_arrays():
         second = tx.update(ZEROS, jax.tree.map(jnp.asarray, again), PARAMS, batch=BATCH)
         assert_close(first, second[0], rtol=0.0)
     assert not any(map(jnp.any, jax.tree.leaves(jax.tree.map(jnp.zeros_like, state.key))))
+
+
+def test_a_state_comes_back_from_orbax(tmp_path):
+    tx = optax.chain(noisy(), optax.sgd(0.1, momentum=0.9))
+    state = one(tx)[1]
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        again = checkpointer.restore(tmp_path / "state", state)
+    assert_close(again, state, rtol=0.0)
+    first, second = (tx.update(ZEROS, s, PARAMS, batch=BATCH)[0] for s in (state, again))
+    assert_close(first, second, rtol=0.0)
+
+
+# ------------------------------------------------------------ recipes, to the right of it
+
+
+def test_clipping_shortens_the_estimate():
+    tx = optax.chain(bpfree.backprop(LOSS), optax.clip_by_global_norm(0.25))
+    norm = optax.global_norm(TRUTH)
+    assert norm > 0.25
+    assert_close(one(tx)[0], jax.tree.map(lambda g: g * 0.25 / norm, TRUTH), rtol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    halves = [jax.tree.map(lambda v, i=i: v[2 * i : 2 * i + 2], BATCH) for i in (0, 1)]
+    tx = optax.chain(bpfree.backprop(LOSS), optax.MultiSteps(optax.sgd(1.0), 2))
+    state = tx.init(PARAMS)
+    first, state = tx.update(ZEROS, state, PARAMS, batch=halves[0])
+    second, state = tx.update(ZEROS, state, PARAMS, batch=halves[1])
+    assert optax.global_norm(first) == 0
+    four = jax.tree.map(lambda v: v[:4], BATCH)
+    truth = problems.gradient(LOSS, PARAMS, four)
+    assert_close(second, jax.tree.map(jnp.negative, truth), rtol=1e-5, atol=1e-6)
+    assert int(state[0].count) == 2  # noise is drawn anew for every micro-batch
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        optax.ema(0.9),
+        optax.contrib.schedule_free_sgd(0.1),
+        optax.inject_hyperparams(optax.adam)(0.1),
+    ],
+    ids=["ema", "schedule_free", "inject_hyperparams"],
+)
+def test_wrappers_to_the_right(link):
+    updates, state = one(optax.chain(noisy(), problems.lenient(link)))
+    assert all(jnp.isfinite(u).all() and (u != 0).any() for u in jax.tree.leaves(updates))
+    assert bpfree.value(state) == pytest.approx(LOSS(PARAMS, BATCH).mean(), rel=1e-5)
+
+
+def test_the_plateau_starts_at_the_first_loss():
+    """With a first value of 0 no loss is ever better, and the rate decays to nothing."""
+    plateau = problems.lenient(optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
+    tx = optax.chain(bpfree.backprop(LOSS), optax.sgd(0.01), plateau)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(6):
+        value = bpfree.value(state)
+        updates, state = tx.update(ZEROS, state, params, batch=BATCH, value=value)
+        params = optax.apply_updates(params, updates)
+    assert float(state[2].scale) == 1.0
+    assert float(state[2].best_value) < LOSS(PARAMS, BATCH).mean()
 
 
 def test_small_seeds_keep_their_stream_and_large_ones_do_not_wrap():

@@ -99,6 +99,11 @@ def test_batch_baseline_needs_noise_of_each_example():
         tx = bpfree.likelihood_ratio(loss, baseline="batch", nodes=None)
         with pytest.raises(ValueError, match="compares the examples of a batch"):
             tx.update(None, tx.init(LINEAR), LINEAR, batch=BATCH)
+    tx = bpfree.node_perturbation(
+        problems.linear_loss, baseline="batch", credit=bpfree.causal()
+    )
+    with pytest.raises(ValueError, match="independent of a node's noise"):
+        tx.update(None, tx.init(LINEAR), LINEAR, batch=BATCH)
 
 
 # ------------------------------------------------------------------- per node and learned

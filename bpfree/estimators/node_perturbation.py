@@ -89,7 +89,10 @@ def node_perturbation(
     Raises:
       ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,);
         counts per node that are not layer-wise or name other nodes; "jvp" with another
-        baseline, pairs or noisy pairing, or where no derivative reaches the losses.
+        baseline, pairs or noisy pairing, or where no derivative reaches the losses;
+        `redraw` with baseline="leave_one_out", noisy pairing, "jvp", `layerwise` or
+        `sharding`; baseline="batch" with `credit`, a node whose noise the batch shares,
+        or a batch of fewer than two examples.
 
     Reference: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in
     linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the
