@@ -225,3 +225,17 @@ def test_measure_of_an_energy_says_what_it_needs():
     energy, params, data, _ = energies.reference()
     with pytest.raises(TypeError, match="measure .* got an energy"):
         bpfree.diagnostics.measure(bpfree.equilibrium_propagation(energy), params, data)
+
+
+@pytest.mark.parametrize("make", list(OF_LOSSES.values())[:-1], ids=list(OF_LOSSES)[:-1])
+def test_a_column_that_met_a_row_is_named(make):
+    def loss(params, batch):
+        y = bpfree.node(batch["x"] @ params["w1"][:, :1], "h")
+        errors = bpfree.node(y @ params["w2"][:1, :1], "y") - batch["t"][None, :, 0]
+        return errors**2  # (5, 1) - (5,), which JAX allows users
+
+    with pytest.raises(
+        ValueError, match=r"got shape \(5, 5\).* no \(5, 1\) met a \(5,\)"
+    ):
+        tx = make(loss)
+        tx.update(ZEROS, tx.init(PARAMS), PARAMS, batch=BATCH)

@@ -179,11 +179,13 @@ def _with_names(sites: list[Site]) -> tuple[Site, ...]:
 def check_losses(losses, axes: int = 1) -> int | None:
     shape = getattr(losses, "shape", None)
     if shape is None or len(shape) > axes:
+        found = f"a {type(losses).__name__}" if shape is None else f"shape {shape}"
+        size = shape[0] if shape else "B"
         raise ValueError(
-            f"the loss function must return losses of shape (B,), one per example, or () "
-            f"for one experiment per batch, or (losses, aux); got {losses}. Reduce each "
-            "example's loss to a number, and check that no (B, 1) met a (B,). Losses "
-            "(B, T), one for each time step, need an estimator with credit= "
+            "the loss function must return losses of shape (B,), one per example, or () "
+            f"for one experiment per batch, or (losses, aux); got {found}. Reduce each "
+            f"example's loss to a number, and check that no ({size}, 1) met a ({size},). "
+            "Losses (B, T), one for each time step, need an estimator with credit= "
             "(bpfree.causal)."
         )
     if not jnp.issubdtype(losses.dtype, jnp.floating):
