@@ -117,18 +117,19 @@ def test_a_state_comes_back_from_orbax(tmp_path):
 
 def test_clipping_shortens_the_estimate():
     tx = optax.chain(bpfree.backprop(LOSS), optax.clip_by_global_norm(0.25))
-    norm = optax.global_norm(TRUTH)
+    norm = optax.tree.norm(TRUTH)
     assert norm > 0.25
     assert_close(one(tx)[0], jax.tree.map(lambda g: g * 0.25 / norm, TRUTH), rtol=1e-5)
 
 
 def test_micro_batches_add_up_to_the_batch():
     halves = [jax.tree.map(lambda v, i=i: v[2 * i : 2 * i + 2], BATCH) for i in (0, 1)]
-    tx = optax.chain(bpfree.backprop(LOSS), optax.MultiSteps(optax.sgd(1.0), 2))
+    steps = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    tx = optax.chain(bpfree.backprop(LOSS), problems.lenient(steps))
     state = tx.init(PARAMS)
     first, state = tx.update(ZEROS, state, PARAMS, batch=halves[0])
     second, state = tx.update(ZEROS, state, PARAMS, batch=halves[1])
-    assert optax.global_norm(first) == 0
+    assert optax.tree.norm(first) == 0
     four = jax.tree.map(lambda v: v[:4], BATCH)
     truth = problems.gradient(LOSS, PARAMS, four)
     assert_close(second, jax.tree.map(jnp.negative, truth), rtol=1e-5, atol=1e-6)
@@ -147,7 +148,7 @@ def test_micro_batches_add_up_to_the_batch():
 def test_wrappers_to_the_right(link):
     updates, state = one(optax.chain(noisy(), problems.lenient(link)))
     assert all(jnp.isfinite(u).all() and (u != 0).any() for u in jax.tree.leaves(updates))
-    assert bpfree.value(state) == pytest.approx(LOSS(PARAMS, BATCH).mean(), rel=1e-5)
+    assert_close(bpfree.value(state), LOSS(PARAMS, BATCH).mean(), rtol=1e-5)
 
 
 def test_the_plateau_starts_at_the_first_loss():
