@@ -138,6 +138,16 @@ def test_if_none_is_sound_nothing_is_touched(saved, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_checkpoint_of_a_version_with_other_states_is_refused(saved):
+    """Orbax restores a typed key in place of the words of one, and says nothing."""
+    opt_state = {"key": jnp.zeros(2, jnp.uint32), "count": jnp.int32(0)}
+    words = state(0)._replace(opt_state=opt_state)
+    message = r"step 16 \(opt_state/key is key<fry>, not uint32: another bpfree wrote"
+    with checkpoint.opened(saved) as manager:
+        with pytest.raises(WorkdirError, match=message):
+            checkpoint.restore(manager, words)
+
+
 def test_a_run_goes_on_from_the_previous_checkpoint(undisturbed, begun, capfd):
     cut(next((begun / "checkpoints" / "16").rglob("manifest.ocdbt")))
     resumed = fit(quick(), begun)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax
 import orbax.checkpoint as ocp
 
 from bpfree.training import processes
@@ -88,10 +89,12 @@ def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | 
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 problem = _line(error)
             else:
-                processes.wait("restored")
-                processes.only_main(_set_aside)(manager, damaged, step)
-                manager.reload()
-                return found.state, found.feed["position"]
+                problem = _misfit(found.state, template)
+        if problem is None:
+            processes.wait("restored")
+            processes.only_main(_set_aside)(manager, damaged, step)
+            manager.reload()
+            return found.state, found.feed["position"]
         damaged[step] = problem
     if damaged:
         raise WorkdirError(
@@ -175,6 +178,17 @@ def _problem(folder: Path) -> str | None:
     if wrong[0] not in expected:
         return f"{wrong[0]} does not belong to it"
     return f"{wrong[0]} is {'not as it was written' if wrong[0] in found else 'missing'}"
+
+
+def _misfit(state: TrainState, template: TrainState) -> str | None:
+    """The first leaf of another type, which Orbax restores without a word."""
+    expected = jax.tree.leaves(template)
+    found = jax.tree_util.tree_leaves_with_path(state)
+    for (path, a), b in zip(found, expected, strict=True):
+        if a.dtype != b.dtype:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return f"{name} is {a.dtype}, not {b.dtype}: another bpfree wrote it"
+    return None
 
 
 def _no_traceback(record: logging.LogRecord) -> bool:
