@@ -258,9 +258,8 @@ def scalar_loss(params, batch):
     return problems.mlp_loss(params, batch).mean()
 
 
-def shared_loss(params, batch):
-    w = bpfree.node(params["w1"], "w", batch_axis=None)
-    return problems.mlp_loss({**params, "w1": w}, batch)
+def zero_one(params, batch):
+    return (problems.mlp_loss(params, batch) > 1).astype(jnp.float64)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +267,43 @@ def shared_loss(params, batch):
     [
         (problems.linear_loss, "a node before the last one"),
         (scalar_loss, "one loss per example"),
-        (shared_loss, "'w' is shared by the batch"),
+        (zero_one, "no derivative at the last node, 'y'"),
     ],
 )
 def test_objectives_without_feedback_are_refused(loss_fn, message):
     with pytest.raises(ValueError, match=message):
         feedback(loss_fn).init(PARAMS)
+
+
+def normed_loss(params, batch):
+    """The scale has weight noise: its derivative would cross the last kernel."""
+    h = jnp.tanh(batch["x"] @ params["w1"]) * params["scale"][None]
+    return jnp.sum((h @ params["w2"] - batch["t"]) ** 2, axis=1)
+
+
+@pytest.mark.parametrize("teacher", ["losses", "responses"])
+def test_with_weight_noise_it_is_unbiased_too(teacher):
+    params = {k: PARAMS[k] for k in ("w1", "w2")} | {"scale": jnp.arange(3.0) + 0.5}
+    tx = feedback(
+        normed_loss,
+        shrinkage=1.0,
+        teacher=teacher,
+        num_samples=2,
+        sigma=1e-3,
+        antithetic=True,
+    )
+    state = with_weights(tx, params, jax.tree.map(lambda p: p + 0.5, params))
+    keys = jax.random.split(jax.random.key(5), 2048)
+    one = lambda key: tx.estimator.estimate(key, params, BATCH, state).gradient  # noqa: E731
+    found = jax.jit(jax.vmap(one))(keys)
+    assert mean_gate(found, problems.gradient(normed_loss, params, BATCH)).passed
+
+
+def test_a_direct_predictor_refuses_weight_noise():
+    with pytest.raises(ValueError, match=r"\['scale'\] are shared by the batch"):
+        feedback(normed_loss, predictor=direct(), teacher="losses").init(
+            {**PARAMS, "scale": jnp.ones(3)}
+        )
 
 
 @pytest.mark.parametrize(

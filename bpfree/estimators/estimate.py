@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 NO_FAULT, BAD_LOSS, BAD_SIGMA, BAD_GRADIENT = -1, -2, -3, -4
-BAD_RELAXATION = -5
+BAD_RELAXATION, LOST_LOSS = -5, -6
 SMALL_SIGMA = -16  # minus the position of the node for which sigma is too small
 
 

@@ -131,8 +131,9 @@ def learned_feedback(
 
     Raises:
       ValueError: unknown choice, bad count, sigma or shrinkage, one loss for the whole
-        batch, a node shared by the batch, a single node, a last node inside a loop, or
-        nodes behind which the predictor finds no derivative.
+        batch, a last node shared by the batch, losses without a derivative at it, a
+        single node, a last node inside a loop, or nodes for which the predictor finds no
+        derivative.
 
     Reference: the signal is a control variate on node perturbation. Fitting feedback
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
@@ -230,13 +231,25 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
             "learned_feedback needs a node before the last one: the last node's gradient "
             "is the loss's own derivative, and there is nothing to learn"
         )
-    for site in program.nodes:
-        if site.batch_axis is None:
-            raise ValueError(
-                f"node {site.name!r} is shared by the batch (batch_axis=None); "
-                "learned_feedback predicts a gradient for each example. Leave it out "
-                "(nodes=), or use node_perturbation."
-            )
+    if program.nodes[-1].batch_axis is None:
+        raise ValueError(
+            f"the last node, {program.nodes[-1].name!r}, is shared by the batch "
+            "(batch_axis=None); learned_feedback takes the loss's derivative at the last "
+            "node for each example. Leave it out (nodes=), or use node_perturbation."
+        )
+    shared = [s.name for s in program.nodes if s.batch_axis is None]
+    if shared and predictor.respond is None:
+        raise ValueError(
+            f"the nodes {shared} are shared by the batch (weight noise), and a direct "
+            "predictor has a gradient for each example only. Use "
+            "predictor=bpfree.predictors.chained(), or leave them out (nodes=)."
+        )
+    if predictors.is_flat(clean):
+        raise ValueError(
+            f"the losses have no derivative at the last node, {program.nodes[-1].name!r} "
+            "(a count of errors, a threshold), so no error signal starts there. Use a "
+            "loss with a derivative, or node_perturbation, which needs none."
+        )
     if predictors.feeds_back(clean):
         raise ValueError(
             f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
@@ -312,11 +325,21 @@ def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
     sites = predictors.hidden(step.clean.program)
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
-    for site in sites:
-        axes = tuple(i + 1 for i in site.example_axes)
-        guess = step.predicted[site.name].astype(jnp.float32)
-        rest = rest - (noise[site.name] * guess[None]).sum(axes)
-    return {s.name: credit(rest, noise[s.name], s.batch_axis) for s in sites}
+    guessed = {
+        s.name: noise[s.name] * step.predicted[s.name].astype(jnp.float32)[None]
+        for s in sites
+    }
+    alone = [s for s in sites if s.batch_axis is not None]
+    shared = [s for s in sites if s.batch_axis is None]  # all examples answer together
+    for site in alone:
+        rest = rest - guessed[site.name].sum(tuple(i + 1 for i in site.example_axes))
+    total = rest.sum(1)
+    for site in shared:
+        total = total - guessed[site.name].reshape(len(total), -1).sum(1)
+    return {
+        **{s.name: credit(rest, noise[s.name], s.batch_axis) for s in alone},
+        **{s.name: credit(total, noise[s.name], None) for s in shared},
+    }
 
 
 def _mean(step: _Step, sums):

@@ -15,6 +15,7 @@ measured, or its first order computed (`derivative`).
 import math
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from bpfree.estimators import redrawn, runs
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import (
     BAD_SIGMA,
+    LOST_LOSS,
     NO_FAULT,
     SMALL_SIGMA,
     Estimate,
@@ -57,12 +59,14 @@ class Found(NamedTuple):
       slopes: {node: dJ / d log sigma}; {} unless sigma is learned.
       loss: of the noisy passes, (); () where a clean pass tells it.
       sizes: {node: rms of its noisy values}; {} likewise.
+      changes: {nodes of a part: mean square of L_k - L_0}; {} if that is not measured.
     """
 
     gradient: Any
     slopes: Any = {}
     loss: Any = ()
     sizes: Any = {}
+    changes: Any = {}
 
 
 Signals = Callable[[Run], NodeTree]
@@ -94,7 +98,7 @@ def make_estimator(
         sigma = _sigma_of(settings, state, program)
         run = Run(settings, program, args, key, sigma, None, {})
         if _is_forward_only(run):
-            aux, found = None, _noisy(run)
+            aux, clean, found = None, None, _noisy(run)
             gradient, value, sizes = found.gradient, found.loss, found.sizes
         elif settings.redraw:
             found = Found({})
@@ -114,7 +118,8 @@ def make_estimator(
                 gradient = pull(runs.encoded(settings.encode_signals, found.gradient))
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
-        fault = find_fault(program, sizes, injected)
+        changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
+        fault = find_fault(program, sizes, injected, clean, changes)
         slopes = tags.sum_shards(found.slopes, program.losses, lax.pmean)
         inner = updated_scales(state.inner, slopes, settings.sigma_optimizer)
         return Estimate(gradient, value, aux, fault, inner)
@@ -164,7 +169,8 @@ def _clean(run: Run, signals: Signals | None) -> Found:
     for part in runs.split(run):
         found = _clean_part(part) if signals is None else Found(signals(part))
         gradient = total.gradient | found.gradient
-        total = Found(gradient, total.slopes | found.slopes)
+        changes = total.changes | found.changes
+        total = Found(gradient, total.slopes | found.slopes, changes=changes)
     return total
 
 
@@ -201,10 +207,14 @@ def _clean_part(run: Run) -> Found:
         noise = runs.draw(run, draws)
         weights = weigh(draws, lambda: losses(runs.deltas(run, noise)))
         signals = runs.signals(run, weights, noise, weighted_sum)
-        return Found(signals, runs.slopes(run, weights, noise)), ()
+        slopes, changes = runs.slopes(run, weights, noise), runs.changes(run, weights)
+        return Found(signals, slopes, changes=changes), ()
 
     found = runs.mean_over_samples(run, chunk)
-    return found._replace(slopes=sum_over_devices(found.slopes)) if run.apart else found
+    if not run.apart:
+        return found
+    slopes, changes = map(sum_over_devices, (found.slopes, found.changes))
+    return found._replace(slopes=slopes, changes=changes)
 
 
 def _noisy(run: Run) -> Found:
@@ -218,6 +228,7 @@ def _noisy(run: Run) -> Found:
         {name: slope for f in found for name, slope in f.slopes.items()},
         () if run.clean is not None else sum(f.loss for f in found) / len(found),
         {name: size for f in found for name, size in f.sizes.items()},
+        {names: change for f in found for names, change in f.changes.items()},
     )
 
 
@@ -246,7 +257,8 @@ def _noisy_part(run: Run) -> Found:
         terms = jax.tree.map(lambda t, y: t.astype(y.dtype), terms, values)
         gradient = vjp((behind_last, terms))[0]
         gradient = jax.tree.map(at_least_float32, gradient)
-        found = Found(gradient, runs.slopes(run, weights, noise))
+        slopes, changes = runs.slopes(run, weights, noise), runs.changes(run, weights)
+        found = Found(gradient, slopes, changes=changes)
         return (found if run.clean is not None else _seen(found, losses, values)), ()
 
     return runs.mean_over_samples(run, chunk)
@@ -262,14 +274,20 @@ def _seen(found: Found, losses, values) -> Found:
 # ------------------------------------------------------------------------------ faults
 
 
-def find_fault(program, sizes, sigma) -> jax.Array:
+def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     """int32: the position of the first node that is not finite, or a code.
 
     Args:
       sizes: {node: rms of its values}.
       sigma: {node: () or (channels,)}, {} if nothing is injected.
+      clean: losses of the clean pass. changes: mean squares of what noise adds to them;
+        a loss that noise does not change at all (a step, a hinge) is no fault.
     """
     code = jnp.int32(NO_FAULT)
+    for change in changes.values():
+        smallest = float(jnp.finfo(clean.dtype).eps) * rms(clean).astype(jnp.float32)
+        lost = jnp.sqrt(change) < smallest
+        code = jnp.where(lost & (change > 0), LOST_LOSS, code)
     sites = [(i, s) for i, s in enumerate(program.sites) if s.name in sizes]
     for position, site in reversed(sites):
         if site.name in sigma:

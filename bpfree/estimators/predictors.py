@@ -64,6 +64,12 @@ def feeds_back(clean: Clean) -> bool:
     return any(mark & BEHIND for mark in reach(jaxpr, marks)[0])
 
 
+def is_flat(clean: Clean) -> bool:
+    """Whether the losses have no derivative at the last node."""
+    last = clean.program.nodes[-1:]
+    return bool(_without_derivative(_losses, clean, last))
+
+
 def hidden(program: Program) -> tuple[Site, ...]:
     """All nodes but the last, whose gradient is the loss's own derivative."""
     return program.nodes[:-1]
@@ -110,7 +116,7 @@ def chained() -> Predictor:
         def ends(clean, values):
             return _ends_of_blocks(clean, clean.args[0], values), _losses(clean, values)
 
-        return _without_derivative(ends, clean)
+        return _without_derivative(ends, clean, hidden(clean.program))
 
     return Predictor(init, predict, respond, dead)
 
@@ -173,7 +179,7 @@ def direct(gate: str = "derivative", per: str = "position") -> Predictor:
     def dead(clean):
         if gate == "learned":
             return []
-        return _without_derivative(_kernel_inputs, clean)
+        return _without_derivative(_kernel_inputs, clean, hidden(clean.program))
 
     return Predictor(init, predict, None, dead)
 
@@ -223,7 +229,7 @@ def _shaped_as(product: jax.Array, site: Site) -> jax.Array:
     if product.shape[1] != math.prod(rest):
         product = product.reshape(-1, *[1] * (len(rest) - 1), rest[-1])
         product = jnp.broadcast_to(product, (product.shape[0], *rest))
-    assert site.batch_axis is not None  # of every node that learned_feedback takes
+    assert site.batch_axis is not None  # of every node that a direct predictor takes
     return jnp.moveaxis(product.reshape(-1, *rest), 0, site.batch_axis)
 
 
@@ -297,8 +303,8 @@ def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: val
     return passes.evaluate(clean.program, Run(visit), args, values)
 
 
-def _without_derivative(fn, clean: Clean) -> list[str]:
-    """The hidden nodes on whose value no output of `fn(clean, values)` has a derivative.
+def _without_derivative(fn, clean: Clean, sites) -> list[str]:
+    """The sites by whose value no output of `fn(clean, values)` has a derivative.
 
     `clean` may hold shapes only.
     """
@@ -312,4 +318,4 @@ def _without_derivative(fn, clean: Clean) -> list[str]:
     _, used = tags.dce(jaxpr, [True] * len(jaxpr.outvars))
     directions = used[len(used) - len(clean.values) :]
     moving = dict(zip(sorted(clean.values), directions, strict=True))
-    return [site.name for site in hidden(clean.program) if not moving[site.name]]
+    return [site.name for site in sites if not moving[site.name]]

@@ -12,6 +12,7 @@ from bpfree.estimators.estimate import (
     BAD_LOSS,
     BAD_RELAXATION,
     BAD_SIGMA,
+    LOST_LOSS,
     SMALL_SIGMA,
 )
 from bpfree.program.marking import param_paths
@@ -96,6 +97,12 @@ def fault_message(
         what = "a loss is not finite although every node is"
     elif code == BAD_SIGMA:
         what = "sigma is not a positive number"
+    elif code == LOST_LOSS:
+        what = (
+            "noise moves the losses by less than the spacing of numbers of their size, "
+            "so that their differences are rounding errors: subtract a constant inside "
+            "the loss function, add its terms up in float64, or raise sigma"
+        )
     elif code == BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
     elif code == BAD_RELAXATION:

@@ -105,6 +105,16 @@ def slopes(run: Run, weights, noise) -> NodeTree:
     return scale_slopes(beside(run, weights), noise, score, nodes)
 
 
+def changes(run: Run, weights) -> NodeTree:
+    """{nodes of the part: mean square of L_k - L_0, summed over the samples}."""
+    settings = run.settings
+    measured = settings.baseline == "clean" and settings.encode_weights is None
+    if not (measured and settings.derivative == "finite_difference"):
+        return {}
+    squares = weights.reshape(len(weights), -1) ** 2
+    return {"/".join(sorted(run.part.names)): squares.mean(1).sum()}
+
+
 def beside(run: Run, weights) -> NodeTree:
     """{node: weights / B of the samples, by its credit rule}."""
     weights = weights / run.program.losses.size

@@ -48,13 +48,15 @@ def moved(eqn, i: int, place: Place, batch: int, columns) -> Place | None:
 _ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     bessel_j1 bitcast_convert_type bpfree_tag cbrt ceil clamp clz complex conj
-    convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc
-    exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le
-    lgamma log log1p logistic lt max min mul name ne neg nextafter not
-    optimization_barrier or pcast polygamma population_count pow pvary real
-    reduce_precision regularized_incomplete_beta rem round rsqrt select_n
-    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
-    sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
+    convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf
+    erf_inv erfc exp exp2 expm1 floor from_edtype ge gt igamma igamma_grad_a igammac
+    imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul
+    mulhi name ne neg nextafter not optimization_barrier or pcast polygamma
+    population_count pow pvary random_bits random_fold_in random_gamma random_seed
+    random_split random_unwrap random_wrap real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
+    sub tan tanh threefry2x32 tie to_edtype xor zeta""".split()
 )
 
 
@@ -122,8 +124,19 @@ def _not_along(parameter: str) -> Rule:
 
 
 def _top_k(eqn, i, place, batch, columns):
-    axis = eqn.params.get("axis", -1) % eqn.invars[0].aval.ndim
+    axis = (
+        eqn.params.get("axis", eqn.params.get("reduction_dimension", -1))
+        % eqn.invars[0].aval.ndim
+    )
     return LOST if place.axis == axis else place
+
+
+def _stack(eqn, i, place, batch, columns):
+    return place._replace(axis=place.axis + (eqn.params["axis"] <= place.axis))
+
+
+def _unstack(eqn, i, place, batch, columns):
+    return _without(place, (eqn.params["axis"],))
 
 
 def _concatenate(eqn, i, place, batch, columns):
@@ -328,10 +341,18 @@ _RULES: dict[str, Rule] = {
     "split": _split,
     "slice": _slice,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "reduce": _reduce,
+    "approx_top_k": _top_k,
     "top_k": _top_k,
     "transpose": _transpose,
-    "triangular_solve": _leading(lambda eqn: 2),
+    "unstack": _unstack,
 }
+_RULES |= dict.fromkeys(
+    """eig geqrf householder_product lu qr schur svd triangular_solve
+    tridiagonal_solve""".split(),
+    _leading(lambda eqn: 2),
+)
 _RULES |= dict.fromkeys(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
     reduce_xor""".split(),
@@ -340,4 +361,7 @@ _RULES |= dict.fromkeys(
 _RULES |= dict.fromkeys(
     "reduce_window reduce_window_sum reduce_window_max reduce_window_min".split(), _window
 )
-_RULES |= dict.fromkeys("scatter scatter-add scatter_add scatter-mul".split(), _scatter)
+_RULES |= dict.fromkeys(
+    "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split(),
+    _scatter,
+)

@@ -1,0 +1,49 @@
+"""Losses so large that float32 rounds away what noise changes in them: a fault."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bpfree
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+BATCH = {"x": jax.random.normal(KEYS[0], (16, 4), jnp.float32)}
+PARAMS = {
+    "first": jax.random.normal(KEYS[1], (4, 5), jnp.float32) / 2,
+    "last": jax.random.normal(KEYS[2], (5,), jnp.float32) / 2,
+}
+
+
+def outputs(params, batch):
+    return jnp.tanh(batch["x"] @ params["first"]) @ params["last"]
+
+
+def fault(make, loss_fn, **options):
+    tx = make(loss_fn, num_samples=64, sigma=1e-2, **options)
+    _, state = tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)
+    return bpfree.fault_message(state, loss_fn, PARAMS, BATCH)
+
+
+ESTIMATORS = [
+    (bpfree.node_perturbation, {}),
+    (bpfree.node_perturbation, {"layerwise": True}),
+    (bpfree.likelihood_ratio, {"pairing": "clean"}),
+]
+
+
+@pytest.mark.parametrize("make, options", ESTIMATORS)
+def test_differences_of_large_losses_are_lost(make, options):
+    shifted = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e7)  # noqa: E731
+    assert "rounding errors: subtract a constant" in fault(make, shifted, **options)
+    plain = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e2)  # noqa: E731
+    assert fault(make, plain, **options) is None
+
+
+def test_a_loss_that_does_not_change_is_no_fault():
+    step = lambda p, b: (outputs(p, b) > 1e6).astype(jnp.float32) + 1  # noqa: E731
+    assert fault(bpfree.node_perturbation, step) is None
+
+
+def test_an_exact_derivative_takes_no_differences():
+    shifted = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e7)  # noqa: E731
+    assert fault(bpfree.node_perturbation, shifted, derivative="jvp") is None
