@@ -31,14 +31,21 @@ _Args = ocp.args.Composite
 
 
 @contextmanager
-def opened(workdir: Path) -> Iterator[Manager]:
+def opened(workdir: Path, read_only: bool = False) -> Iterator[Manager]:
     """The checkpoints of a working directory, newest two kept.
+
+    Args:
+      read_only: nothing is made or removed.
 
     Saving is synchronous: the training step takes the state's buffers over, and on CPU an
     asynchronous writer may still be reading them.
     """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        max_to_keep=None if read_only else 2,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
     )
     path = (workdir / "checkpoints").absolute()
     logging.getLogger("absl").addFilter(_no_traceback)
@@ -109,7 +116,7 @@ def read(workdir: Path) -> Any:
 
     Raises WorkdirError if there is none, or if it is damaged.
     """
-    with opened(workdir) as manager:
+    with opened(workdir, read_only=True) as manager:
         step = manager.latest_step()
         if step is None:
             raise WorkdirError(f"there is no checkpoint in {_folder(manager)}")

@@ -57,12 +57,11 @@ class Job(NamedTuple):
     model_state: Any
     batch: Batch  # a batch of the training set, for its shapes
 
-    def make_feed(self, validation: Batch) -> feed.Feed:
+    def make_feed(self) -> feed.Feed:
         """The supply of training batches, from its beginning."""
         if isinstance(self.data.train, Examples):
-            return feed.from_grain(self.task, self.data.train, validation)
-        train = mesh.put(self.task.mesh, self.data.train)
-        return feed.on_device(self.task, train, validation)
+            return feed.from_grain(self.task, self.data.train, self.data.validation)
+        return feed.on_device(self.task, mesh.put(self.task.mesh, self.data.train))
 
 
 def prepare(settings: config.Settings) -> Job:

@@ -1,0 +1,143 @@
+"""What the console scripts share: flags, help, and mistakes told in one line."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from bpfree.data.raw import DataError
+from bpfree.training import config_files
+from bpfree.training.interrupt import Interrupted
+from bpfree.training.loop import TrainingFault
+from bpfree.training.names import ConfigError, unknown
+from bpfree.training.workdir import WorkdirError
+
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "workdir", None, "Where the run is kept and resumed."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of every error.")
+_COMMON = (
+    ("config", "A config's name (--list), or its file: mine.py, mine.py:argument."),
+    ("config.entry", "Overrides an entry of the config."),
+)
+
+
+@contextlib.contextmanager
+def in_a_line(command: str) -> Iterator[None]:
+    """Turns mistakes of the user into one line and exit status 1, unless --debug is given.
+
+    Ctrl-C and SIGTERM end with status 128 + the signal's number.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        _leave(command, str(error), error.signum)
+    except KeyboardInterrupt:
+        _leave(command, "SIGINT: stopped; nothing was lost", signal.SIGINT)
+    except DataError as error:  # has a line for each thing that can be done
+        _exit(command, str(error))
+    except (ConfigError, TrainingFault, WorkdirError, flags.Error) as error:
+        _exit(command, " ".join(str(error).split()))
+
+
+def _exit(command: str, text: str) -> None:
+    if "--debug" in sys.argv:
+        raise
+    sys.exit(f"{command}: {text}")
+
+
+def _leave(command: str, text: str, signum: int) -> None:
+    """End at once: a compilation that is under way would be waited for."""
+    print(f"{command}: {text}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signum)
+
+
+def parse(argv: Sequence[str], text: str, module: str) -> list[str]:
+    """Parse the command line; the arguments that are no flags.
+
+    The flag `config` is defined if --config is given; its value is a ConfigDict with the
+    overrides in it.
+
+    Args:
+      text: purpose and examples, for --help.
+      module: whose flags --help shows, next to ours.
+
+    Raises ConfigError, or absl's flags.Error.
+    """
+    if {"--help", "-h", "--helpshort", "-help"} & set(argv):
+        print(_help(text, module))
+        sys.exit()
+    config_files.look_here()
+    given, others = split(argv)
+    if given:
+        _define(given, others)
+    rest = flags.FLAGS(others)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # at info Orbax says very much
+    if WORKDIR.value is None:
+        raise ConfigError("--workdir is missing: say where the run is to be kept")
+    if given:
+        config_files.absolute(flags.FLAGS["config"].value, Path.cwd())
+    return rest[1:]
+
+
+def split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """What --config says, or "", and the command line without it; raises ConfigError."""
+    given: list[str] = []
+    others: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        found = re.fullmatch("--?config(?:=(.*))?", argument)
+        if found is None:
+            others.append(argument)
+        else:
+            given.append(next(arguments, "") if found[1] is None else found[1])
+    if len(given) > 1:
+        raise ConfigError(f"--config is given {len(given)} times: {', '.join(given)}")
+    return "".join(given), others
+
+
+def _define(given: str, argv: Sequence[str]) -> None:
+    config = config_files.load(given).config()
+    for argument in argv:
+        found = re.match(r"--?config\.([\w.]+)", argument)
+        if found is not None:
+            _check_entry(config, found[1])
+    try:
+        config_flags.DEFINE_config_dict("config", config, sys_argv=list(argv))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"an override of --config: {error}") from error
+
+
+def _check_entry(config: ConfigDict, entry: str) -> None:
+    section: Any = config
+    for name in entry.split("."):
+        if not isinstance(section, ConfigDict) or name not in section:
+            raise unknown("config entry", entry, _entries(config))
+        section = section[name]
+
+
+def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of the entries that flags can override."""
+    entries: list[str] = []
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        entries += _entries(value, f"{prefix}{name}.") if nested else [prefix + name]
+    return entries
+
+
+def _help(text: str, module: str) -> str:
+    by_module = flags.FLAGS.flags_by_module_dict()
+    ours = [f for name in (__name__, module) for f in by_module.get(name, ())]
+    rows = [*_COMMON, *((f.name, f.help) for f in ours)]
+    lines = [f"  --{name:18} {what}" for name, what in rows]
+    return "\n".join([text, *lines, "  --jax_...            JAX's own options."])
