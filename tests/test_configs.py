@@ -129,6 +129,17 @@ MISTAKES = {
     "missing entry": (lambda c: c.pop("seed"), "config.seed is missing"),
     "type of entry": (put("num_steps", "many"), "num_steps='many' has the wrong type"),
     "count": (put("batch_size", 0), "batch_size=0 must be at least 1"),
+    "negative rate": (
+        put("schedule", "init_value", -0.1),
+        "schedule.init_value=-0.1 must",
+    ),
+    "not a number": (
+        put("schedule", "init_value", float("nan")),
+        "init_value=nan is not",
+    ),
+    "a seed that wraps": (put("seed", 2**32 + 1), "config.seed=4294967297 must be 0 to"),
+    "too many samples": (put("estimator", "num_samples", 3 * 10**9), "num_samples=3000"),
+    "no units": (put("model", "hidden", (0,)), r"'hidden': \(0,\).*a size of 0"),
     "too large a batch": (put("batch_size", 5000), "5000 exceeds the 1085"),
     "checkpoint cadence": (put("log_every", 2), "must be a multiple of"),
     "data name": (put("data", "name", "digit"), "'digit'.*Did you mean 'digits'"),

@@ -90,6 +90,11 @@ def parse(argv: Sequence[str], text: str, module: str) -> list[str]:
     return rest[1:]
 
 
+def config() -> Any:
+    """What --config gives, with the overrides in it, after `parse`."""
+    return flags.FLAGS["config"].value
+
+
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
     """What --config says, or "", and the command line without it; raises ConfigError."""
     given: list[str] = []

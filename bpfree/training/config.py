@@ -91,6 +91,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         if not isinstance(values[key], kind) or isinstance(values[key], bool):
             raise ConfigError(f"config.{key}={values[key]!r} has the wrong type")
     _check_counts(values)
+    _check_numbers(values, "config")
     for key in ("data", "model"):
         if not isinstance(values[key].get("name"), str):
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
@@ -141,6 +142,29 @@ def _check_counts(values: Mapping[str, Any]) -> None:
             f"config.checkpoint_every={values['checkpoint_every']} must be a multiple of "
             f"config.log_every={values['log_every']}: state is saved at log points"
         )
+
+
+_NOT_NEGATIVE = ("learning_rate", "init_value", "peak_value", "end_value", "sigma")
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Refuse what can only be a mistake: nan, negative rates, seeds that would wrap."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_numbers(inner, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _check_numbers(inner, f"{path}[{i}]")
+    elif isinstance(value, (int, float)):
+        name = path.rpartition(".")[2]
+        if value != value:
+            raise ConfigError(f"{path}={value} is not a number")
+        if name in _NOT_NEGATIVE and value < 0:
+            raise ConfigError(f"{path}={value} must not be negative")
+        if name == "seed" and not 0 <= value < 2**32:
+            raise ConfigError(f"{path}={value} must be 0 to 2**32 - 1")
+        if name == "num_samples" and value >= 2**31:
+            raise ConfigError(f"{path}={value} must be below 2**31")
 
 
 # ----------------------------------------------------------------------- the same run?

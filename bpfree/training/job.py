@@ -133,8 +133,14 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         shapes, state_shapes = jax.eval_shape(init, keys.init)
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.model: {error}") from error
+    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
+        raise ConfigError(f"config.model: {type(error).__name__}: {error}") from error
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if leaf.size == 0:
+            raise ConfigError(
+                f"config.model={settings.model}: a size of 0 makes the parameter "
+                f"{jax.tree_util.keystr(path)} of shape {leaf.shape}"
+            )
     check_known("config.frozen: module", settings.frozen, shapes)
     batch = steps.with_state(batch, state_shapes)
     loss_fn = objective.make(

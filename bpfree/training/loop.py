@@ -19,9 +19,9 @@ from bpfree.training import (
     config,
     feed,
     interrupt,
-    opening,
     mesh,
     metrics,
+    opening,
     plot,
     processes,
     resume,
@@ -119,9 +119,7 @@ def fit(
             )
         if writable:
             open_record = processes.only_main(resume.open_record)
-            open_record(
-                workdir, record, job.data.source, begun, job.settings.num_steps
-            )
+            open_record(workdir, record, job.data.source, begun, job.settings.num_steps)
         for line in opening.lines(job, workdir, begun) if main else ():
             say(line)
         with watch.curves(workdir, tensorboard and main and writable, begun) as show:
@@ -163,7 +161,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     ):
         program = run.source.lower(settings.log_every, state)
         advance = interrupt.wait_for(program.compile, given_up=came)
-        look = _looker(job)
+        look = _looker(job, state)
         for count in itertools.count():
             if done >= last:
                 break
@@ -188,6 +186,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
                 run.show(
                     {k: v for k, v in aligned.items() if isinstance(v, (int, float))}
                 )
+            pace, stop = processes.agree(pace, stop or bool(came))
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
             if _due(done, length, settings.checkpoint_every) or done >= last or stop:
@@ -198,17 +197,21 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     return state
 
 
-def _looker(job: Job) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
-    """(state, sum of losses, steps) -> what a log point tells; compiled once."""
+def _looker(
+    job: Job, state: TrainState
+) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
+    """(state, sum of losses, steps) -> what a log point tells; compiled already."""
     validation = mesh.put(job.task.mesh, job.data.validation)
 
-    def look(state, losses, count, validation):
+    @jax.jit
+    def compiled(state, losses, count, validation):
         return steps.look(job.task, state, losses / count, validation)
 
-    compiled = jax.jit(look)
-    return lambda state, losses, count: compiled(
-        state, losses, np.asarray(count, losses.dtype), validation
-    )
+    def look(state, losses, count):
+        return compiled(state, losses, np.asarray(count, losses.dtype), validation)
+
+    look(state, bpfree.value(state.opt_state), 1)
+    return look
 
 
 def _due(done: int, length: int, every: int) -> bool:

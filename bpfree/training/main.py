@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def _train() -> None:
-    config, workdir = flags.FLAGS["config"].value, Path(command_line.WORKDIR.value)
+    config, workdir = command_line.config(), Path(command_line.WORKDIR.value)
     resume.check_place(workdir)
     if _EXTEND.value:
         config.num_steps = resume.extended(workdir, config.num_steps, _EXTEND.value)
