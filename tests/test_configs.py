@@ -131,7 +131,7 @@ MISTAKES = {
     "count": (put("batch_size", 0), "batch_size=0 must be at least 1"),
     "negative rate": (
         put("schedule", "init_value", -0.1),
-        "schedule.init_value=-0.1 must",
+        "init_value=-0.1 must",
     ),
     "not a number": (
         put("schedule", "init_value", float("nan")),

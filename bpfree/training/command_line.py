@@ -31,7 +31,7 @@ _COMMON = (
 
 @contextlib.contextmanager
 def in_a_line(command: str) -> Iterator[None]:
-    """Turns mistakes of the user into one line and exit status 1, unless --debug is given.
+    """Tells mistakes of the user in one line and exits with 1; --debug has the traceback.
 
     Ctrl-C and SIGTERM end with status 128 + the signal's number.
     """

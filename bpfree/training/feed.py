@@ -67,7 +67,8 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
       examples: a sequence of {"x": ..., "label": ...}.
       example: a batch of any size, for its shapes.
 
-    Some steps' batches are sent at once, and the next are read while the device works. An epoch's last batch is filled up from the next epoch.
+    Some steps' batches are sent at once, and the next are read while the device works.
+    An epoch's last batch is filled up from the next epoch.
 
     Raises ConfigError: Grain is not installed.
     """

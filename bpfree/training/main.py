@@ -44,7 +44,7 @@ _CACHE = flags.DEFINE_bool(
 _HELP = """Train what a config describes, or go on where the working directory stopped.
 
     bpfree-train --config=digits --workdir=runs/digits
-    bpfree-train --config=./mine.py:np --workdir=runs/np --config.seed=1 --config.batch_size=64
+    bpfree-train --config=./mine.py:np --workdir=runs/np --config.batch_size=64
 """
 
 

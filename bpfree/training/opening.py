@@ -20,9 +20,11 @@ def lines(job: Job, workdir: Path, begun: int) -> Iterator[str]:
     leaves = jax.tree.leaves(job.params)
     size = sum(leaf.size for leaf in leaves)
     name = settings.model["name"]
-    yield f"model: {name}, {size:,} parameters in {len(leaves)} arrays; nodes: {_nodes(job)}"
+    yield f"model: {name}, {size:,} parameters in {len(leaves)} arrays"
+    yield f"nodes: {_nodes(job)}"
     noisy = f", {job.num_samples} noisy passes a step" if job.num_samples else ""
-    yield f"estimator: {settings.chain[0][0]}{noisy}; {settings.batch_size} examples a step"
+    name, size = settings.chain[0][0], settings.batch_size
+    yield f"estimator: {name}{noisy}; {size} examples a step"
     parts = ", ".join(f"{n:,} {part}" for part, n in sizes(job.data).items())
     yield f"data: {settings.data['name']}, {parts} examples"
     going = f", from step {begun:,} on" if begun else ""

@@ -183,7 +183,7 @@ def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics
 
 
 def lowered(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
-    """The function of (state, *args), to be compiled; it takes the state's buffers over."""
+    """The function of (state, *args), to be compiled; it takes the state's buffers."""
     return jax.jit(function, donate_argnums=0).lower(state, *args)
 
 
