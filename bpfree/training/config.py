@@ -20,7 +20,10 @@ class Settings(NamedTuple):
       seed: of the initialisation, the order of the data and the estimator.
       data: {"name": a set of `bpfree.data`, **arguments of its `load`}, and optionally
         "loader": "device" (the default) or "grain", for training parts that do not fit.
-      model: {"name": module of `bpfree.models`, **fields of its `Model`}.
+        A name "./mine.py:load" is a function of the user's, "./mine.npz" a file, see
+        `data/arrays.py`. A name alone may stand in place of the dict.
+      model: {"name": module of `bpfree.models`, **fields of its `Model`}; or a name such
+        as "./mine.py:Model", see `training/model.py`.
       chain: (name, kwargs) pairs; kwargs is a dict, or the name of a section.
       batch_size: examples in a step, B.
       num_steps: updates in all.
@@ -73,6 +76,9 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """Check a config's entries and their types; raises ConfigError."""
     values = plain(config)
+    for key in ("data", "model"):
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
     diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
     begin = pretrained.check(values.pop("pretrained", {}))
     still = frozen.check(values.pop("frozen", ()))

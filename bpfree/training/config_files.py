@@ -6,10 +6,8 @@ bpfree, and its argument; `my/config.py:np` is a path.
 """
 
 import ast
-import importlib.util
 import json
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import bpfree
+from bpfree.training import own
 from bpfree.training.names import ConfigError, unknown
 
 
@@ -51,13 +50,7 @@ def load(text: str) -> ConfigFile:
     path = find(name)
     if path.suffix == ".json":
         return ConfigFile(path, arg, {"get_config": lambda: _json(path)})
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # of all kinds: it is the user's program
-        raise _told(path, error) from error
+    module = own.run_file(path, f"config_{path.stem}")
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(
             f"{path} has no function get_config(): add one that returns the config"
@@ -70,7 +63,7 @@ def _called(file: ConfigFile) -> Any:
     try:
         return get_config(file.arg) if file.arg else get_config()
     except Exception as error:
-        raise _told(file.path, error) from error
+        raise own.told(file.path, error) from error
 
 
 def _json(path: Path) -> Any:
@@ -78,21 +71,6 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from error
-
-
-def _told(path: Path, error: Exception) -> ConfigError:
-    """The error of a config file, with the last line of the file that led to it."""
-    if isinstance(error, ConfigError):
-        return error
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
-    line, what = lines[-1] if lines else None, f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        line, what = error.lineno, f"{type(error).__name__}: {error.msg}"
-    return ConfigError(f"{path}, line {line}: {what}" if line else f"{path}: {what}")
 
 
 # ----------------------------------------------------------------------------- by name

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -65,6 +66,12 @@ def call(
         return constructor(**given, **kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:  # of all kinds: it may be the user's program
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{where}: {type(error).__name__}: {error} ({frame.filename}, line "
+            f"{frame.lineno})"
+        ) from error
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
