@@ -1,7 +1,7 @@
 """Arrays of one's own as a data set."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,21 @@ def dataset(found: Any, name: str) -> Dataset:
         found = _split(_checked(found, name))
     if not isinstance(found, Dataset):
         raise ValueError(
-            f"{name} gives a {type(found).__name__}; return a dict with the arrays 'x' and "
-            "'label', or a bpfree.data.Dataset"
+            f"{name} gives a {type(found).__name__}; return a dict with the arrays 'x' "
+            "and 'label', or a bpfree.data.Dataset"
         )
-    parts = [_checked(part, name) for part in (found.validation, found.test)]
-    train = found.train
-    if not isinstance(train, Examples):
-        train = _checked(train, name)
-    found = found._replace(train=train, validation=parts[0], test=parts[1])
-    for part in [p for p in (train, *parts) if not isinstance(p, Examples)]:
-        if part["label"].max() >= found.num_classes:
-            raise ValueError(
-                f"{name}: label {part['label'].max()} with num_classes={found.num_classes}"
-            )
-    whole = [p for p in (train, *parts) if not isinstance(p, Examples)]
-    source = {"name": name, "sha256": _digest(whole), **found.source, **sizes(found)}
-    return found._replace(source=source)
+    names = ("train", "validation", "test")
+    parts = {n: getattr(found, n) for n in names}
+    arrays = {n: _checked(p, name) for n, p in parts.items() if not _lazy(p)}
+    largest = max(part["label"].max() for part in arrays.values())
+    if largest >= found.num_classes:
+        raise ValueError(f"{name}: label {largest}, but num_classes={found.num_classes}")
+    source = {"name": name, "sha256": _digest(arrays.values()), **found.source}
+    return found._replace(**arrays, source={**source, **sizes(found)})
+
+
+def _lazy(part: Any) -> bool:
+    return isinstance(part, Examples)
 
 
 def _split(part: Batch) -> Dataset:
@@ -89,7 +88,7 @@ def _checked(part: Any, name: str) -> Batch:
     return {"x": x.astype(kind), "label": label.astype(np.int32)}
 
 
-def _digest(parts: list[Batch]) -> str:
+def _digest(parts: Iterable[Batch]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for key in ("x", "label"):

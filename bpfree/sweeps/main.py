@@ -63,8 +63,7 @@ def _sweep() -> None:
     flags_ = _config_flags(sys.argv)
     file = config_files.load(flags_[0].partition("=")[2])
     get_points = _function(file, "get_search" if _SEARCH.value else "get_sweep")
-    given = [f.partition("=")[0].removeprefix("--config.") for f in flags_[1:]]
-    base = lambda: _fresh(file, given, command_line.config())  # noqa: E731
+    base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
@@ -147,16 +146,17 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _fresh(
-    file: config_files.ConfigFile, given: Sequence[str], parsed: ConfigDict
+    file: config_files.ConfigFile, overrides: Sequence[str], parsed: ConfigDict
 ) -> ConfigDict:
     """A config with the command line's overrides; references are alive."""
     made = file.config()
-    for key in given:
+    for flag in command_line.named(made, overrides):
+        key = flag.partition("=")[0].removeprefix("--config.")
         value: Any = parsed
         for name in key.split("."):
             value = value[name]
         points.override(made, key, value)
-    return made
+    return config_files.absolute(made, Path.cwd())
 
 
 def _config_flags(argv: Sequence[str]) -> list[str]:

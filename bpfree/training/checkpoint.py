@@ -40,6 +40,7 @@ def opened(workdir: Path, read_only: bool = False) -> Iterator[Manager]:
     Saving is synchronous: the training step takes the state's buffers over, and on CPU an
     asynchronous writer may still be reading them.
     """
+    logging.getLogger("absl").addFilter(_worth_saying)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
         enable_async_checkpointing=False,
@@ -48,7 +49,6 @@ def opened(workdir: Path, read_only: bool = False) -> Iterator[Manager]:
         read_only=read_only,
     )
     path = (workdir / "checkpoints").absolute()
-    logging.getLogger("absl").addFilter(_no_traceback)
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 
@@ -198,9 +198,14 @@ def _misfit(state: TrainState, template: TrainState) -> str | None:
     return None
 
 
-def _no_traceback(record: logging.LogRecord) -> bool:
-    """Orbax's threads log errors with their tracebacks; they raise them, too."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """False for errors that Orbax's threads log with tracebacks, and raise, too; and for
+    its warnings that what was opened to be read only is read only."""
+    if "orbax" not in record.pathname:
+        return True
+    return not record.exc_info and "read only" not in record.getMessage().replace(
+        "_", " "
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """What the console scripts share: flags, help, and mistakes told in one line."""
 
+import ast
 import contextlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of every error.")
 _COMMON = (
     ("config", "A config's name (--list), or its file: mine.py, mine.py:argument."),
     ("config.entry", "Overrides an entry of the config."),
+    ("config.model", "One by name, or your own: ./mine.py:Model."),
+    ("config.data", "One by name, or your own: ./mine.py:load, ./mine.npz."),
+    ("config.estimator", "One by name, or your own: ./mine.py:estimator."),
 )
 
 
@@ -61,7 +65,9 @@ def _leave(command: str, text: str, signum: int) -> None:
     os._exit(128 + signum)
 
 
-def parse(argv: Sequence[str], text: str, module: str) -> list[str]:
+def parse(
+    argv: Sequence[str], text: str, module: str, takes_config: bool = True
+) -> list[str]:
     """Parse the command line; the arguments that are no flags.
 
     The flag `config` is defined if --config is given; its value is a ConfigDict with the
@@ -70,16 +76,19 @@ def parse(argv: Sequence[str], text: str, module: str) -> list[str]:
     Args:
       text: purpose and examples, for --help.
       module: whose flags --help shows, next to ours.
+      takes_config: whether --config may be given.
 
     Raises ConfigError, or absl's flags.Error.
     """
     if {"--help", "-h", "--helpshort", "-help"} & set(argv):
-        print(_help(text, module))
+        print(_help(text, module, _COMMON if takes_config else ()))
         sys.exit()
     config_files.look_here()
     given, others = split(argv)
+    if given and not takes_config:
+        raise ConfigError("--config is not taken: the run in --workdir has its own")
     if given:
-        _define(given, others)
+        others = _define(given, others)
     rest = flags.FLAGS(others)
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # at info Orbax says very much
@@ -111,8 +120,10 @@ def split(argv: Sequence[str]) -> tuple[str, list[str]]:
     return "".join(given), others
 
 
-def _define(given: str, argv: Sequence[str]) -> None:
+def _define(given: str, argv: Sequence[str]) -> list[str]:
+    """Define the flag; the arguments that are left for absl."""
     config = config_files.load(given).config()
+    argv = named(config, argv)
     for argument in argv:
         found = re.match(r"--?config\.([\w.]+)", argument)
         if found is not None:
@@ -121,6 +132,37 @@ def _define(given: str, argv: Sequence[str]) -> None:
         config_flags.DEFINE_config_dict("config", config, sys_argv=list(argv))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"an override of --config: {error}") from error
+    return argv
+
+
+def named(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+    """Put in what is given by name: --config.model=./mine.py:Model, data and estimator.
+
+    Such a section has the entries that the command line gives it, and nothing of what the
+    config says there. An estimator becomes the first link of the chain. Returns the
+    arguments that are left.
+    """
+    pattern = r"--?config\.(data|model|estimator)(?:\.(\w+))?=(.*)"
+    found = [re.fullmatch(pattern, argument, re.DOTALL) for argument in argv]
+    names = {m[1]: m[3] for m in found if m and m[2] is None}
+    with config.unlocked():
+        for section, name in names.items():
+            entries = {
+                m[2]: _literal(m[3]) for m in found if m and m[1] == section and m[2]
+            }
+            if section == "estimator":
+                config.chain = ((name, section), *config.get("chain", ())[1:])
+                config.estimator = ConfigDict(entries)
+            else:
+                config[section] = ConfigDict({"name": name, **entries})
+    return [a for a, m in zip(argv, found, strict=True) if not m or m[1] not in names]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def _check_entry(config: ConfigDict, entry: str) -> None:
@@ -140,9 +182,9 @@ def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
     return entries
 
 
-def _help(text: str, module: str) -> str:
+def _help(text: str, module: str, common: Iterable[tuple[str, str]]) -> str:
     by_module = flags.FLAGS.flags_by_module_dict()
     ours = [f for name in (__name__, module) for f in by_module.get(name, ())]
-    rows = [*_COMMON, *((f.name, f.help) for f in ours)]
+    rows = [*common, *((f.name, f.help) for f in ours)]
     lines = [f"  --{name:18} {what}" for name, what in rows]
     return "\n".join([text, *lines, "  --jax_...            JAX's own options."])

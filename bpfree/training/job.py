@@ -171,9 +171,9 @@ def _data(section: dict[str, Any]) -> Dataset:
         raise unknown("config.data.loader", loader, LOADERS)
     rest, lazy = _rest(section), loader == "grain"
     if own.is_own(name):
-        data = arrays.dataset(
-            call(own.find(name, "config.data"), rest, "config.data"), name
-        )
+        found = call(own.find(name, "config.data"), rest, "config.data")
+        given = {"found": found, "name": name}
+        data = call(arrays.dataset, {}, "config.data", given)
     elif name.endswith(".npz"):
         data = call(arrays.load, rest, "config.data", {"path": name})
     elif name == "digits":

@@ -6,7 +6,6 @@ A model is an object with `init(key, x) -> variables`, whose "params" are traine
 NNX module. The nodes of these are found in the program.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 
 import bpfree.models
 from bpfree.training import own
-from bpfree.training.names import ConfigError, call, member
+from bpfree.training.names import ConfigError, call, member, signature_of
 
 
 class Plain(NamedTuple):
@@ -44,7 +43,7 @@ def build(section: Mapping[str, Any], num_classes: int) -> Any:
     those with `rngs`, as NNX modules have.
     """
     make = constructor(section["name"])
-    parameters = inspect.signature(make).parameters
+    parameters = signature_of(make).parameters
     given: dict[str, Any] = {"num_classes": num_classes}
     given = {k: v for k, v in given.items() if k in parameters}
     rest = {k: v for k, v in section.items() if k != "name"}
@@ -59,7 +58,7 @@ def build(section: Mapping[str, Any], num_classes: int) -> Any:
         callable(getattr(made, "init", None)) and callable(getattr(made, "apply", 0))
     ):
         raise ConfigError(
-            f"config.model: {section['name']} makes a {type(made).__name__}, not a model: "
+            f"config.model: {section['name']} makes a {type(made).__name__}, no model: "
             "return a Linen or NNX module, or a pair of functions init(key, x) -> params "
             "and apply(params, x) -> logits"
         )

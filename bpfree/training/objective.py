@@ -1,7 +1,8 @@
 """What is minimised: config.objective = {"losses": "step", "noise": "auto"}.
 
 By default the cross-entropy of each example, with noise on the layers' outputs; those of
-a model that is no Linen module are found in its program. A model with an `objective` of its own (an energy, a graph's nodes) says itself what it minimises.
+a model that is no Linen module are found in its program. A model with an `objective` of
+its own (an energy, a graph's nodes) says itself what it minimises.
 """
 
 from collections.abc import Mapping

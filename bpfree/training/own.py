@@ -90,6 +90,5 @@ def _module(place: str, where: str) -> types.ModuleType:
     try:
         return importlib.import_module(place)
     except Exception as error:  # of all kinds: it is the user's program
-        raise ConfigError(
-            f"{where}: module {place!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{where}: cannot import {place!r}: {what}") from error

@@ -23,7 +23,7 @@ def check(workdir: Path, wanted: Any, source: dict[str, Any]) -> None:
 
     Raises ConfigError naming what differs; WorkdirError if the run's record is damaged.
     """
-    begun_with = _config(workdir)
+    begun_with = read_config(workdir)
     record = config.as_json(_shortened(wanted, begun_with.get("num_steps")))
     changed = config.differences(begun_with, record)
     if changed:
@@ -67,7 +67,7 @@ def extended(workdir: Path, num_steps: int, more: int) -> int:
     records = metrics.read(workdir)
     if not records:
         return num_steps
-    recorded = _config(workdir)["num_steps"]
+    recorded = read_config(workdir)["num_steps"]
     return recorded + more * (records[-1]["kind"] == "summary")
 
 
@@ -81,7 +81,7 @@ def check_place(workdir: Path) -> None:
             )
 
 
-def _config(workdir: Path) -> Any:
+def read_config(workdir: Path) -> Any:
     path = workdir / "config.json"
     try:
         return json.loads(path.read_text())

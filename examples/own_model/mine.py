@@ -1,9 +1,10 @@
 """Data, a model and an estimator of one's own: two spirals, told apart."""
 
-import bpfree
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import bpfree
 
 
 def load(num: int = 600, noise: float = 0.02) -> dict[str, np.ndarray]:
