@@ -40,18 +40,17 @@ def dataset(found: Any, name: str) -> Dataset:
             f"{name} gives a {type(found).__name__}; return a dict with the arrays 'x' "
             "and 'label', or a bpfree.data.Dataset"
         )
-    names = ("train", "validation", "test")
-    parts = {n: getattr(found, n) for n in names}
-    arrays = {n: _checked(p, name) for n, p in parts.items() if not _lazy(p)}
+    parts = {"train": found.train, "validation": found.validation, "test": found.test}
+    arrays: dict[str, Any] = {
+        n: _checked(part, name)
+        for n, part in parts.items()
+        if not isinstance(part, Examples)
+    }
     largest = max(part["label"].max() for part in arrays.values())
     if largest >= found.num_classes:
         raise ValueError(f"{name}: label {largest}, but num_classes={found.num_classes}")
     source = {"name": name, "sha256": _digest(arrays.values()), **found.source}
     return found._replace(**arrays, source={**source, **sizes(found)})
-
-
-def _lazy(part: Any) -> bool:
-    return isinstance(part, Examples)
 
 
 def _split(part: Batch) -> Dataset:
