@@ -12,7 +12,18 @@ import pytest
 
 import bpfree
 from bpfree.data import Dataset, arrays
-from bpfree.training import ConfigError, WorkdirError, config, fit, job, load, own
+from bpfree.sweeps import main as sweeps
+from bpfree.training import (
+    ConfigError,
+    WorkdirError,
+    command_line,
+    config,
+    config_files,
+    fit,
+    job,
+    load,
+    own,
+)
 from bpfree.training.trained import evaluate
 from tests.test_training import standard_promotion
 
@@ -205,6 +216,24 @@ def test_what_cannot_be_read_again_is_one_line(folder, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(recorded))
     with pytest.raises(WorkdirError, match="of another model than its config"):
         load(tmp_path / "run")
+
+
+def test_points_of_a_sweep_have_the_names_of_the_command_line(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = config_files.load("digits:smoke")
+    flags = [
+        "--config.estimator.num_samples=3",
+        "--config.estimator=./mine.py:estimator",
+        "--config.model=./mine.py:model",
+        "--config.seed=4",
+    ]
+    parsed = file.config()
+    assert command_line.named(parsed, flags) == ["--config.seed=4"]
+    parsed.seed = 4
+    made = sweeps._fresh(file, flags, parsed).to_dict()
+    assert made["chain"][0] == (f"{tmp_path}/mine.py:estimator", "estimator")
+    assert made["estimator"] == {"num_samples": 3} and made["seed"] == 4
+    assert made["model"] == {"name": f"{tmp_path}/mine.py:model"}
 
 
 # ------------------------------------------------------------------- from an empty folder
