@@ -132,6 +132,8 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         shapes, state_shapes = jax.eval_shape(init, keys.init)
     except ConfigError:
         raise
+    except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
+        raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
     except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
         raise ConfigError(f"config.model: {type(error).__name__}: {error}") from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
