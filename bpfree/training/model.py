@@ -3,7 +3,7 @@
 A model is an object with `init(key, x) -> variables`, whose "params" are trained, and
 `apply(variables, x) -> logits`; every Linen module is one. A pair of plain functions
 `init(key, x) -> params` and `apply(params, x) -> logits` becomes one here, and so does an
-NNX module. The nodes of these are found in the program.
+NNX module.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """What is minimised: config.objective = {"losses": "step", "noise": "auto"}.
 
-By default the cross-entropy of each example, with noise on the layers' outputs; those of
-a model that is no Linen module are found in its program. A model with an `objective` of
-its own (an energy, a graph's nodes) says itself what it minimises.
+By default the cross-entropy of each example, with noise on the outputs of weight products,
+which are found in the model's program. A model with an `objective` of its own (an energy,
+a graph's nodes) says itself what it minimises.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def make(
         if mutable:
             raise ConfigError(f"config.model: only Linen modules may have {mutable}")
         if "noise" in section:
-            raise ConfigError("config.objective.noise: the nodes of this model are found")
+            raise ConfigError("config.objective.noise is for Linen modules")
 
         def plain(params, batch):
             return loss(model.apply({"params": params}, batch["x"]), batch["label"])
