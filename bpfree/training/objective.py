@@ -1,8 +1,8 @@
 """What is minimised: config.objective = {"losses": "step", "noise": "auto"}.
 
-By default the cross-entropy of each example, with noise on the outputs of weight products,
-which are found in the model's program. A model with an `objective` of its own (an energy,
-a graph's nodes) says itself what it minimises.
+By default the cross-entropy of each example, with noise on the outputs of weight
+products, which are found in the model's program. A model with an `objective` of its own
+(an energy, a graph's nodes) says itself what it minimises.
 """
 
 from collections.abc import Mapping
