@@ -84,7 +84,7 @@ def test_a_loss_for_each_step_has_the_mean_of_the_losses_of_examples():
     assert_close(of_steps.mean(1), mean.loss_fn(mean.params, mean.batch), rtol=1e-6)
 
 
-@pytest.mark.parametrize("noise, shared", [("logit", False), ("weight", True)])
+@pytest.mark.parametrize("noise, shared", [("preactivation", False), ("weight", True)])
 def test_nodes_stand_where_the_objective_says(noise, shared):
     ready = prepared("digits", noise=noise)
     traced = trace(ready.loss_fn, ready.params, ready.batch)
