@@ -16,7 +16,6 @@ launcher's time over the bare step's of the same round. --config may be repeated
 
 import argparse
 import contextlib
-import functools
 import os
 import runpy
 import tempfile
@@ -65,9 +64,10 @@ def batches(job: Job, num_steps: int) -> list[jax.Array]:
 
 def launched(job: Job, arrays, num_steps: int):
     """`state -> state` by the launcher's loop, in a directory of its own."""
-    source = feed.on_device(job.task, *arrays)
-    compiled = functools.cache(lambda length: source.block(length, state_of(job)))
-    cached = source._replace(block=lambda length, state: compiled(length))
+    source = feed.on_device(job.task, arrays[0])
+    program = source.lower(job.settings.log_every, state_of(job)).compile()
+    lowered = feed.Lowered(lambda: program)
+    cached = source._replace(lower=lambda length, state: lowered)
 
     def run(state):
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:

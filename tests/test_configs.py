@@ -84,7 +84,7 @@ def test_a_loss_for_each_step_has_the_mean_of_the_losses_of_examples():
     assert_close(of_steps.mean(1), mean.loss_fn(mean.params, mean.batch), rtol=1e-6)
 
 
-@pytest.mark.parametrize("noise, shared", [("logit", False), ("weight", True)])
+@pytest.mark.parametrize("noise, shared", [("preactivation", False), ("weight", True)])
 def test_nodes_stand_where_the_objective_says(noise, shared):
     ready = prepared("digits", noise=noise)
     traced = trace(ready.loss_fn, ready.params, ready.batch)
@@ -129,6 +129,17 @@ MISTAKES = {
     "missing entry": (lambda c: c.pop("seed"), "config.seed is missing"),
     "type of entry": (put("num_steps", "many"), "num_steps='many' has the wrong type"),
     "count": (put("batch_size", 0), "batch_size=0 must be at least 1"),
+    "negative rate": (
+        put("schedule", "init_value", -0.1),
+        "init_value=-0.1 must",
+    ),
+    "not a number": (
+        put("schedule", "init_value", float("nan")),
+        "init_value=nan is not",
+    ),
+    "a seed that wraps": (put("seed", 2**32 + 1), "config.seed=4294967297 must be 0 to"),
+    "too many samples": (put("estimator", "num_samples", 3 * 10**9), "num_samples=3000"),
+    "no units": (put("model", "hidden", (0,)), r"'hidden': \(0,\).*a size of 0"),
     "too large a batch": (put("batch_size", 5000), "5000 exceeds the 1085"),
     "checkpoint cadence": (put("log_every", 2), "must be a multiple of"),
     "data name": (put("data", "name", "digit"), "'digit'.*Did you mean 'digits'"),

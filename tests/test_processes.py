@@ -104,7 +104,7 @@ def finish(started):
 
 def logged(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "log"}
+    return {line["step"]: line["train/loss"] for line in lines if line["kind"] == "log"}
 
 
 def end_of(workdir, **changes):

@@ -41,7 +41,10 @@ class Worker:
     def poll(self):
         if self.status is None:
             self.step += 1
-            record = {"step": self.step, "accuracy": self.final * self.step / 4}
+            record = {
+                "step": self.step,
+                "validation/accuracy": self.final * self.step / 4,
+            }
             metrics.write(self.folder, "log", record)
             if self.step == 4:
                 self.status = self._end()
@@ -50,7 +53,7 @@ class Worker:
     def _end(self):
         summary = dict.fromkeys(("step", "seconds"), 1)
         accuracies = {"test_accuracy": 0.5, "validation_accuracy": self.final}
-        found = result.done(summary | accuracies, [{"loss": 1.0}])
+        found = result.done(summary | accuracies, [{"train/loss": 1.0}])
         result.write(self.folder, found)
         return 0
 

@@ -135,7 +135,7 @@ def test_one_program_does_what_single_runs_do(shared, tmp_path):
 
 def losses(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if line["kind"] == "log"]
+    return [line["train/loss"] for line in lines if line["kind"] == "log"]
 
 
 def test_a_point_that_diverges_leaves_the_others_alone(shared):
@@ -196,7 +196,7 @@ class Fake:
             if self.status == 0:
                 summary = dict.fromkeys(("step", "seconds"), 1)
                 accuracies = {"test_accuracy": 0.5, "validation_accuracy": 0.5}
-                found = result.done(summary | accuracies, [{"loss": 1.0}])
+                found = result.done(summary | accuracies, [{"train/loss": 1.0}])
                 result.write(folder_of(workdir, name), found)
 
     def poll(self):
@@ -266,7 +266,9 @@ def record(name, accuracy=None, **overrides):
     summary = {"step": 20, "seconds": 1.0, "test_accuracy": 0.8}
     found = result.failed("NaN at step 3")
     if accuracy is not None:
-        found = result.done(summary | {"validation_accuracy": accuracy}, [{"loss": 1.0}])
+        found = result.done(
+            summary | {"validation_accuracy": accuracy}, [{"train/loss": 1.0}]
+        )
     return {"name": name, "overrides": overrides, **found}
 
 
@@ -283,11 +285,12 @@ def test_report(tmp_path):
     lines = report.lines(ledger.read(tmp_path))
     assert [line.overrides["rate"] for line in lines] == [0.2, 0.1, 9.0]
     assert lines[1].deviation("validation_accuracy") == pytest.approx(0.2 / 2**0.5)
-    text = report.text(tmp_path, ["--config=c.py:np", "--config.num_steps=9"])
+    text = report.text(tmp_path)
     assert "| rate=0.2 | 2 | 84.50 +- 0.71 | 80.00 +- 0.00 | 1.0000 | 1.0 |  |" in text
     assert "failed: seed=0, rate=9.0: NaN at step 3" in text
-    command = "bpfree-train --config=c.py:np --config.num_steps=9 --config.seed=0"
-    assert f"best: {command} --config.rate=0.2 --workdir=runs/c" in text
+    config = folder_of(tmp_path, "c") / "config.json"
+    command = f"bpfree-train --config={config} --workdir={tmp_path}-best"
+    assert f"best: {command}" in text
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

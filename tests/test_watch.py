@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import bpfree
 from bpfree.data import one_by_one
 from bpfree.training import ConfigError, config, feed, fit, job, steps
 from tests.test_training import bits, lines, standard_promotion
@@ -50,7 +51,7 @@ def test_curves_for_tensorboard(tmp_path):
     fit(quick(), tmp_path, stop_after=8, tensorboard=True)
     fit(quick(), tmp_path, tensorboard=True)
     found = scalars(tmp_path / "tensorboard")
-    for name in ("loss", "accuracy", "steps_per_second"):
+    for name in ("train/loss", "validation/accuracy", "steps_per_second"):
         logged = [(x["step"], x[name]) for x in lines(tmp_path) if x["kind"] == "log"]
         written = [(step, value) for tag, step, value in found if tag == name]
         np.testing.assert_allclose(written, logged, rtol=1e-6)
@@ -91,7 +92,7 @@ def test_a_run_fed_by_grain_resumes_with_the_same_bits(undisturbed, tmp_path):
     assert resumed.resumed_from == 8 and bits(resumed) == bits(expected)
 
     def logs(folder):
-        return [(x["step"], x["loss"]) for x in lines(folder) if x["kind"] == "log"]
+        return [(x["step"], x["train/loss"]) for x in lines(folder) if x["kind"] == "log"]
 
     assert logs(workdir) == logs(straight)
 
@@ -124,15 +125,15 @@ def test_an_epoch_of_grain_visits_every_example_once(monkeypatch):
     part = {"x": np.stack([rows.astype(np.float32)] * 64, 1), "label": rows}
     seen = []
 
-    def spy(task, state, taken, batch_of):
-        jax.debug.callback(lambda a: seen.append(np.asarray(a)), taken["label"])
-        return state, jax.numpy.zeros(len(taken["label"]))
+    def spy(task, state, batch):
+        jax.debug.callback(lambda a: seen.append(np.asarray(a)), batch["label"])
+        return state, jax.numpy.zeros_like(bpfree.value(state.opt_state))
 
-    monkeypatch.setattr(steps, "scan_steps", spy)
+    monkeypatch.setattr(steps, "train_step", spy)
     task = made.task._replace(batch_size=4)
     source = feed.from_grain(task, one_by_one(part), made.data.validation)
     state = steps.init_state(task, made.params, made.model_state)
-    source.block(10, state)(state)
+    source.lower(10, state).compile()(state, 10)
     jax.effects_barrier()
     order = np.concatenate([a.ravel() for a in seen])
     assert len(order) == 40

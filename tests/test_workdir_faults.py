@@ -363,7 +363,11 @@ def test_kills_at_random_moments(tmp_path):
         outputs.append(out)
     assert outputs[0] == outputs[1]
     logs = [
-        [(x["step"], x["loss"]) for x in lines(tmp_path / name) if x["kind"] == "log"]
+        [
+            (x["step"], x["train/loss"])
+            for x in lines(tmp_path / name)
+            if x["kind"] == "log"
+        ]
         for name in ("a", "b")
     ]
     assert logs[0] == logs[1] and len(logs[0]) == 300

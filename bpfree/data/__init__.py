@@ -2,7 +2,8 @@
 
 `config.data.name` is "digits", a text of `bpfree.data.characters` or one of the sets of
 `bpfree.data.catalogue`; the other entries of `config.data` go to `load` of `digits`,
-`characters`, `text`, `images`, `events` or `graphs`, which returns a `Dataset`.
+`characters`, `text`, `images`, `events` or `graphs`, which returns a `Dataset`. A set of
+the user's, "./mine.py:load" or "./mine.npz", becomes one in `bpfree.data.arrays`.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,6 @@ a killed sweep stopped.
 
 import json
 import re
-import runpy
 import sys
 import zlib
 from collections.abc import Sequence
@@ -22,11 +21,9 @@ from ml_collections import ConfigDict
 
 from bpfree.sweeps import cluster, points, report, schedule, search
 from bpfree.sweeps.ledger import Record
+from bpfree.training import command_line, config_files
 from bpfree.training.names import ConfigError
 from bpfree.training.workdir import WorkdirError, replace
-
-# The launcher's module defines --config and --workdir.
-from bpfree.training import main as launcher  # isort: skip
 
 _WORKERS: flags.FlagHolder[Any] = flags.DEFINE_integer(
     "workers", None, "Processes side by side; default: one a GPU, or one a CPU core.", 1
@@ -52,16 +49,11 @@ _OPTIONS = flags.DEFINE_multi_string(
 
 def main(argv: list[str]) -> None:
     try:
-        if argv[1:] == ["report"]:
-            print(_report())
-        elif argv[1:]:
-            raise app.UsageError(f"'report' or nothing at all, not {argv[1:]}")
-        elif launcher.CONFIG.value is None:
-            raise app.UsageError("--config is missing")
-        else:
-            _sweep()
-    except (ConfigError, WorkdirError) as error:
-        sys.exit(f"bpfree-sweep: {error}")
+        with command_line.in_a_line("bpfree-sweep"):
+            if argv[1:] == ["report"]:
+                print(_report())
+            else:
+                _sweep()
     except schedule.Stopped as error:
         print(f"bpfree-sweep: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
@@ -69,12 +61,10 @@ def main(argv: list[str]) -> None:
 
 def _sweep() -> None:
     flags_ = _config_flags(sys.argv)
-    path, _, arg = flags_[0].partition("=")[2].partition(":")
-    wanted = "get_search" if _SEARCH.value else "get_sweep"
-    get_config, get_points = _functions(path, wanted)
-    given = [f.partition("=")[0].removeprefix("--config.") for f in flags_[1:]]
-    base = lambda: _fresh(get_config, arg, given, launcher.CONFIG.value)  # noqa: E731
-    workdir = Path(launcher.WORKDIR.value)
+    file = config_files.load(flags_[0].partition("=")[2])
+    get_points = _function(file, "get_search" if _SEARCH.value else "get_sweep")
+    base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
+    workdir = Path(command_line.WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
     run = _search if _SEARCH.value else _points
@@ -94,7 +84,7 @@ def _start() -> schedule.Start:
 def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
     """(trials in all, records of this directory)."""
     file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
-    seed = zlib.crc32(f"{launcher.CONFIG.value.seed} {workdir.name}".encode())
+    seed = zlib.crc32(f"{command_line.config().seed} {workdir.name}".encode())
     records = search.search(
         search.make_study(_SEARCH.value, seed, _STORAGE.value or file),
         space,
@@ -141,13 +131,13 @@ _EXAMPLES = {
 }
 
 
-def _functions(path: str, wanted: str):
-    found = runpy.run_path(path)
-    if wanted not in found:
+def _function(file: config_files.ConfigFile, wanted: str):
+    if wanted not in file.names:
         raise ConfigError(
-            f"{path} has no {wanted}(): add a function that returns {_EXAMPLES[wanted]}"
+            f"{file.path} has no {wanted}(): add a function that returns "
+            f"{_EXAMPLES[wanted]}"
         )
-    return found["get_config"], found[wanted]
+    return file.names[wanted]
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -155,36 +145,54 @@ def _option(text: str) -> tuple[str, Any]:
     return name, int(value) if value.isdecimal() else value
 
 
-def _fresh(get_config, arg: str, given: Sequence[str], parsed: ConfigDict) -> ConfigDict:
+def _fresh(
+    file: config_files.ConfigFile, overrides: Sequence[str], parsed: ConfigDict
+) -> ConfigDict:
     """A config with the command line's overrides; references are alive."""
-    made = get_config(arg) if arg else get_config()
-    for key in given:
+    made = file.config()
+    for flag in command_line.named(made, overrides):
+        key = flag.partition("=")[0].removeprefix("--config.")
         value: Any = parsed
         for name in key.split("."):
             value = value[name]
         points.override(made, key, value)
-    return made
+    return config_files.absolute(made, Path.cwd())
 
 
 def _config_flags(argv: Sequence[str]) -> list[str]:
     """--config=... and the overrides, the former first, each with two dashes."""
-    ours = [re.sub("^--?", "--", a) for a in argv[1:] if re.match(r"--?config[.=]", a)]
-    return sorted(ours, key=lambda a: not a.startswith("--config="))
+    given, others = command_line.split(argv)
+    ours = [re.sub("^--?", "--", a) for a in others if re.match(r"--?config\.", a)]
+    return [f"--config={given}", *ours]
 
 
 def _report() -> str:
-    workdir = Path(launcher.WORKDIR.value)
-    try:
-        flags_ = json.loads((workdir / "sweep.json").read_text())["flags"]
-    except FileNotFoundError as error:
-        raise WorkdirError(f"{workdir} holds no sweep") from error
-    return report.text(workdir, flags_)
+    workdir = Path(command_line.WORKDIR.value)
+    if not (workdir / "sweep.json").exists():
+        raise WorkdirError(f"{workdir} holds no sweep")
+    return report.text(workdir)
+
+
+_HELP = """Train the points of get_sweep() or get_search(), or go on with them.
+
+    bpfree-sweep --config=digits --workdir=runs/sweep
+    bpfree-sweep report --workdir=runs/sweep
+"""
+
+
+def parse(argv: list[str]) -> list[str]:
+    with command_line.in_a_line("bpfree-sweep"):
+        rest = command_line.parse(argv, _HELP, __name__)
+        if rest not in ([], ["report"]):
+            raise ConfigError(f"arguments are 'report' or none at all, not {rest}")
+        if not rest and "config" not in flags.FLAGS:
+            raise ConfigError("--config is missing")
+    return [argv[0], *rest]
 
 
 def run() -> None:
     """The console script `bpfree-sweep`."""
-    flags.mark_flags_as_required(["workdir"])
-    app.run(main, flags_parser=launcher.parse)
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

@@ -88,23 +88,15 @@ def failures(found: Sequence[Line]) -> str:
     )
 
 
-def best_command(found: Sequence[Line], config: Sequence[str]) -> str | None:
-    """The command that trains the best setting again; None if nothing is finished.
-
-    Args:
-      config: flags of the sweep, "--config=..." and overrides of all points.
-    """
+def best_command(found: Sequence[Line], workdir: Path) -> str | None:
+    """The command that trains the best point again; None if nothing is finished."""
     if not found or not found[0].records:
         return None
     best = max(found[0].records, key=lambda r: r["validation_accuracy"])
-    flags = [f"--config.{k}={_flag(v)}" for k, v in best["overrides"].items()]
-    workdir = f"--workdir=runs/{best['name']}"
-    return " ".join(shlex.quote(a) for a in ["bpfree-train", *config, *flags, workdir])
-
-
-def _flag(value: Any) -> Any:
-    """Flags know tuples, JSON lists."""
-    return tuple(value) if isinstance(value, list) else value
+    config = worker.folder_of(workdir, best["name"]) / "config.json"
+    again = workdir.with_name(f"{workdir.name}-best")
+    command = ["bpfree-train", f"--config={config}", f"--workdir={again}"]
+    return " ".join(map(shlex.quote, command))
 
 
 def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
@@ -119,7 +111,10 @@ def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
         for j, record in enumerate(line.records):
             folder = worker.folder_of(workdir, record["name"])
             logs = metrics.logs_of(metrics.read(folder))
-            xs, ys = [r["step"] for r in logs], [100 * r["accuracy"] for r in logs]
+            xs, ys = (
+                [r["step"] for r in logs],
+                [100 * r["validation/accuracy"] for r in logs],
+            )
             label = None if j else _words(line.overrides)
             axes.plot(xs, ys, color=f"C{i}", lw=1, alpha=0.8, label=label)
     axes.set(xlabel="step", ylabel="validation accuracy (%)", title=workdir.name)
@@ -129,12 +124,12 @@ def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
     canvas.savefig(path, dpi=120)
 
 
-def text(workdir: Path, config: Sequence[str]) -> str:
+def text(workdir: Path) -> str:
     """The report; draws `sweep.png`, too."""
     found = lines(ledger.read(workdir))
     figure(workdir, found, workdir / "sweep.png")
     pruned = sum(r["status"] == "pruned" for r in ledger.read(workdir).values())
-    command = best_command(found, config)
+    command = best_command(found, workdir)
     parts = [
         table(found),
         failures(found),

@@ -17,7 +17,7 @@ def done(summary: Record, logs: list[Record]) -> Result:
       summary: its last record; accuracies 0 .. 1.
       logs: its log points.
     """
-    loss = logs[-1]["loss"] if logs else None
+    loss = logs[-1]["train/loss"] if logs else None
     kept = ("step", "validation_accuracy", "test_accuracy", "seconds")
     return {"status": "done", **{k: summary[k] for k in kept}, "loss": loss}
 

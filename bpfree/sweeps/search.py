@@ -150,7 +150,7 @@ class _Hunt(NamedTuple):
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
         for log in _logs(folder):
             if log["step"] not in known:
-                trial.report(log["accuracy"], log["step"])
+                trial.report(log["validation/accuracy"], log["step"])
                 if name not in self.pruned and trial.should_prune():
                     self.pruned[name] = True
                     handle.terminate()

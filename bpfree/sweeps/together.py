@@ -5,7 +5,6 @@ order of its data) is a function of them, so `vmap` runs all points, and devices
 them. A point whose numbers go wrong is marked; it does not touch the others.
 """
 
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,19 @@ from bpfree.training.steps import TrainState
 # ------------------------------------------------------------------------- the programs
 
 
-def _block(group: Group, length: int):
-    def one(state, numbers, train, validation):
+def _advance(group: Group, length: int):
+    def one(state, numbers, count, train):
         task = group.draft(numbers).task
-        return steps.block(task, length, state, train, validation)
+        return steps.piece(task, length, state, count, train)
 
     return jax.vmap(one, in_axes=(STACKED, 0, None, None), out_axes=(STACKED, 0))
+
+
+def _look(group: Group):
+    def one(state, numbers, loss, validation):
+        return steps.look(group.draft(numbers).task, state, loss, validation)
+
+    return jax.vmap(one, in_axes=(STACKED, 0, 0, None))
 
 
 def _accuracies(group: Group):
@@ -72,13 +78,13 @@ def place(group: Group) -> Placed:
 
 
 def compiled(placed: Placed, length: int):
-    """`(state, numbers, train, validation) -> (state, Metrics (P,))`, compiled."""
-    arguments = (placed.state, placed.numbers, placed.train, placed.validation)
+    """`(state, numbers, count, train) -> (state, sums of losses (P,))`, compiled."""
+    arguments = (placed.state, placed.numbers, np.int32(0), placed.train)
     where = jax.tree.map(lambda a: a.sharding, placed.state)
     run = jax.jit(
-        _block(placed.group, length), donate_argnums=0, out_shardings=(where, None)
+        _advance(placed.group, length), donate_argnums=0, out_shardings=(where, None)
     )
-    return run.lower(*arguments).compile()
+    return interrupt.wait_for(run.lower(*arguments).compile)
 
 
 # -------------------------------------------------------------------------- the training
@@ -114,37 +120,45 @@ def fit_together(runs: Runs) -> list[Result]:
 
 def _train(runs, placed, state, manager, complaints) -> TrainState:
     settings = placed.group.settings
-    blocks = functools.cache(lambda length: compiled(placed, length))
-    step = int(state.step)
-    arrays = (placed.numbers, placed.train, placed.validation)
+    step, pace = int(state.step), 1
+    if step >= settings.num_steps:
+        return state
+    look = jax.jit(_look(placed.group))
     with interrupt.noted() as came:
+        program = compiled(placed, settings.log_every)
+        advance = lambda s, n: program(s, placed.numbers, np.int32(n), placed.train)  # noqa: E731
         while step < settings.num_steps and not all(complaints):
-            length = min(settings.log_every, settings.num_steps - step)
-            run = blocks(length)
+            length = min(
+                settings.log_every - step % settings.log_every, settings.num_steps - step
+            )
             start = time.perf_counter()
-            state, seen = run(state, *arrays)
+            state, losses, length, pace, stop = interrupt.pieces(
+                advance, state, length, pace, came
+            )
+            seen = look(state, placed.numbers, losses / length, placed.validation)
             seen = jax.device_get(seen)
             seconds = (time.perf_counter() - start) / placed.group.size
             step += length
-            _log(runs, step, length, seen, seconds)
+            _log(runs, placed, step, length, seen, seconds)
             _mark(placed, state, complaints)
             last = step >= settings.num_steps
-            if step % settings.checkpoint_every == 0 or last or came:
+            if step % settings.checkpoint_every == 0 or last or stop:
                 checkpoint.save(manager, state)
-            if came and not last:
-                raise interrupt.Interrupted(came[0], step)
+            if stop and not last:
+                raise interrupt.Interrupted(came[0], f"stopped and saved at step {step}")
     return state
 
 
-def _log(runs: Runs, step: int, length: int, seen: steps.Metrics, seconds: float) -> None:
+def _log(runs, placed, step: int, length: int, seen, seconds: float) -> None:
     """A log point of every point; seconds are its share of the block's."""
+    batch_size = placed.group.settings.batch_size
     for i, workdir in enumerate(runs.workdirs):
         record = {
             "step": step,
-            "loss": float(seen.loss[i]),
-            "accuracy": float(seen.accuracy[i]),
+            "train/loss": float(seen.loss[i]),
+            "validation/accuracy": float(seen.accuracy[i]),
             "seconds": seconds,
-            "steps_per_second": length / seconds,
+            **metrics.speed(length / seconds, batch_size, 0),
             **{name: float(v[i]) for name, v in seen.estimator.items()},
         }
         metrics.write(workdir, "log", record)

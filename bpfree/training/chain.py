@@ -6,7 +6,8 @@ A chain is a list of (name, kwargs) pairs, for instance
      ("clip_by_global_norm", {"max_norm": 1.0}),
      ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}))
 
-Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too). kwargs is a
+Names are looked up in `bpfree`, then in `optax` ("contrib.muon" works too); a name such
+as "./mine.py:function" is one of the user's own, see `training/own.py`. kwargs is a
 dict, or the name of a section of the config that holds it, so that flags can reach it. A
 pair inside kwargs is made first; `("chain", [pair, pair])` is a chain inside a chain.
 Constructors with a parameter `loss_fn`, or with `energy` as their first, get the
@@ -27,6 +28,7 @@ from jax.sharding import NamedSharding
 
 import bpfree
 from bpfree.estimators.base import EstimatorTransformation
+from bpfree.training import own
 from bpfree.training.names import ConfigError, call, unknown
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -116,11 +118,11 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
         given["loss_fn"] = context.loss_fn
     elif parameters[:1] == ["energy"]:
         given["energy"] = context.loss_fn
-    if constructor in _estimators() and "seed" not in kwargs:
+    if _is_estimator(constructor) and "seed" not in kwargs:
         given["seed"] = context.seed
     if "example_batch" in parameters:
         given["example_batch"] = context.example_batch
-    if constructor in _estimators() and context.sharding is not None:
+    if _is_estimator(constructor) and context.sharding is not None:
         spread: dict[str, Any] = {"sharding": context.sharding}
         given |= spread if "sharding" in parameters else {}
     return call(constructor, kwargs, where, given)
@@ -163,7 +165,9 @@ def _is_variadic(name: str) -> bool:
 
 
 def find(name: str, where: str) -> Callable[..., Any]:
-    """The public callable `name` of bpfree, else of optax."""
+    """The public callable `name` of bpfree, else of optax; or one of the user's own."""
+    if own.is_own(name):
+        return own.find(name, where)
     for module in (bpfree, optax):
         try:
             found = operator.attrgetter(name)(module)
@@ -201,6 +205,12 @@ def _parameters(constructor: Callable[..., Any]) -> list[str]:
         return []
 
 
+def _is_estimator(constructor: Callable[..., Any]) -> bool:
+    """Whether it takes the run's seed: those of bpfree and of the user, not of optax."""
+    theirs = constructor.__module__.partition(".")[0] == "optax"
+    return "seed" in _parameters(constructor) and not theirs
+
+
 def _estimators() -> list[Callable[..., Any]]:
     """The constructors of bpfree that take a seed."""
     found = [getattr(bpfree, name) for name in _public(bpfree)]
@@ -214,7 +224,7 @@ def _num_samples(value: Any, context: _Context) -> int:
         kwargs = context.sections[kwargs] if isinstance(kwargs, str) else kwargs
         inner = _num_samples(kwargs, context)
         constructor = find(name, "config.chain")
-        if constructor in _estimators() and "num_samples" in _parameters(constructor):
+        if _is_estimator(constructor) and "num_samples" in _parameters(constructor):
             default = inspect.signature(constructor).parameters["num_samples"].default
             count = kwargs.get("num_samples", default)
             return inner + (sum(count.values()) if isinstance(count, Mapping) else count)

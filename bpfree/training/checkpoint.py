@@ -31,17 +31,24 @@ _Args = ocp.args.Composite
 
 
 @contextmanager
-def opened(workdir: Path) -> Iterator[Manager]:
+def opened(workdir: Path, read_only: bool = False) -> Iterator[Manager]:
     """The checkpoints of a working directory, newest two kept.
+
+    Args:
+      read_only: nothing is made or removed.
 
     Saving is synchronous: the training step takes the state's buffers over, and on CPU an
     asynchronous writer may still be reading them.
     """
+    logging.getLogger("absl").addFilter(_worth_saying)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        max_to_keep=None if read_only else 2,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
     )
     path = (workdir / "checkpoints").absolute()
-    logging.getLogger("absl").addFilter(_no_traceback)
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 
@@ -109,7 +116,7 @@ def read(workdir: Path) -> Any:
 
     Raises WorkdirError if there is none, or if it is damaged.
     """
-    with opened(workdir) as manager:
+    with opened(workdir, read_only=True) as manager:
         step = manager.latest_step()
         if step is None:
             raise WorkdirError(f"there is no checkpoint in {_folder(manager)}")
@@ -191,9 +198,14 @@ def _misfit(state: TrainState, template: TrainState) -> str | None:
     return None
 
 
-def _no_traceback(record: logging.LogRecord) -> bool:
-    """Orbax's threads log errors with their tracebacks; they raise them, too."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """False for errors that Orbax's threads log with tracebacks, and raise, too; and for
+    its warnings that what was opened to be read only is read only."""
+    if "orbax" not in record.pathname:
+        return True
+    return not record.exc_info and "read only" not in record.getMessage().replace(
+        "_", " "
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -20,7 +20,10 @@ class Settings(NamedTuple):
       seed: of the initialisation, the order of the data and the estimator.
       data: {"name": a set of `bpfree.data`, **arguments of its `load`}, and optionally
         "loader": "device" (the default) or "grain", for training parts that do not fit.
-      model: {"name": module of `bpfree.models`, **fields of its `Model`}.
+        A name "./mine.py:load" is a function of the user's, "./mine.npz" a file, see
+        `data/arrays.py`. A name alone may stand in place of the dict.
+      model: {"name": module of `bpfree.models`, **fields of its `Model`}; or a name such
+        as "./mine.py:Model", see `training/model.py`.
       chain: (name, kwargs) pairs; kwargs is a dict, or the name of a section.
       batch_size: examples in a step, B.
       num_steps: updates in all.
@@ -73,6 +76,9 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """Check a config's entries and their types; raises ConfigError."""
     values = plain(config)
+    for key in ("data", "model"):
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
     diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
     begin = pretrained.check(values.pop("pretrained", {}))
     still = frozen.check(values.pop("frozen", ()))
@@ -91,6 +97,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         if not isinstance(values[key], kind) or isinstance(values[key], bool):
             raise ConfigError(f"config.{key}={values[key]!r} has the wrong type")
     _check_counts(values)
+    _check_numbers(values, "config")
     for key in ("data", "model"):
         if not isinstance(values[key].get("name"), str):
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
@@ -141,6 +148,29 @@ def _check_counts(values: Mapping[str, Any]) -> None:
             f"config.checkpoint_every={values['checkpoint_every']} must be a multiple of "
             f"config.log_every={values['log_every']}: state is saved at log points"
         )
+
+
+_NOT_NEGATIVE = ("learning_rate", "init_value", "peak_value", "end_value", "sigma")
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Refuse what can only be a mistake: nan, negative rates, seeds that would wrap."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_numbers(inner, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _check_numbers(inner, f"{path}[{i}]")
+    elif isinstance(value, (int, float)):
+        name = path.rpartition(".")[2]
+        if value != value:
+            raise ConfigError(f"{path}={value} is not a number")
+        if name in _NOT_NEGATIVE and value < 0:
+            raise ConfigError(f"{path}={value} must not be negative")
+        if name == "seed" and not 0 <= value < 2**32:
+            raise ConfigError(f"{path}={value} must be 0 to 2**32 - 1")
+        if name == "num_samples" and value >= 2**31:
+            raise ConfigError(f"{path}={value} must be below 2**31")
 
 
 # ----------------------------------------------------------------------- the same run?

@@ -4,7 +4,6 @@ Either way a batch depends on (seed, step) only, so a resumed run repeats the un
 one.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import numpy as np
 from bpfree.data import Batch
 from bpfree.training import mesh, steps
 from bpfree.training.names import ConfigError
-from bpfree.training.steps import Metrics, Task, TrainState
+from bpfree.training.steps import Task, TrainState
 
-Block = Callable[[TrainState], tuple[TrainState, Metrics]]
+Advance = Callable[[TrainState, int], tuple[TrainState, jax.Array]]
 _PIECE = 8  # steps whose batches are sent to the device at once
 
 
@@ -25,38 +24,51 @@ class Feed(NamedTuple):
     """A run's supply of batches.
 
     Attributes:
-      block: `(length, state) -> block`, compiled for states like this one; a block does
-        `length` steps, then looks at the validation set. It takes the state's buffers.
+      lower: `(length, state) -> program`; `program.compile()` is a function of states
+        like this one and a count, and does so many steps, `length` at most. It returns
+        the sum of their losses, too, and takes the state's buffers.
       position: () -> what a checkpoint must hold to go on from here (JSON).
       seek: takes the feed to such a position.
     """
 
-    block: Callable[[int, TrainState], Block]
+    lower: Callable[[int, TrainState], "Lowered"]
     position: Callable[[], Any]
     seek: Callable[[Any], None]
 
 
-def on_device(task: Task, train: Batch, validation: Batch) -> Feed:
+class Lowered(NamedTuple):
+    """A program that is not compiled yet."""
+
+    compile: Callable[[], Advance]
+
+
+def on_device(task: Task, train: Batch) -> Feed:
     """Batches are gathered on the device; their order is made there, too."""
 
-    def block(length, state):
-        def run(state, train, validation):
-            return steps.block(task, length, state, train, validation)
+    def lower(length, state):
+        def run(state, count, train):
+            return steps.piece(task, length, state, count, train)
 
-        compiled = steps.compiled(run, state, train, validation)
-        return lambda state: compiled(state, train, validation)
+        program = steps.lowered(run, state, np.int32(0), train)
 
-    return Feed(block, lambda: None, lambda position: None)
+        def compile():
+            compiled = program.compile()
+            return lambda state, count: compiled(state, np.int32(count), train)
+
+        return Lowered(compile)
+
+    return Feed(lower, lambda: None, lambda position: None)
 
 
-def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
+def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
     """Examples are read one by one, shuffled afresh in every epoch, by Grain.
 
     Args:
       examples: a sequence of {"x": ..., "label": ...}.
+      example: a batch of any size, for its shapes.
 
-    The steps of a block are cut into pieces, and the next piece is read while the device
-    works on the last. An epoch's last batch is filled up from the next epoch.
+    Some steps' batches are sent at once, and the next are read while the device works.
+    An epoch's last batch is filled up from the next epoch.
 
     Raises ConfigError: Grain is not installed.
     """
@@ -77,41 +89,48 @@ def from_grain(task: Task, examples: Any, validation: Batch) -> Feed:
     ordered = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
     batches = iter(ordered.batch(task.batch_size).map(read).to_iter_dataset())
 
-    def take(length):
-        """The next batches, (length, B, ...)."""
-        taken = [next(batches) for _ in range(length)]
+    def take(count):
+        """The next batches, and zeros behind them: (_PIECE, B, ...)."""
+        taken = [next(batches) for _ in range(count)]
         parts = [
-            jax.tree.map(lambda *a: np.stack(a), *part)
+            jax.tree.map(lambda *a: _padded(np.stack(a)), *part)
             for part in zip(*taken, strict=True)
         ]
         return mesh.assemble(task.mesh, task.batch_size, parts)
 
-    def several(state, taken):
-        return steps.scan_steps(task, state, taken, lambda batch: batch)
+    def several(state, count, taken):
+        def batch_of(i):
+            return jax.tree.map(lambda a: a[i], taken)
 
-    def block(length, state):
-        rest = length % _PIECE
-        sizes = [_PIECE] * (length // _PIECE) + [rest] * (rest > 0)
+        return steps.count_steps(task, state, count, batch_of)
 
-        def piece(size):
-            shapes = {
-                k: mesh.shape_of_batches(
-                    task.mesh, (size, task.batch_size, *a.shape[1:]), a.dtype
-                )
-                for k, a in validation.items()
-            }
-            return steps.compiled(several, state, shapes)
+    def lower(length, state):
+        shapes = {
+            k: mesh.shape_of_batches(
+                task.mesh, (_PIECE, task.batch_size, *a.shape[1:]), a.dtype
+            )
+            for k, a in example.items()
+        }
+        program = steps.lowered(several, state, np.int32(0), shapes)
 
-        run = {size: piece(size) for size in set(sizes)}
-        look = jax.jit(functools.partial(steps.look, task))
+        def compile():
+            compiled = program.compile()
 
-        def pieces(state):
-            losses = []
-            for size in sizes:
-                state, some = run[size](state, take(size))
-                losses.append(some)
-            return state, look(state, jnp.concatenate(losses), validation)
+            def advance(state, count):
+                total: Any = 0.0
+                for begun in range(0, count, _PIECE):
+                    now = min(_PIECE, count - begun)
+                    state, some = compiled(state, np.int32(now), take(now))
+                    total = total + some
+                return state, total
 
-        return pieces
+            return advance
 
-    return Feed(block, batches.get_state, batches.set_state)
+        return Lowered(compile)
+
+    return Feed(lower, batches.get_state, batches.set_state)
+
+
+def _padded(batches: np.ndarray) -> np.ndarray:
+    missing = _PIECE - len(batches)
+    return np.pad(batches, [(0, missing), *[(0, 0)] * (batches.ndim - 1)])

@@ -1,9 +1,22 @@
-"""Ctrl-C and SIGTERM wait for the end of the block, so that a run can save itself."""
+"""Ctrl-C and SIGTERM: what will happen is said at once, and nothing is lost.
+
+Python runs a signal's handler only when its main thread is between two of its own
+instructions, not while that thread compiles or waits for a device. So these are done in
+another thread (`wait_for`), and blocks of steps in pieces of some seconds (`pieces`).
+"""
 
 import contextlib
+import os
+import queue
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS = 4.0
+"""How long a piece of a block may last, about."""
 
 
 class Interrupted(RuntimeError):
@@ -13,37 +26,97 @@ class Interrupted(RuntimeError):
       signum: the signal, for the exit status 128 + signum.
     """
 
-    def __init__(self, signum: int, step: int) -> None:
+    def __init__(self, signum: int, what: str) -> None:
         self.signum = signum
         super().__init__(
-            f"{signal.Signals(signum).name}: stopped and saved at step {step}; the same "
-            "command goes on from there"
+            f"{signal.Signals(signum).name}: {what}; the same command goes on from there"
         )
 
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """A list that gets the number of a signal that came; a second one acts at once.
+    """A list that gets the number of every signal that came; a line says what it does.
 
     Python takes signals in its main thread only; elsewhere the list stays empty.
     """
     came: list[int] = []
+
+    def note(signum, frame) -> None:
+        again = "is stopping already" if came else "stops after the step under way"
+        came.append(signum)
+        text = f"\n{signal.Signals(signum).name}: the run {again}, and saves its state\n"
+        os.write(2, text.encode())  # print may be under way already
+
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    def note(signum, frame) -> None:
-        came.append(signum)
-        restore()
-
-    for signum in before:
-        signal.signal(signum, note)
+    before = [signal.signal(s, note) for s in _SIGNALS]
     try:
         yield came
     finally:
-        restore()
+        for signum, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(signum, handler)
+
+
+def wait_for(function: Callable[..., Any], *args: Any, given_up: Any = ()) -> Any:
+    """`function(*args)`, run in another thread so that signals are taken meanwhile.
+
+    Args:
+      given_up: what `noted` yields: then a signal ends the waiting. The thread goes on
+        with what it does, and its result is dropped.
+
+    Raises what the function raises; Interrupted if it was given up.
+    """
+    done: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((function(*args), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        with contextlib.suppress(queue.Empty):
+            result, error = done.get(timeout=0.1)
+            if error is not None:
+                raise error
+            return result
+        if given_up:
+            raise Interrupted(given_up[0], "stopped before the first step")
+
+
+def pieces(
+    advance: Callable[[Any, int], tuple[Any, Any]],
+    state: Any,
+    length: int,
+    pace: int,
+    came: Sequence[int],
+    agree: Callable[[int, bool], tuple[int, bool]] = lambda pace, stop: (pace, stop),
+) -> tuple[Any, Any, int, int, bool]:
+    """Up to `length` steps, fewer if a signal came.
+
+    Args:
+      advance: (state, count) -> (state, sum of the losses of `count` steps).
+      pace: steps of the first piece; afterwards as many as last about `SECONDS`.
+      came: what `noted` yields.
+      agree: what all processes of a run do, from what this one would.
+
+    Returns: (state, sum of the losses, steps done, pace for the next block, whether a
+      signal came).
+    """
+
+    def waited(state, count):
+        state, losses = advance(state, count)
+        return state, losses.block_until_ready()
+
+    done, total, stop = 0, 0.0, False
+    while done < length and not stop:
+        count = min(length - done, pace)
+        start = time.perf_counter()
+        state, losses = wait_for(waited, state, count)
+        seconds = time.perf_counter() - start
+        done, total = done + count, total + losses
+        pace = max(1, min(length, int(count * SECONDS / seconds)))
+        pace, stop = agree(pace, bool(came))
+    return state, total, done, pace, stop

@@ -1,16 +1,15 @@
 """From checked settings to something that can be trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-import bpfree
-import bpfree.models
 from bpfree.data import (
     Batch,
     Dataset,
     Examples,
+    arrays,
     catalogue,
     characters,
     digits,
@@ -29,11 +28,13 @@ from bpfree.training import (
     feed,
     frozen,
     mesh,
+    model,
     objective,
+    own,
     pretrained,
     steps,
 )
-from bpfree.training.names import ConfigError, call, check_known, member, unknown
+from bpfree.training.names import ConfigError, call, check_known, unknown
 
 LOADERS = ("device", "grain")
 _NAMED = (
@@ -57,12 +58,11 @@ class Job(NamedTuple):
     model_state: Any
     batch: Batch  # a batch of the training set, for its shapes
 
-    def make_feed(self, validation: Batch) -> feed.Feed:
+    def make_feed(self) -> feed.Feed:
         """The supply of training batches, from its beginning."""
         if isinstance(self.data.train, Examples):
-            return feed.from_grain(self.task, self.data.train, validation)
-        train = mesh.put(self.task.mesh, self.data.train)
-        return feed.on_device(self.task, train, validation)
+            return feed.from_grain(self.task, self.data.train, self.data.validation)
+        return feed.on_device(self.task, mesh.put(self.task.mesh, self.data.train))
 
 
 def prepare(settings: config.Settings) -> Job:
@@ -72,7 +72,7 @@ def prepare(settings: config.Settings) -> Job:
 
 def load(settings: config.Settings) -> Dataset:
     """The data set of a config; raises ConfigError."""
-    member(bpfree.models, settings.model["name"], "config.model.name")
+    model.constructor(settings.model["name"])  # before the data, which may take long
     return _data(settings.data)
 
 
@@ -114,32 +114,39 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
     """Model, objective and chain; the seed and the links' numbers may be traced."""
     devices = mesh.make(settings.mesh)
     mesh.check_batch(devices, settings.batch_size)
-    model_module = member(bpfree.models, settings.model["name"], "config.model.name")
     size = sizes(data)["train"]
     if settings.batch_size > size:
         raise ConfigError(
             f"config.batch_size={settings.batch_size} exceeds the {size} examples "
             "of the training set"
         )
-    given = {"num_classes": data.num_classes}
-    model = call(model_module.Model, _rest(settings.model), "config.model", given)
+    net = model.build(settings.model, data.num_classes)
     keys = steps.make_keys(settings.seed)
     batch = first(data.train, settings.batch_size)
 
     def init(key):
-        made = steps.init_variables(model, key, batch)
+        made = steps.init_variables(net, key, batch)
         return pretrained.begin(settings.pretrained, *made)
 
     try:
         shapes, state_shapes = jax.eval_shape(init, keys.init)
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.model: {error}") from error
-    check_known("config.frozen: module", settings.frozen, shapes)
+    except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
+        raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
+    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
+        raise ConfigError(f"config.model: {type(error).__name__}: {error}") from error
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if leaf.size == 0:
+            raise ConfigError(
+                f"config.model={settings.model}: a size of 0 makes the parameter "
+                f"{jax.tree_util.keystr(path)} of shape {leaf.shape}"
+            )
+    modules = shapes if isinstance(shapes, Mapping) else ()
+    check_known("config.frozen: module", settings.frozen, modules)
     batch = steps.with_state(batch, state_shapes)
     loss_fn = objective.make(
-        settings.objective, model, tuple(state_shapes), settings.frozen
+        settings.objective, net, tuple(state_shapes), settings.frozen
     )
     if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
         raise ConfigError(
@@ -155,7 +162,7 @@ def draft(settings: config.Settings, data: Dataset) -> Draft:
         mesh.samples(devices),
     )
     moves = frozen.keep(settings.frozen, built.transformation)
-    task = steps.Task(model, moves, data.augment, keys, settings.batch_size, devices)
+    task = steps.Task(net, moves, data.augment, keys, settings.batch_size, devices)
     return Draft(task, built, loss_fn, init, batch, shapes)
 
 
@@ -165,7 +172,13 @@ def _data(section: dict[str, Any]) -> Dataset:
     if loader not in LOADERS:
         raise unknown("config.data.loader", loader, LOADERS)
     rest, lazy = _rest(section), loader == "grain"
-    if name == "digits":
+    if own.is_own(name):
+        found = call(own.find(name, "config.data"), rest, "config.data")
+        given = {"found": found, "name": name}
+        data = call(arrays.dataset, {}, "config.data", given)
+    elif name.endswith(".npz"):
+        data = call(arrays.load, rest, "config.data", {"path": name})
+    elif name == "digits":
         data = call(digits.load, rest, "config.data")
     elif name in catalogue.SETS:
         data = call(images.load, rest, "config.data", {"name": name, "lazy": lazy})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 import bpfree
@@ -20,6 +21,7 @@ from bpfree.training import (
     interrupt,
     mesh,
     metrics,
+    opening,
     plot,
     processes,
     resume,
@@ -28,7 +30,7 @@ from bpfree.training import (
 )
 from bpfree.training.job import Job, prepare
 from bpfree.training.steps import TrainState
-from bpfree.training.workdir import claimed
+from bpfree.training.workdir import WorkdirError, can_write, claimed, told
 
 
 class TrainingFault(RuntimeError):
@@ -63,12 +65,15 @@ def fit(
     stop_after: int | None = None,
     profile: bool = False,
     tensorboard: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train what a config describes, or go on where `workdir` stopped.
 
     Writes config.json, metrics.jsonl, checkpoints/ and learning_curve.png. The same call
     on the same directory resumes from the newest checkpoint, and on one device ends with
-    the very bits of an undisturbed run.
+    the very bits of an undisturbed run. With a larger `num_steps` it goes on with a
+    finished run, too. A finished run is only read, so that it may lie where nothing can
+    be written.
 
     Args:
       config_: ConfigDict or nested dict; the entries are those of `config.Settings`.
@@ -76,6 +81,7 @@ def fit(
       stop_after: save and stop at the first log point with at least so many updates.
       profile: trace one block into `workdir/profile`, see `watch.profiler`.
       tensorboard: write curves to `workdir/tensorboard`, see `watch.curves`.
+      say: gets some lines about the run before it begins.
 
     Raises:
       ConfigError: a config that cannot run, before anything is compiled; or a config or
@@ -83,7 +89,7 @@ def fit(
       TrainingFault: a loss or node is not finite. The last checkpoint is from before.
       WorkdirError: the directory is in use or cannot be written, its disk is full, or
         none of its checkpoints is sound.
-      Interrupted: Ctrl-C or SIGTERM came; the end of that block is saved.
+      Interrupted: Ctrl-C or SIGTERM came; the state of some seconds later is saved.
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
@@ -92,28 +98,35 @@ def fit(
     workdir = Path(workdir)
     last = job.settings.num_steps if stop_after is None else stop_after
     main = processes.is_main()
+    writable = can_write(workdir)
     with (
-        claimed(workdir) if main else contextlib.nullcontext(),
-        checkpoint.opened(workdir) as manager,
+        claimed(workdir) if main and writable else told(workdir),
+        checkpoint.opened(workdir, read_only=not writable) as manager,
     ):
         devices = job.task.mesh
         state = steps.init_state(job.task, job.params, job.model_state)
         state = mesh.put(devices, state)
-        validation, test = mesh.put(devices, (job.data.validation, job.data.test))
-        source = job.make_feed(validation)
+        source = job.make_feed()
         if manager.latest_step() is not None:
-            resume.check(workdir, record, job.data.source)
+            resume.check(workdir, config_, job.data.source)
             state, position = checkpoint.restore(manager, state) or (state, None)
             source.seek(position)
         begun = int(state.step)
-        processes.only_main(resume.open_record)(
-            workdir, record, job.data.source, begun, job.settings.num_steps
-        )
-        with watch.curves(workdir, tensorboard and main, begun) as show:
+        if not writable and begun < job.settings.num_steps:
+            raise WorkdirError(
+                f"{workdir} cannot be written, and its run is not finished: copy it, or "
+                "choose another --workdir."
+            )
+        if writable:
+            open_record = processes.only_main(resume.open_record)
+            open_record(workdir, record, job.data.source, begun, job.settings.num_steps)
+        for line in opening.lines(job, workdir, begun) if main else ():
+            say(line)
+        with watch.curves(workdir, tensorboard and main and writable, begun) as show:
             profiler = watch.profiler(workdir, profile and main)
             run = Run(job, workdir, manager, source, show, profiler)
             state = train(run, state, last)
-        return _finish(job, workdir, state, validation, test, begun)
+        return _finish(job, workdir, state, begun, main and writable)
 
 
 # ----------------------------------------------------------------------------- training
@@ -137,43 +150,68 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     """
     job, settings = run.job, run.job.settings
     align, look_every = watch.aligner(job), settings.diagnostics["every"]
-    blocks = functools.cache(lambda length: run.source.block(length, state))
     write, quiet = processes.only_main(metrics.write), not processes.is_main()
     last = min(last, settings.num_steps)
-    done = int(state.step)
+    done, pace = int(state.step), 1
+    if done >= last:
+        return state
     with (
         interrupt.noted() as came,
         tqdm(total=settings.num_steps, initial=done, unit="step", disable=quiet) as bar,
     ):
+        program = run.source.lower(settings.log_every, state)
+        advance = interrupt.wait_for(program.compile, given_up=came)
+        look = _looker(job, state)
         for count in itertools.count():
             if done >= last:
                 break
-            length = min(settings.log_every, settings.num_steps - done)
-            block = blocks(length)
+            length = min(
+                settings.log_every - done % settings.log_every, settings.num_steps - done
+            )
             with run.profiler(count, done + length >= last):
                 start = time.perf_counter()
-                state, seen = block(state)
-                seen = jax.device_get(seen)
+                state, losses, length, pace, stop = interrupt.pieces(
+                    advance, state, length, pace, came, processes.agree
+                )
+                seen = jax.device_get(look(state, losses, length))
                 seconds = time.perf_counter() - start
             done += length
             _check_fault(job, run.manager, state)
             log = _log_point(job, done, length, seen, seconds)
             write(run.workdir, "log", log)
             run.show(log)
-            if look_every and _due(done, length, look_every):
+            if look_every and _due(done, length, look_every) and not stop:
                 aligned = align(state)
                 write(run.workdir, "diagnostics", aligned)
                 run.show(
                     {k: v for k, v in aligned.items() if isinstance(v, (int, float))}
                 )
+            pace, stop = processes.agree(pace, stop or bool(came))
             bar.set_postfix_str(_words(log), refresh=False)
             bar.update(length)
-            stop = processes.any_of(bool(came))
             if _due(done, length, settings.checkpoint_every) or done >= last or stop:
                 checkpoint.save(run.manager, state, run.source.position())
             if stop and done < last:
-                raise interrupt.Interrupted(came[0] if came else signal.SIGTERM, done)
+                signum = came[0] if came else signal.SIGTERM
+                raise interrupt.Interrupted(signum, f"stopped and saved at step {done}")
     return state
+
+
+def _looker(
+    job: Job, state: TrainState
+) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
+    """(state, sum of losses, steps) -> what a log point tells; compiled already."""
+    validation = mesh.put(job.task.mesh, job.data.validation)
+
+    @jax.jit
+    def compiled(state, losses, count, validation):
+        return steps.look(job.task, state, losses / count, validation)
+
+    def look(state, losses, count):
+        return compiled(state, losses, np.asarray(count, losses.dtype), validation)
+
+    look(state, bpfree.value(state.opt_state), 1)
+    return look
 
 
 def _due(done: int, length: int, every: int) -> bool:
@@ -184,20 +222,23 @@ def _due(done: int, length: int, every: int) -> bool:
 def _log_point(job, done, length, seen, seconds) -> metrics.Record:
     return {
         "step": done,
-        "loss": float(seen.loss),
-        "accuracy": float(seen.accuracy),
+        "train/loss": float(seen.loss),
+        "validation/accuracy": float(seen.accuracy),
         "seconds": seconds,
-        "steps_per_second": length / seconds,
-        "samples_per_second": length * job.num_samples / seconds,
+        **metrics.speed(length / seconds, job.task.batch_size, job.num_samples),
         **{name: float(value) for name, value in seen.estimator.items()},
     }
 
 
 def _words(log: metrics.Record) -> str:
-    return (
-        f"loss {log['loss']:.4f}, accuracy {log['accuracy']:.4f}, "
-        f"{log['samples_per_second']:.0f} samples/s"
-    )
+    words = [
+        f"train loss {log['train/loss']:.4f}",
+        f"validation accuracy {log['validation/accuracy']:.4f}",
+        f"{log['examples_per_second']:.0f} examples/s",
+    ]
+    if "perturbations_per_second" in log:
+        words.append(f"{log['perturbations_per_second']:.0f} perturbations/s")
+    return ", ".join(words)
 
 
 def _check_fault(job, manager, state) -> None:
@@ -214,18 +255,20 @@ def _check_fault(job, manager, state) -> None:
 # ----------------------------------------------------------------------------- the end
 
 
-def _finish(job, workdir, state, validation, test, begun) -> Result:
+def _finish(job, workdir, state, begun, write) -> Result:
     look = jax.jit(functools.partial(steps.accuracy, job.task.model))
+    parts = mesh.put(job.task.mesh, (job.data.test, job.data.validation))
+    test, validation = (look(state.params, state.model_state, part) for part in parts)
     result = Result(
-        float(look(state.params, state.model_state, test)),
-        float(look(state.params, state.model_state, validation)),
+        float(test),
+        float(validation),
         state.params,
         state.model_state,
         state.opt_state,
         int(state.step),
         begun,
     )
-    if processes.is_main():
+    if write:
         _summarize(job, workdir, result)
     return result
 

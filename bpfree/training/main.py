@@ -1,33 +1,25 @@
-"""The command line: bpfree-train --config=configs/digits.py --workdir=runs/digits.
+"""The command line: bpfree-train --config=digits --workdir=runs/digits.
 
 Entries of the config are overridden by --config.entry=value; JAX's options are flags too
 (--jax_platforms=cpu, --jax_compilation_cache_dir=...). All else is in `loop.py`.
 """
 
-import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags
 
-from bpfree.data.raw import DataError
-from bpfree.training import processes
+from bpfree.training import command_line, config_files, processes, resume
 from bpfree.training.cache import keep_compiled
-from bpfree.training.interrupt import Interrupted
-from bpfree.training.loop import TrainingFault, fit
-from bpfree.training.names import ConfigError, unknown
-from bpfree.training.workdir import WorkdirError
+from bpfree.training.loop import fit
+from bpfree.training.names import ConfigError
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/, with its argument: configs/digits.py:smoke."
+_EXTEND = flags.DEFINE_integer(
+    "extend", 0, "Go on with a finished run for so many steps more.", 0
 )
-WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept and resumed."
-)
-
-
+_LIST = flags.DEFINE_bool("list", False, "Show the configs that come with bpfree.")
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Trace a block into workdir/profile (TensorBoard, Perfetto)."
 )
@@ -49,66 +41,66 @@ _CACHE = flags.DEFINE_bool(
     "Keep compiled programs in ~/.cache/bpfree/jax for the next run, or where "
     "--jax_compilation_cache_dir says.",
 )
+_HELP = """Train what a config describes, or go on where the working directory stopped.
+
+    bpfree-train --config=digits --workdir=runs/digits
+    bpfree-train --config=./mine.py:np --workdir=runs/np --config.batch_size=64
+"""
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments are flags (--name=value), not {argv[1:]}")
     if _CACHE.value:
         keep_compiled()
     try:
-        processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        result = fit(
-            CONFIG.value,
-            WORKDIR.value,
-            profile=_PROFILE.value,
-            tensorboard=_TENSORBOARD.value,
-        )
-    except (ConfigError, DataError, TrainingFault, WorkdirError) as error:
-        sys.exit(f"bpfree-train: {error}")
+        with command_line.in_a_line("bpfree-train"):
+            _train()
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         print(f"bpfree-train: {processes.lost(error)}", file=sys.stderr, flush=True)
         processes.leave(1)
-    except Interrupted as error:
-        print(f"bpfree-train: {error}", file=sys.stderr)
-        sys.exit(128 + error.signum)
+
+
+def _train() -> None:
+    config, workdir = command_line.config(), Path(command_line.WORKDIR.value)
+    resume.check_place(workdir)
+    if _EXTEND.value:
+        config.num_steps = resume.extended(workdir, config.num_steps, _EXTEND.value)
+    processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    result = fit(
+        config,
+        workdir,
+        profile=_PROFILE.value,
+        tensorboard=_TENSORBOARD.value,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     if not processes.is_main():
         return
     if result.steps == result.resumed_from:
-        print(f"{WORKDIR.value} was already finished, at step {result.steps}")
+        print(
+            f"{workdir} was already finished, at step {result.steps}; --extend=1000 "
+            "would go on for 1000 steps more"
+        )
     print(f"test accuracy {result.test_accuracy:.4f}")
 
 
 def parse(argv: list[str]) -> list[str]:
-    try:
-        rest = app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # an override of an entry the config does not have
-        files = [a.split("=", 1)[1] for a in argv if re.match("--?config=", a)]
-        loaded = (flags.FLAGS["config"].parser.parse(file) for file in files)
-        entries = [entry for config in loaded for entry in _entries(config)]
-        name = re.findall(r"\w+", str(error))[0]
-        sys.exit(f"bpfree-train: {unknown('config entry', name, entries)}")
-    if flags.FLAGS["verbosity"].using_default_value:
-        # At the usual level, info, Orbax says very much.
-        flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
-    return rest
-
-
-def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Dotted names of the entries that flags can override."""
-    entries: list[str] = []
-    for name, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        entries += _entries(value, f"{prefix}{name}.") if nested else [prefix + name]
-    return entries
+    if "--list" in argv:
+        for name, purpose in config_files.listed().items():
+            print(f"{name:20} {purpose}")
+        sys.exit()
+    with command_line.in_a_line("bpfree-train"):
+        rest = command_line.parse(argv, _HELP, __name__)
+        if rest:
+            raise ConfigError(f"arguments are flags (--name=value), not {rest}")
+        if "config" not in flags.FLAGS:
+            raise ConfigError("--config is missing: --list shows the choices")
+    return argv[:1]
 
 
 def run() -> None:
     """The console script `bpfree-train`."""
     jax.config.config_with_absl()
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse)
 
 

@@ -62,6 +62,14 @@ def read(workdir: Path) -> list[Record]:
     return [_record(workdir, i, line) for i, line in enumerate(lines, 1)]
 
 
+def speed(steps: float, batch_size: int, num_samples: int) -> Record:
+    """Of a log point, from its steps a second; noisy passes only where there are some."""
+    found = {"steps_per_second": steps, "examples_per_second": steps * batch_size}
+    if num_samples:
+        found["perturbations_per_second"] = steps * num_samples
+    return found
+
+
 def logs_of(records: list[Record]) -> list[Record]:
     """The log points among them."""
     return [record for record in records if record["kind"] == "log"]

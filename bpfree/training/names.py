@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -55,16 +56,31 @@ def call(
     constructor itself refuses.
     """
     given = given or {}
-    parameters = inspect.signature(constructor).parameters
+    signature = signature_of(constructor)
+    parameters = signature.parameters
     choices = [n for n, p in parameters.items() if p.kind in _NAMED and n not in given]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         check_known(f"{where}: argument", kwargs, choices)
     _check_types(constructor, parameters, kwargs, where)
     try:
-        inspect.signature(constructor).bind(**given, **kwargs)
+        signature.bind(**given, **kwargs)
         return constructor(**given, **kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:  # of all kinds: it may be the user's program
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{where}: {type(error).__name__}: {error} ({frame.filename}, line "
+            f"{frame.lineno})"
+        ) from error
+
+
+def signature_of(constructor: Callable[..., Any]) -> inspect.Signature:
+    """Its parameters, also where the class of a class (NNX has one) hides them."""
+    if not inspect.isclass(constructor) or type(constructor).__call__ is type.__call__:
+        return inspect.signature(constructor)
+    _, *parameters = inspect.signature(constructor.__init__).parameters.values()
+    return inspect.Signature(parameters)
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -1,7 +1,8 @@
 """What is minimised: config.objective = {"losses": "step", "noise": "auto"}.
 
-By default the cross-entropy of each example, with noise on the layers' outputs. A model
-with an `objective` of its own (an energy, a graph's nodes) says itself what it minimises.
+By default the cross-entropy of each example, with noise on the outputs of weight
+products, which are found in the model's program. A model with an `objective` of its own
+(an energy, a graph's nodes) says itself what it minimises.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import linen as nn
 
 import bpfree
 from bpfree.adapters import NOISE
@@ -42,15 +44,26 @@ def make(
     still: tuple[str, ...],
 ) -> Any:
     """The objective of the model, of which the modules `still` do not move."""
-    if not hasattr(model, "objective"):
+    loss = partial(cross_entropy, losses=section.get("losses", "example"))
+    if isinstance(model, nn.Module) and not hasattr(model, "objective"):
         loss_fn = bpfree.supervised(
             model,
-            partial(cross_entropy, losses=section.get("losses", "example")),
+            loss,
             noise=section.get("noise", "preactivation"),
             mutable=mutable,
             train=True,
         )
         return frozen.hold(still, loss_fn)
+    if not hasattr(model, "objective"):
+        if mutable:
+            raise ConfigError(f"config.model: only Linen modules may have {mutable}")
+        if "noise" in section:
+            raise ConfigError("config.objective.noise is for Linen modules")
+
+        def plain(params, batch):
+            return loss(model.apply({"params": params}, batch["x"]), batch["label"])
+
+        return frozen.hold(still, plain)
     if section:
         raise ConfigError("config.objective: this model has an objective of its own")
     objective = model.objective()

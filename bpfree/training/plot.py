@@ -23,17 +23,14 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     upper, lower, *third = figure.subplots(panels, 1, sharex=True)
     marker = "o" if len(logs) < 40 else ""
-    upper.plot(steps, [r["loss"] for r in logs], color="C0", marker=marker, ms=3)
+    upper.plot(steps, [r["train/loss"] for r in logs], color="C0", marker=marker, ms=3)
     upper.set(ylabel="training loss", yscale="log", title=title)
-    accuracies = [100 * r["accuracy"] for r in logs]
+    accuracies = [100 * r["validation/accuracy"] for r in logs]
     lower.plot(steps, accuracies, color="C1", marker=marker, ms=3, label="validation")
     lower.set(ylabel="accuracy (%)", xlabel="step")
-    for record in records:
-        if record["kind"] == "summary":
-            test = 100 * record["test_accuracy"]
-            lower.axhline(
-                test, color="C2", ls="--", label=f"test, at the end: {test:.2f}"
-            )
+    for record in [r for r in records if r["kind"] == "summary"][-1:]:
+        test = 100 * record["test_accuracy"]
+        lower.axhline(test, color="C2", ls="--", label=f"test, at the end: {test:.2f}")
     lower.legend(loc="lower right", frameon=False)
     for axes in third:
         for name in errors:

@@ -91,6 +91,14 @@ def any_of(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def agree(pace: int, stop: bool) -> tuple[int, bool]:
+    """The pace of process 0, and whether any process stops; all of them must ask."""
+    if jax.process_count() == 1:
+        return pace, stop
+    found = multihost_utils.process_allgather(np.asarray([pace, stop]))
+    return int(found[0, 0]), bool(found[:, 1].any())
+
+
 def wait(name: str) -> None:
     """Until all processes are here."""
     if jax.process_count() > 1:

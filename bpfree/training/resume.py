@@ -1,24 +1,31 @@
 """Whether the run in a working directory is this one, and its record opened."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from bpfree.training import config, metrics
 from bpfree.training.names import ConfigError
 from bpfree.training.workdir import WorkdirError, replace
 
 
-def check(workdir: Path, record: Any, source: dict[str, Any]) -> None:
+def check(workdir: Path, wanted: Any, source: dict[str, Any]) -> None:
     """Refuse to go on with another config or other data than the run began with.
 
+    A larger `num_steps` is no other config, nor are entries that follow it by reference.
+
     Args:
-      record: the config as `config.as_json` gives it.
+      wanted: the config, a ConfigDict or a dict.
       source: of the data set, wherever it lies now.
 
     Raises ConfigError naming what differs; WorkdirError if the run's record is damaged.
     """
-    changed = config.differences(_config(workdir), record)
+    begun_with = read_config(workdir)
+    record = config.as_json(_shortened(wanted, begun_with.get("num_steps")))
+    changed = config.differences(begun_with, record)
     if changed:
         raise ConfigError(
             f"{workdir} holds a run with another config; these differ: "
@@ -41,7 +48,40 @@ def check(workdir: Path, record: Any, source: dict[str, Any]) -> None:
         )
 
 
-def _config(workdir: Path) -> Any:
+def _shortened(wanted: Any, num_steps: Any) -> Any:
+    """The config with the number of steps that the run began with, if it has more now."""
+    if not isinstance(num_steps, int) or wanted["num_steps"] <= num_steps:
+        return wanted
+    if not isinstance(wanted, ConfigDict):
+        return {**wanted, "num_steps": num_steps}
+    shorter = copy.deepcopy(wanted)  # references among its entries stay alive
+    shorter.num_steps = num_steps
+    return shorter
+
+
+def extended(workdir: Path, num_steps: int, more: int) -> int:
+    """The number of steps to ask for: `more` than a finished run in the directory has.
+
+    One that is not finished goes on to the end it had; that of a new run is `num_steps`.
+    """
+    records = metrics.read(workdir)
+    if not records:
+        return num_steps
+    recorded = read_config(workdir)["num_steps"]
+    return recorded + more * (records[-1]["kind"] == "summary")
+
+
+def check_place(workdir: Path) -> None:
+    """Refuse a run inside a sweep's directory; raises WorkdirError."""
+    for folder in (workdir.absolute(), *workdir.absolute().parents):
+        if (folder / "sweep.json").exists():
+            raise WorkdirError(
+                f"{workdir} is in the directory of a sweep, {folder}: choose another "
+                "--workdir."
+            )
+
+
+def read_config(workdir: Path) -> Any:
     path = workdir / "config.json"
     try:
         return json.loads(path.read_text())
@@ -59,12 +99,12 @@ def open_record(
     workdir: Path, record: Any, source: dict[str, Any], begun: int, num_steps: int
 ) -> None:
     """Write config.json and the header of metrics.jsonl; or go on after step `begun`."""
+    replace(workdir / "config.json", json.dumps(record, indent=2) + "\n")
     if begun:
         metrics.rewind(workdir, begun)
         if begun < num_steps:
             metrics.write(workdir, "resumed", {"step": begun, **metrics.environment()})
         return
-    replace(workdir / "config.json", json.dumps(record, indent=2) + "\n")
     replace(metrics.path_of(workdir), "")
     header = {"config": record, "data": source, **metrics.environment()}
     metrics.write(workdir, "header", header)

@@ -108,14 +108,6 @@ def batch_order(
     return lax.dynamic_slice_in_dim(rows, start % per_epoch, length)
 
 
-def block(
-    task: Task, length: int, state: TrainState, train: Batch, validation: Batch
-) -> tuple[TrainState, Metrics]:
-    """`length` updates on rows of `train`, and a look at `validation`; traceable."""
-    state, losses = advance(task, length, state, train)
-    return state, look(task, state, losses, validation)
-
-
 def advance(
     task: Task, length: int, state: TrainState, train: Batch
 ) -> tuple[TrainState, jax.Array]:
@@ -124,6 +116,35 @@ def advance(
     rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
     take = lambda rows: jax.tree.map(lambda a: a[rows], train)  # noqa: E731
     return scan_steps(task, state, rows, take)
+
+
+def piece(
+    task: Task, length: int, state: TrainState, count: Any, train: Batch
+) -> tuple[TrainState, jax.Array]:
+    """`count` updates on rows of `train`, and the sum of their losses (); traceable.
+
+    Args:
+      length: no count is larger; one program serves all counts.
+      count: int32 ().
+    """
+    size = train["label"].shape[0]
+    rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
+    take = lambda i: jax.tree.map(lambda a: a[rows[i]], train)  # noqa: E731
+    return count_steps(task, state, count, take)
+
+
+def count_steps(
+    task: Task, state: TrainState, count: Any, batch_of: Callable[[Any], Batch]
+) -> tuple[TrainState, jax.Array]:
+    """`count` updates, on `batch_of(i)` the i-th; the sum of their losses ()."""
+
+    def step(i, state, total):
+        state, loss = train_step(task, state, batch_of(i))
+        return state, total + loss
+
+    run = canonical_convs(step)
+    first = state, jnp.zeros_like(bpfree.value(state.opt_state))
+    return lax.fori_loop(0, count, lambda i, carry: run(i, *carry), first)
 
 
 def scan_steps(
@@ -154,16 +175,21 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     return mesh.replicated(task.mesh, (state, bpfree.value(opt_state)))
 
 
-def look(task: Task, state: TrainState, losses: jax.Array, validation: Batch) -> Metrics:
-    """What a log point tells of a block with these losses, (steps,)."""
+def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics:
+    """What a log point tells of a block with this mean loss."""
     seen = accuracy(task.model, state.params, state.model_state, validation)
-    metrics = Metrics(losses.mean(), seen, bpfree.metrics(state.opt_state))
+    metrics = Metrics(loss, seen, bpfree.metrics(state.opt_state))
     return mesh.replicated(task.mesh, metrics)
+
+
+def lowered(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
+    """The function of (state, *args), to be compiled; it takes the state's buffers."""
+    return jax.jit(function, donate_argnums=0).lower(state, *args)
 
 
 def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
     """The function of (state, *args) compiled; it takes the state's buffers over."""
-    return jax.jit(function, donate_argnums=0).lower(state, *args).compile()
+    return lowered(function, state, *args).compile()
 
 
 def accuracy(model: nn.Module, params: Any, model_state: Any, batch: Batch) -> jax.Array:

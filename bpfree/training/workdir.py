@@ -33,6 +33,11 @@ def claimed(workdir: Path) -> Iterator[None]:
             yield
 
 
+def can_write(workdir: Path) -> bool:
+    """False where the directory is there, and lies on read-only media or is closed."""
+    return not workdir.exists() or os.access(workdir, os.W_OK)
+
+
 def _lock(workdir: Path, file) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

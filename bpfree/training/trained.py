@@ -1,0 +1,92 @@
+"""A trained network read again, for use and for evaluation."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from bpfree.data import sizes
+from bpfree.training import checkpoint, config, job, objective, steps
+from bpfree.training.resume import read_config
+from bpfree.training.workdir import WorkdirError
+
+
+class Trained(NamedTuple):
+    """A run's newest checkpoint: `model.apply(variables, x)` gives the logits.
+
+    Attributes:
+      model: as the config describes it.
+      variables: {"params": ..., other collections}.
+      step: updates done.
+      job: the run's data, chain and settings.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    step: int
+    job: job.Job
+
+
+def load(workdir: str | Path) -> Trained:
+    """Read what a run has trained; nothing in its directory changes.
+
+    Raises:
+      ConfigError: the config does not run any more (a file of the user's is gone, say).
+      WorkdirError: there is no run, or its checkpoint is damaged or of another model.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise WorkdirError(f"{workdir} holds no run with checkpoints")
+    found = checkpoint.read(workdir)
+    settings = config.read(read_config(workdir))._replace(mesh="")  # one device will do
+    made = job.prepare(settings)
+    expected = {"params": made.params, **made.model_state}
+    read = _by_path({"params": found["params"], **found["model_state"]})
+    if _shapes(read) != _shapes(_by_path(expected)):
+        raise WorkdirError(
+            f"the checkpoint in {workdir} is of another model than its config describes: "
+            "the model's code has changed since"
+        )
+    variables = jax.tree_util.tree_map_with_path(lambda p, _: read[_text(p)], expected)
+    return Trained(made.task.model, variables, int(found["step"]), made)
+
+
+def evaluate(workdir: str | Path, part: str = "validation") -> dict[str, Any]:
+    """Step, number of examples, mean cross-entropy and accuracy on a part of the data.
+
+    Args:
+      part: "validation" or "test".
+
+    Raises what `load` raises.
+    """
+    trained = load(workdir)
+    batch = getattr(trained.job.data, part)
+
+    @jax.jit
+    def measure(variables, batch):
+        state = {k: v for k, v in variables.items() if k != "params"}
+        logits = trained.model.apply(variables, batch["x"])
+        loss = objective.cross_entropy(logits, batch["label"]).mean()
+        return loss, steps.accuracy(trained.model, variables["params"], state, batch)
+
+    loss, accuracy = measure(trained.variables, batch)
+    return {
+        "workdir": str(workdir),
+        "step": trained.step,
+        "examples": sizes(trained.job.data)[part],
+        f"{part}/cross_entropy": float(loss),
+        f"{part}/accuracy": float(accuracy),
+    }
+
+
+def _by_path(tree: Any) -> dict[str, jax.Array]:
+    return {_text(path): v for path, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _text(path: Any) -> str:
+    """Of a leaf; Orbax gives numbers in paths back as text."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _shapes(leaves: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in leaves.items()}
