@@ -35,12 +35,14 @@ from bpfree.estimators.presets import lr2021, ulr
 from bpfree.estimators.reading import aux, fault_message, metrics, value
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
+from bpfree.program.blocks import BackpropagationWarning
 from bpfree.program.tags import INFERRED
 from bpfree.sampling.credit import causal, within_hops
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackpropagationWarning",
     "INFERRED",
     "STATIC",
     "activity_node_perturbation",

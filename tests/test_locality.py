@@ -1,5 +1,7 @@
 """`bpfree.blocks`: what is differentiated between the nodes, and what is refused."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,6 +42,25 @@ def test_a_block_of_two_layers_carries_its_signal_through_the_second():
         return squares(node(jnp.tanh(batch["x"] @ params["w"]) @ params["u"], "out"))
 
     assert as_dict(bpfree.blocks(loss_fn, PARAMS, BATCH))["out"] == (("u", "w"), 3, 1)
+
+
+def test_marks_that_leave_backpropagation_are_warned_of():
+    def loss_fn(params, batch):
+        return squares(node(jnp.tanh(batch["x"] @ params["w"]) @ params["u"], "out"))
+
+    def update(**options):
+        tx = bpfree.node_perturbation(loss_fn, num_samples=2, **options)
+        return jax.eval_shape(
+            lambda: tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)
+        )
+
+    with pytest.warns(
+        bpfree.BackpropagationWarning, match="'out' with parameters u, w: 1"
+    ):
+        update()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update(nodes="o*")  # on purpose
 
 
 def test_nodes_filter_enlarges_blocks():

@@ -63,7 +63,7 @@ def forward_gradient(
       seed: int or typed PRNG key.
       chunk_size: directions evaluated side by side (on each device). Default 8, and 1 for
         dense weight tangents.
-      nodes: predicate or collection of names, as in `bpfree.node_perturbation`.
+      nodes: predicate, or names with wildcards, as in `bpfree.node_perturbation`.
       rank: for "weights", None or r, as in `bpfree.weight_perturbation`.
       noise: "rademacher" or "gaussian".
       credit: for "nodes", as in `bpfree.node_perturbation`.

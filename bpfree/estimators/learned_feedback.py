@@ -23,7 +23,7 @@ from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import check_choice, frozen
 from bpfree.program import passes, tags
-from bpfree.program.blocks import check_blocks
+from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import (
     LossFn,
     NodeFilter,
@@ -177,7 +177,8 @@ def learned_feedback(
 
     def estimate(key, args, state, wanted) -> Estimate:
         clean, out, pull = _clean_pass(loss_fn, nodes, args)
-        check_blocks(clean.program, clean.args, wanted)
+        found = check_blocks(clean.program, clean.args, wanted)
+        warn_of_backpropagation(found, nodes)
         losses, aux = split_aux(out)
         older = state.inner.weights
         predicted, refit = jax.vjp(lambda w: predictor.predict(w, clean), older)

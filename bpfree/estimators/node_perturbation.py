@@ -66,7 +66,8 @@ def node_perturbation(
         (mean noisy loss of the other examples in the same sample) or "none".
       pairing: "clean": signals meet the clean layer inputs once. "noisy": each sample
         meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
-      nodes: predicate or collection of names; the rest are no nodes for this estimator.
+      nodes: predicate on names, or names with wildcards ("layers/*"); the rest are no
+        nodes for this estimator.
       noise: "rademacher" (32 signs to a random word) or "gaussian".
       credit: rule, or mapping from node names to rules, that says which losses answer
         for a node: `bpfree.causal`, `bpfree.within_hops`, or a function as `credit.Rule`.

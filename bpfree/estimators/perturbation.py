@@ -36,7 +36,7 @@ from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings, check_program, make_settings
 from bpfree.program import passes, tags
-from bpfree.program.blocks import check_blocks
+from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, Program, split_aux, trace
 from bpfree.sampling.loop import copies, over_samples, sum_over_devices
 from bpfree.sampling.noise import weighted_sum
@@ -93,7 +93,7 @@ def make_estimator(
 
     def estimate(key, args, state, wanted) -> Estimate:
         program = traced(settings, *args)
-        check_blocks(program, args, wanted)
+        warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
         key = tags.fold_in_shards(key, program.losses)
         sigma = _sigma_of(settings, state, program)
         run = Run(settings, program, args, key, sigma, None, {})

@@ -22,7 +22,7 @@ from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings
 from bpfree.program import passes, tags
-from bpfree.program.blocks import check_blocks
+from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
 from bpfree.sampling.loop import over_samples, sum_over_draws
 from bpfree.sampling.noise import per_sample
@@ -65,7 +65,7 @@ def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
     def estimate(key, args, state, wanted) -> Estimate:
         key, *own = (_of_shard(k, args[1]) for k in (key, *args[2:]))
         program = perturbation.traced(settings, *args)
-        check_blocks(program, args, wanted)
+        warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
         sigma = None
         if settings.sigma is not None:
             sigma = scales(settings.sigma, state.count, program.nodes)

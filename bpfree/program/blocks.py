@@ -5,6 +5,7 @@ differentiates inside blocks only. This file reads, from the derivative of the c
 program, which parameters a block holds and which weight products its derivative contains.
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
@@ -61,6 +62,28 @@ class Blocks(tuple[Block, ...]):
         carried = sum(b.carried for b in self)
         lines.append(f"error signals carried through a weight: {carried}")
         return "\n".join(lines)
+
+
+class BackpropagationWarning(UserWarning):
+    """The user's own nodes leave a block that carries error signals through weights."""
+
+
+def warn_of_backpropagation(found: Blocks, nodes: Any) -> None:
+    """Warns of blocks that carry signals, unless `nodes` were chosen on purpose."""
+    carrying = [block for block in found if block.carried]
+    if nodes is not None or not carrying:
+        return
+    said = "; ".join(
+        f"{b.name!r} with parameters {', '.join(b.params)}: {b.carried}" for b in carrying
+    )
+    warnings.warn(
+        "blocks carry error signals backwards through a weight, as backpropagation does "
+        f"(block: how many): {said}. Mark a bpfree.node at the output of each weight "
+        "product, or none at all: then all are found. To keep it as it is, name the "
+        "nodes with nodes=.",
+        BackpropagationWarning,
+        stacklevel=2,
+    )
 
 
 def check_blocks(program: Program, args, wanted=None) -> Blocks:

@@ -3,6 +3,7 @@
 `trace` turns a loss function with marked nodes into a `Program`; `passes` runs it.
 """
 
+import fnmatch
 import inspect
 import zlib
 from collections import Counter
@@ -75,8 +76,8 @@ def trace(
     Args:
       loss_fn: `(params, batch[, key]) -> losses` or `(losses, aux)`.
       params, batch, key: arguments, or ShapeDtypeStructs of them.
-      nodes: predicate on names, or collection of names. The others are no nodes: what
-        they cut becomes part of a larger block.
+      nodes: predicate on names, or names with wildcards ("layers/*"), one or several.
+        The others are no nodes: what they cut becomes part of a larger block.
       loss_axes: 1, or 2 to allow losses (B, T), one for each example and time step.
 
     Raises:
@@ -152,10 +153,11 @@ def _predicate(nodes: NodeFilter, names: list[str]) -> Callable[[str], bool]:
         return lambda name: True
     if callable(nodes):
         return nodes
-    chosen = {nodes} if isinstance(nodes, str) else set(nodes)
-    if unknown := chosen - set(names):
+    patterns = {nodes} if isinstance(nodes, str) else set(nodes)
+    chosen = {p: fnmatch.filter(names, p) for p in patterns}
+    if unknown := [p for p, found in chosen.items() if not found]:
         raise ValueError(f"unknown nodes {sorted(unknown)}; the nodes are {names}")
-    return chosen.__contains__
+    return {name for found in chosen.values() for name in found}.__contains__
 
 
 def _with_names(sites: list[Site]) -> tuple[Site, ...]:

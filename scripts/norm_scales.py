@@ -1,0 +1,88 @@
+"""Learned scales of norms: weight noise, or a node at the output of each norm.
+
+`bpfree` gives them weight noise. The alternative treats the elementwise product with a
+scale as a weight product. Prints the variance of one estimate relative to the squared
+gradient, of all parameters and of the norms alone, in a small transformer, at an equal
+number of samples (and so of forward passes).
+
+    python scripts/norm_scales.py --seeds=3
+"""
+
+import argparse
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bpfree
+from bpfree.models import vit
+from bpfree.program import find
+
+SHAPE, CLASSES = (16, 8, 8, 1), 10
+
+
+def problem(seed: int):
+    """(loss function, params, batch)."""
+    drawn = np.random.default_rng(seed)
+    x = drawn.normal(size=SHAPE).astype(np.float32)
+    batch = {"x": x, "label": drawn.integers(CLASSES, size=SHAPE[0])}
+    model = vit.Model(CLASSES, width=16, depth=2, heads=2, patch=2)
+    params = model.init(jax.random.key(seed), x)["params"]
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return bpfree.supervised(model, loss), params, batch
+
+
+def variances(seed: int, repeats: int, num_samples: int) -> tuple[int, float, float]:
+    """(number of nodes, relative variance of all parameters, of the norms)."""
+    loss_fn, params, batch = problem(seed)
+    tx = bpfree.node_perturbation(loss_fn, num_samples=num_samples, sigma=1e-3)
+    state = tx.init(params)
+
+    @jax.jit
+    def estimates(keys):
+        one = lambda key: tx.estimator.estimate(key, params, batch, state).gradient  # noqa: E731
+        return jax.lax.map(one, keys)
+
+    found = estimates(jax.random.split(jax.random.key(seed), repeats))
+    truth = jax.grad(lambda p: loss_fn(p, batch).mean())(params)
+    spread = jax.tree.map(lambda a: float(a.var(0).sum()), found)
+    power = jax.tree.map(lambda a: float(jnp.vdot(a, a)), truth)
+
+    def ratio(wanted):
+        pick = lambda tree: sum(  # noqa: E731
+            value
+            for path, value in jax.tree_util.tree_leaves_with_path(tree)
+            if wanted(jax.tree_util.keystr(path))
+        )
+        return pick(spread) / pick(power)
+
+    nodes = len(bpfree.record(loss_fn)(params, batch)[1])
+    return nodes, ratio(lambda path: True), ratio(lambda path: "norm" in path.lower())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=128)
+    parser.add_argument("--num_samples", type=int, default=16)
+    args = parser.parse_args()
+    ways = {"weight noise": find.PRODUCTS, "node at the norm": find.PRODUCTS | {"mul"}}
+    for way, products in ways.items():
+        with mock.patch.object(find, "PRODUCTS", products):
+            rows = [
+                variances(seed, args.repeats, args.num_samples)
+                for seed in range(args.seeds)
+            ]
+        nodes = rows[0][0]
+        every, norms = (np.array([row[i] for row in rows]) for i in (1, 2))
+        print(
+            f"{way}: {nodes} nodes, relative variance of all parameters "
+            f"{every.mean():.1f} +- {every.std(ddof=1):.1f}, of the norms "
+            f"{norms.mean():.1f} +- {norms.std(ddof=1):.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
