@@ -19,7 +19,7 @@ MODULES = (
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """All names in `__all__`, or what the module itself defines, with the module's name."""
+    """`module.name` for all of `__all__`, or for what the module itself defines."""
     names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
