@@ -88,16 +88,13 @@ def shared(readers_session) -> dict:
     return setup.globs
 
 
-WITH_EXAMPLES = [
-    name
-    for name in bpfree.__all__
-    if ">>> " in (inspect.getdoc(getattr(bpfree, name)) or "")
-]
+DOCSTRINGS = {name: inspect.getdoc(getattr(bpfree, name)) for name in bpfree.__all__}
+WITH_EXAMPLES = [name for name, text in DOCSTRINGS.items() if ">>> " in (text or "")]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_example_of_a_docstring_runs(name, shared):
-    assert not run(examples(inspect.getdoc(getattr(bpfree, name)), name, shared))
+    assert not run(examples(DOCSTRINGS[name], name, shared))
 
 
 def test_the_most_used_names_have_examples():
@@ -151,14 +148,6 @@ def test_every_page_is_linked_from_a_table_of_contents():
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("myst_nb")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "-q",
-        str(ROOT / "docs"),
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
