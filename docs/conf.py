@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import bpfree  # noqa: E402
 
 project = "bpfree"
+author = "The bpfree developers"
 version = release = bpfree.__version__
 html_title = "bpfree"
 html_theme = "sphinx_book_theme"
