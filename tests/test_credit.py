@@ -153,12 +153,16 @@ def test_locality_keeps_the_expectation_and_lowers_the_variance():
     assert variance_z(whole, near, ratio=1.0) > LIMIT
 
 
-@pytest.mark.parametrize("hops", [None, 0])
-def test_too_few_hops_are_seen(hops):
-    """Also `None`: losses (N,) credited as if the graph nodes were examples."""
-    rule = None if hops is None else bpfree.within_hops(ADJACENCY, hops)
+def test_too_few_hops_are_seen():
+    rule = bpfree.within_hops(ADJACENCY, 0)
     truth = problems.gradient(graph_loss, PARAMS, GRAPH)
     assert not mean_gate(estimates(graph_losses, GRAPH, credit=rule), truth).passed
+
+
+def test_without_a_rule_all_losses_of_the_graph_answer():
+    """Messages make examples meet, which is read: the nodes are shared by the batch."""
+    truth = problems.gradient(graph_loss, PARAMS, GRAPH)
+    assert mean_gate(estimates(graph_losses, GRAPH), truth).passed
 
 
 def test_a_batch_of_graphs():

@@ -45,7 +45,7 @@ class Model(nn.Module):
             h = propagate(graph, nn.Dense(width)(h))
             h = nn.relu(bpfree.node(h, f"layer_{i}", batch_axis=None))
         h = propagate(graph, nn.Dense(self.num_classes)(h))
-        return bpfree.node(h, f"layer_{len(self.hidden)}")
+        return bpfree.node(h, f"layer_{len(self.hidden)}", batch_axis=0)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Node numbers (B,) to logits (B, num_classes)."""

@@ -227,6 +227,19 @@ def _dot(eqn, i, place, batch, columns):
     return place._replace(axis=before)
 
 
+def exchanged(eqn, i: int, place: Place, batch: int) -> Place | None:
+    """The place of a graph's nodes in a product of their values with an (N, N) matrix."""
+    if eqn.primitive.name != "dot_general" or (place.outer, place.inner) != (1, 1):
+        return LOST
+    contracted, batched = eqn.params["dimension_numbers"]
+    if place.axis not in contracted[i]:
+        return LOST
+    shape = eqn.invars[1 - i].aval.shape
+    gone = {*contracted[1 - i], *batched[1 - i]}
+    free = [a for a, size in enumerate(shape) if a not in gone and size == batch]
+    return _dot(eqn, 1 - i, Place(free[0]), batch, ()) if len(free) == 1 else LOST
+
+
 def _conv(eqn, i, place, batch, columns):
     numbers = eqn.params["dimension_numbers"]
     if i or place.axis != numbers.lhs_spec[0] or eqn.params["batch_group_count"] > 1:

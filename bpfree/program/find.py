@@ -290,11 +290,13 @@ class _Reader:
         env |= {v: Value(const=_small(c)) for v, c in body.consts.items()}
 
         made: dict[int, Op] = {}
+        asked = {v for op in body.ops if op.name.endswith("callback") for v in op.ins}
         for op in body.ops:
             ins = [env[v] for v in op.ins]
             if op.path not in self.source.live:
                 outs = [Value()] * len(op.outs)
-                self.idle.add(op.path)
+                if op.eqn.primitive is tags.tag_p:
+                    self.idle.add(op.path)
             elif op.name == "scan":
                 outs = self._scan(op, ins, place, steps)
             elif op.name in tags.REMAT:
@@ -304,8 +306,9 @@ class _Reader:
             elif op.eqn.primitive is tags.tag_p:
                 outs = [self._tag(op, ins[0])]
             elif op.name == "stop_gradient":
-                maximum = _is_maximum(op, made)
-                outs = [self._stopped(op, ins[0], place and not maximum)]
+                # A callback has no derivative: to stop it says nothing about noise.
+                seen = _is_maximum(op, made) or op.outs[0] in asked
+                outs = [self._stopped(op, ins[0], place and not seen)]
             else:
                 outs = self._plain(op, ins, place, steps)
             if op.path in self.pending:
@@ -470,11 +473,14 @@ class _Reader:
         """The operands joined, with the place of the examples in the result."""
         joined, batch = _join(ins), self.source.batch
         columns = ins[1].columns if len(ins) > 1 else ()
-        moved = [
-            (value, axes.moved(op.eqn, i, value.place, batch, columns))
-            for i, value in enumerate(ins)
-            if batch is not None and value.place is not None
-        ]
+        moved = []
+        for i, value in enumerate(ins):
+            if batch is None or value.place is None:
+                continue
+            at = axes.moved(op.eqn, i, value.place, batch, columns)
+            if at is LOST and self.source.credited:
+                at = axes.exchanged(op.eqn, i, value.place, batch)
+            moved.append((value, at))
         found = [at for _, at in moved if at is not LOST]
         noisy = [at for value, at in moved if value.noise and at is not LOST]
         place = noisy[0] if noisy else min(found, default=None)
@@ -605,7 +611,8 @@ def _known(op: Op, ins: Sequence[Value]):
         columns = tuple(c for v, n in parts for c in _columns(v.const, n))
     elif len(ins) == 1 and op.name == "convert_element_type":
         columns = ins[0].columns
-    if math.prod(aval.shape) > _LARGEST or any(v.const is None for v in ins):
+    unknown = any(v.const is None for v in ins) or tags.varying(aval)
+    if math.prod(aval.shape) > _LARGEST or unknown:
         return None, columns
     with jax.ensure_compile_time_eval():
         const = np.asarray(tags.bind_eqn(op.eqn, [v.const for v in ins])[0])

@@ -138,7 +138,7 @@ def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:
     return partial_eval.dce_jaxpr(jaxpr, list(used_outputs))[:2]
 
 
-def _varying(aval) -> tuple[str, ...]:
+def varying(aval) -> tuple[str, ...]:
     """The axes of a `shard_map` around us over which a value differs."""
     manual = getattr(aval, "manual_axis_type", None)
     return tuple(sorted(manual.varying)) if manual else ()
@@ -147,7 +147,7 @@ def _varying(aval) -> tuple[str, ...]:
 def zeros(aval) -> jax.Array:
     """Zeros of the shape and type of `aval`, varying over the same mesh axes."""
     made = jax.numpy.zeros(aval.shape, aval.dtype)
-    axes = _varying(aval)
+    axes = varying(aval)
     return lax.pcast(made, axes, to="varying") if axes else made
 
 
@@ -156,7 +156,7 @@ def fold_in_shards(key: jax.Array, like: Any) -> jax.Array:
 
     `like` is an array, or the aval of one.
     """
-    for axis in _varying(getattr(like, "aval", like)):
+    for axis in varying(getattr(like, "aval", like)):
         key = jax.random.fold_in(key, lax.axis_index(axis))
     return key
 
@@ -166,7 +166,7 @@ def sum_shards(tree, like: Any, reduce: Callable[..., Any] = lax.psum):
 
     `like` is an array, or the aval of one.
     """
-    axes = _varying(getattr(like, "aval", like))
+    axes = varying(getattr(like, "aval", like))
     return jax.tree.map(lambda x: reduce(x, axes), tree) if axes else tree
 
 
