@@ -1,4 +1,16 @@
-"""bpfree: train JAX networks without backpropagation."""
+"""bpfree: train JAX networks without backpropagation.
+
+The examples in the docstrings of this package start from these names:
+
+    >>> import bpfree, jax, jax.numpy as jnp, optax
+    >>> def loss_fn(params, batch):  # -> losses (B,)
+    ...     h = jnp.tanh(bpfree.node(batch["x"] @ params["w1"], "hidden"))
+    ...     y = bpfree.node(h @ params["w2"], "output")
+    ...     return ((y - batch["t"]) ** 2).sum(1)
+    >>> params = {"w1": jnp.ones((3, 4)), "w2": jnp.ones((4, 2))}
+    >>> batch = {"x": jnp.ones((5, 3)), "t": jnp.zeros((5, 2))}
+    >>> zeros = optax.tree.zeros_like(params)
+"""
 
 from bpfree import decorrelation, diagnostics, equilibrium, robustness
 from bpfree.adapters import supervised, tag_linen

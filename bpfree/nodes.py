@@ -47,6 +47,10 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = INFERRE
     Raises:
       TypeError: `x` is not floating point.
       ValueError: `batch_axis` is out of range.
+
+    Example:
+        >>> bpfree.node(jnp.arange(3.0), "hidden").tolist()
+        [0.0, 1.0, 2.0]
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -65,7 +69,12 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = INFERRE
 
 
 def kernel_input(x: jax.Array, path: str) -> jax.Array:
-    """Mark `x` as what the kernel at `path` multiplies; read by `record` only."""
+    """Mark `x` as what the kernel at `path` multiplies; read by `record` only.
+
+    Example:
+        >>> bpfree.kernel_input(jnp.arange(3.0), "Dense_0/kernel").tolist()
+        [0.0, 1.0, 2.0]
+    """
     return tags.tagged(x, "input", path)
 
 
@@ -77,6 +86,13 @@ def hold(x: jax.Array, name: str) -> jax.Array:
     it, in the clean pass neither: their gradient is that of the loss with `x` a constant.
     Batch normalisation needs this, or the noise of one example would reach the losses of
     all others; the adapters hold its mean and variance. A repeated `name` gets `#1`, ...
+
+    Example:
+        >>> def centred(params, batch):
+        ...     y = bpfree.node(batch["x"] @ params["w1"])
+        ...     return ((y - bpfree.hold(y.mean(0, keepdims=True), "mean")) ** 2).sum(1)
+        >>> centred(params, batch).shape
+        (5,)
     """
     return tags.tagged(x, "hold", name)
 
@@ -85,6 +101,11 @@ def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
     """`(params, batch[, key]) -> (output of loss_fn, {node: y}, {kernel path: input})`.
 
     Values keep their shape; inside `lax.scan` they gain a leading time axis.
+
+    Example:
+        >>> losses, values, inputs = bpfree.record(loss_fn)(params, batch)
+        >>> {name: value.shape for name, value in values.items()}
+        {'hidden': (5, 4), 'output': (5, 2)}
     """
 
     def recorded(params, batch, key=None):
@@ -108,6 +129,12 @@ def inject(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
     Runs forward with `y + delta` behind each node named in the dict; `y` is the value
     before its own delta, downstream of the earlier ones. Raises ValueError for unknown
     names and wrong shapes. What is held (`bpfree.hold`) costs a clean pass before.
+
+    Example:
+        >>> deltas = {"output": jnp.ones((5, 2))}
+        >>> losses, values = bpfree.inject(loss_fn)(params, batch, deltas)
+        >>> bool((losses > loss_fn(params, batch)).all())
+        True
     """
 
     def injected(params, batch, deltas: NodeTree, key=None):
@@ -129,6 +156,13 @@ def pullback(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
     derivative of the mean loss in the block behind the last node. A signal is an
     estimate of d(mean loss)/dy, so it includes the 1/B. Raises ValueError when a block
     has no derivative at all (see `bpfree.blocks`).
+
+    Example:
+        >>> losses, values, pull = bpfree.pullback(loss_fn)(params, batch)
+        >>> gradient = pull({"output": 2 * (values["output"] - batch["t"]) / 5})
+        >>> exact = jax.grad(lambda p: loss_fn(p, batch).mean())(params)
+        >>> bool(jnp.allclose(gradient["w2"], exact["w2"])), float(gradient["w1"].sum())
+        (True, 0.0)
     """
 
     def pulled(params, batch, key=None):
@@ -152,6 +186,14 @@ def blocks(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -
     Per block: its parameters, how many weight products its derivative contains, and how
     many of those carry an error signal through a weight. Nothing is computed; shapes
     (ShapeDtypeStructs) are enough. Raises ValueError as `pullback` does.
+
+    Example:
+        >>> print(bpfree.blocks(loss_fn, params, batch))
+        block   products  carried  parameters
+        hidden         1        0  w1
+        output         1        0  w2
+        (loss)         0        0  -
+        error signals carried through a weight: 0
     """
     program = trace(loss_fn, params, batch, key, nodes)
     return check_blocks(program, arguments(loss_fn, params, batch, key))

@@ -72,6 +72,15 @@ def supervised(
       KeyError (when traced): a key missing from the batch.
       ValueError: an unknown `noise`. When traced: params that are not the model's; NNX
         random streams that the model uses but `rngs` does not name.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> model = nn.Sequential([nn.Dense(4), nn.tanh, nn.Dense(2)])
+        >>> squared_error = lambda y, t: ((y - t) ** 2).sum(1)
+        >>> loss_fn = bpfree.supervised(model, squared_error, label="t")
+        >>> params = model.init(jax.random.key(0), batch["x"])["params"]
+        >>> loss_fn(params, batch).shape
+        (5,)
     """
     if noise not in NOISE:
         raise ValueError(f"noise={noise!r} is unknown; choose one of {NOISE}")

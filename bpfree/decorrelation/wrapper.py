@@ -85,6 +85,15 @@ def decorrelate(
 
     Raises:
       ValueError: bad options; `layers` naming no kernel; when traced, no batch or params.
+
+    Example:
+        >>> tx = optax.chain(
+        ...     bpfree.node_perturbation(loss_fn, num_samples=4),
+        ...     bpfree.decorrelate(optax.adam(1e-3), loss_fn, example_batch=batch),
+        ... )
+        >>> updates, state = tx.update(zeros, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, updates)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_loss_fn(loss_fn)
     _check(every, until, fraction, cap, block)

@@ -62,8 +62,9 @@ def activity_node_perturbation(
       norm: "global", or "per_layer": n_l da_l / ||da_l||^2 for each node.
       scaling: "n", or "sqrt_n", the square root of N (of early papers; too small a
         gradient, by that factor).
-      loss_fn, seed, chunk_size, antithetic, nodes, noise, derivative, sharding,
-        example_batch: as in `bpfree.node_perturbation`.
+      loss_fn, seed, chunk_size, antithetic, nodes, noise, derivative, sharding: as in
+        `bpfree.node_perturbation`.
+      example_batch: likewise.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.
@@ -76,6 +77,12 @@ def activity_node_perturbation(
     Reference: Dalm, van Gerven and Ahmad, "Effective learning with node perturbation in
     multi-layer neural networks", arXiv:2310.00965; two noisy passes: Koenders et al.,
     arXiv:2412.12783.
+
+    Example:
+        >>> tx = bpfree.activity_node_perturbation(loss_fn, num_samples=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(NOISE))
     check_choice("reference", reference, REFERENCES)

@@ -72,8 +72,9 @@ def approximated_likelihood_ratio(
     Args:
       encode: "noise", "loss", "product" or "signal".
       baseline: "clean", "leave_one_out" or "batch".
-      loss_fn, num_samples, sigma, seed, chunk_size, antithetic, nodes, sharding,
-        example_batch: as in `bpfree.likelihood_ratio`.
+      loss_fn, num_samples, sigma, seed, chunk_size, antithetic, nodes, sharding: as in
+        `bpfree.likelihood_ratio`.
+      example_batch: likewise.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.
@@ -86,6 +87,12 @@ def approximated_likelihood_ratio(
     Forward-Only and Parallel Framework for Boosting Neural Network Training" (2024),
     arXiv:2403.12320. Its abstract does not say which factor is encoded; these are the
     four candidates.
+
+    Example:
+        >>> tx = bpfree.approximated_likelihood_ratio(loss_fn, num_samples=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("encode", encode, tuple(_ENCODINGS))
     if baseline == "none":

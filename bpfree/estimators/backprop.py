@@ -32,6 +32,12 @@ def backprop(
 
     Raises:
       ValueError: losses that are not (B,) or ().
+
+    Example:
+        >>> tx = bpfree.backprop(loss_fn)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
 
     def estimate(key, args, state, wanted) -> Estimate:

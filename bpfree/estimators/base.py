@@ -141,6 +141,13 @@ def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:
 
     For `optax.inject_hyperparams(factory, static_args=bpfree.static_args(factory))`:
     sigma is left over.
+
+    Example:
+        >>> make = bpfree.likelihood_ratio
+        >>> make = optax.inject_hyperparams(make, static_args=bpfree.static_args(make))
+        >>> tx = make(loss_fn, num_samples=4, sigma=0.5)
+        >>> float(tx.init(params).hyperparams["sigma"])
+        0.5
     """
     return tuple(
         name for name in inspect.signature(factory).parameters if name != "sigma"

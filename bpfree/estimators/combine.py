@@ -44,6 +44,16 @@ def combine(
 
     Raises:
       ValueError: no estimators, different loss functions, unknown or unused labels.
+
+    Example:
+        >>> parts = {
+        ...     "np": bpfree.node_perturbation(loss_fn, num_samples=4, nodes=["hidden"]),
+        ...     "bp": bpfree.backprop(loss_fn),
+        ... }
+        >>> tx = bpfree.combine(parts, labels={"w1": "np", "w2": "bp"})
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     if not estimators:
         raise ValueError("combine needs at least one estimator")

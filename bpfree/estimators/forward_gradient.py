@@ -81,6 +81,12 @@ def forward_gradient(
     Reference: Baydin, Pearlmutter, Syme, Wood and Torr, "Gradients without
     backpropagation", arXiv:2202.08587; Ren, Kornblith, Liao and Hinton, "Scaling forward
     gradient with local losses", ICLR 2023, arXiv:2210.03310.
+
+    Example:
+        >>> tx = bpfree.forward_gradient(loss_fn, num_samples=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("tangents", tangents, ("nodes", "weights"))
     check_choice("noise", noise, tuple(weight_noise.PLANS))

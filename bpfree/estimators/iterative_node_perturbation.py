@@ -47,8 +47,9 @@ def iterative_node_perturbation(
     Args:
       num_samples: K for every node, or {node: K}. A sample costs what stands behind its
         node (all of a loop, for a node inside one).
-      loss_fn, sigma, seed, chunk_size, antithetic, nodes, noise, derivative, sharding,
-        example_batch: as in `bpfree.node_perturbation`.
+      loss_fn, sigma, seed, chunk_size, antithetic, nodes, noise, derivative: as in
+        `bpfree.node_perturbation`.
+      sharding, example_batch: likewise.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.
@@ -59,6 +60,12 @@ def iterative_node_perturbation(
 
     Reference: Dalm, van Gerven and Ahmad, "Effective learning with node perturbation in
     multi-layer neural networks", arXiv:2310.00965.
+
+    Example:
+        >>> tx = bpfree.iterative_node_perturbation(loss_fn, num_samples=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(NOISE))
     return perturbation.build(

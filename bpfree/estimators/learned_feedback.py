@@ -138,6 +138,12 @@ def learned_feedback(
     Reference: the signal is a control variate on node perturbation. Fitting feedback
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
     learning without weight transport", NeurIPS 2019.
+
+    Example:
+        >>> tx = bpfree.learned_feedback(loss_fn, example_batch=batch)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("teacher", teacher, tuple(TEACHERS))
     check_number(sigma)

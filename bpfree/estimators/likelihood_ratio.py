@@ -95,8 +95,9 @@ def likelihood_ratio(
         example and node (sets of d where a node has d < G entries; a QR decomposition
         per example). Both gain only where G is not small against the number of all
         perturbed entries of an example.
-      loss_fn, num_samples, seed, chunk_size, antithetic, nodes, layerwise, credit,
-        sharding, example_batch: as in `bpfree.node_perturbation`. Coupled groups are
+      loss_fn, num_samples, seed, chunk_size, antithetic, nodes, layerwise, credit: as in
+        `bpfree.node_perturbation`.
+      sharding, example_batch: likewise. Coupled groups are
         evaluated side by side, whatever chunk_size says.
 
     Returns:
@@ -111,6 +112,12 @@ def likelihood_ratio(
     training artificial neural networks", INFORMS Journal on Computing (2021); Jiang et
     al., "One forward is enough for neural network training via likelihood ratio method",
     ICLR 2024, arXiv:2305.08960.
+
+    Example:
+        >>> tx = bpfree.likelihood_ratio(loss_fn, num_samples=4, sigma=0.5)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(NOISE))
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]

@@ -98,6 +98,12 @@ def node_perturbation(
     Reference: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in
     linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the
     stability and scalability of node perturbation learning", NeurIPS 2022.
+
+    Example:
+        >>> tx = bpfree.node_perturbation(loss_fn, num_samples=4, layerwise=True)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(NOISE))
     return perturbation.build(

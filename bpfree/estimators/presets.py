@@ -31,6 +31,12 @@ def lr2021(
 
     Reference: Peng, Xiao, Heidergott, Hong and Lam, "A new likelihood ratio method for
     training artificial neural networks", INFORMS Journal on Computing (2021).
+
+    Example:
+        >>> tx = bpfree.lr2021(loss_fn, num_samples=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     return likelihood_ratio(
         loss_fn,
@@ -68,6 +74,12 @@ def ulr(
 
     Reference: Jiang et al., "One forward is enough for neural network training via
     likelihood ratio method", ICLR 2024, arXiv:2305.08960.
+
+    Example:
+        >>> tx = bpfree.ulr(loss_fn, num_samples=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     return likelihood_ratio(
         loss_fn,

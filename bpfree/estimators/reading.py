@@ -52,12 +52,33 @@ def find_state(state: Any, name: str | None = None) -> EstimatorState:
 
 
 def value(state: Any, name: str | None = None) -> jax.Array:
-    """Mean clean loss of the last step, float32 (); arguments as in `find_state`."""
+    """Mean clean loss of the last step, float32 (), infinite before the first one.
+
+    Arguments as in `find_state`.
+
+    Example:
+        >>> tx = optax.chain(bpfree.backprop(loss_fn), optax.sgd(0.1))
+        >>> state = tx.init(params)
+        >>> float(bpfree.value(state))
+        inf
+        >>> updates, state = tx.update(zeros, state, params, batch=batch)
+        >>> bool(jnp.allclose(bpfree.value(state), loss_fn(params, batch).mean()))
+        True
+    """
     return find_state(state, name).value
 
 
 def aux(state: Any, name: str | None = None) -> Any:
-    """Aux of the last clean pass, or None; arguments as in `find_state`."""
+    """Aux of the last clean pass, or None; arguments as in `find_state`.
+
+    Example:
+        >>> def with_aux(params, batch):
+        ...     return loss_fn(params, batch), {"size": len(batch["x"])}
+        >>> tx = bpfree.backprop(with_aux, example_batch=batch)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> int(bpfree.aux(state)["size"])
+        5
+    """
     return find_state(state, name).aux
 
 
@@ -65,6 +86,12 @@ def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
     """What the estimator, and the links behind it, say of the last step.
 
     {name: float32 ()}; {} for most.
+
+    Example:
+        >>> tx = optax.chain(bpfree.backprop(loss_fn), optax.sgd(0.1))
+        >>> updates, state = tx.update(zeros, tx.init(params), params, batch=batch)
+        >>> bpfree.metrics(state)
+        {}
     """
     behind = [link.metrics for link in _links(state) if hasattr(link, "metrics")]
     said = getattr(find_state(state, name).inner, "metrics", {})
@@ -87,6 +114,16 @@ def fault_message(
     """What went wrong first, in words, or None. Reads a few numbers from the device.
 
     Of the estimator, or else of the links behind it.
+
+    Example:
+        >>> tx = optax.chain(bpfree.backprop(loss_fn), optax.sgd(0.1))
+        >>> updates, state = tx.update(zeros, tx.init(params), params, batch=batch)
+        >>> print(bpfree.fault_message(state, loss_fn, params, batch))
+        None
+        >>> bad = {"x": jnp.full((5, 3), jnp.inf), "t": batch["t"]}
+        >>> updates, state = tx.update(zeros, tx.init(params), params, batch=bad)
+        >>> bpfree.fault_message(state, loss_fn, params, bad)[:7]
+        'step 0:'
     """
     fault = find_state(state, name).fault
     step, code = int(fault.step), int(fault.code)

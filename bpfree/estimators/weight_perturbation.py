@@ -94,6 +94,12 @@ def weight_perturbation(
     seed replay: Malladi et al., "Fine-tuning language models with just forward passes",
     NeurIPS 2023; rank r: Sarkar et al., "Evolution strategies at the hyperscale",
     arXiv:2511.16652.
+
+    Example:
+        >>> tx = bpfree.weight_perturbation(loss_fn, num_samples=4, rank=1)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(weight_noise.PLANS))
     check_choice("baseline", baseline, ("clean", "leave_one_out", "none"))

@@ -56,6 +56,17 @@ def causal(axis: int = 0, reverse: bool = False, window: int | None = None) -> R
 
     Returns a rule. Raises ValueError for a window below 1; and when traced, for losses
     that are not (B, T), and for a node whose axis is not T long.
+
+    Example:
+        >>> def stepwise(params, batch):  # -> losses (B, T)
+        ...     def step(h, x):
+        ...         h = jnp.tanh(bpfree.node(x @ params["w"] + h, "cell"))
+        ...         return h, (h**2).sum(1)
+        ...     return jax.lax.scan(step, jnp.zeros((5, 2)), batch["x"])[1].T
+        >>> tx = bpfree.node_perturbation(stepwise, num_samples=4, credit=bpfree.causal())
+        >>> weights, sequence = {"w": jnp.ones((3, 2))}, {"x": jnp.ones((7, 5, 3))}
+        >>> tx.update(None, tx.init(weights), weights, batch=sequence)[0]["w"].shape
+        (3, 2)
     """
     if window is not None and window < 1:
         raise ValueError(f"window={window} must be at least 1")
