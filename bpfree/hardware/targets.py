@@ -1,0 +1,234 @@
+"""Devices that need not be here: what their vendors say of them, and their topologies.
+
+    tpu:v5e:4x4     a slice of TPUs, chips along each axis; pip install 'bpfree[tpu]'
+    h100:8          GPUs joined by NVLink;                  pip install 'bpfree[cuda]'
+    cpu:8           virtual devices of this machine, without a roofline
+"""
+
+import difflib
+import importlib.util
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+GB, TB = 1e9, 1e12
+
+
+class HardwareError(ValueError):
+    """What cannot be compiled for a target; the message says what to change."""
+
+
+class Chip(NamedTuple):
+    """One device, by its data sheet.
+
+    Attributes:
+      bf16, f32, highest: FLOP/s of dense products at most: 16-bit operands; float32 ones
+        at JAX's default precision (TF32 on a GPU, bfloat16 on a TPU); and at the highest
+        (six bfloat16 products on a TPU).
+      memory: bytes.
+      bandwidth: of the memory, bytes/s.
+      link: bytes/s that a device can send to the others, all its links together.
+      gpu: what XLA asks of a GPU: (compute capability, multiprocessors, float32 lanes in
+        each, clock in GHz, shared memory and L2 cache in bytes); () for a TPU.
+      per_chip: JAX devices in a chip; all else is of one device.
+    """
+
+    bf16: float
+    f32: float
+    highest: float
+    memory: float
+    bandwidth: float
+    link: float
+    gpu: tuple = ()
+    per_chip: int = 1
+
+
+def _tpu(tflops, memory, bandwidth, link, devices=1) -> Chip:
+    peak = tflops * TB / devices
+    rest = (part * GB / devices for part in (memory, bandwidth, link))
+    return Chip(peak, peak, peak / 6, *rest, per_chip=devices)
+
+
+# Google Cloud's pages "TPU v4", "v5e", "v5p" and "v6e" (docs.cloud.google.com/tpu/docs):
+# bf16 TFLOP/s, HBM in GB, its GB/s, and half of the bidirectional interconnect's GB/s.
+TPUS = {
+    "v4": _tpu(275, 32, 1228, 300, devices=2),  # JAX sees each of its cores
+    "v5e": _tpu(197, 16, 819, 200),
+    "v5p": _tpu(459, 95, 2765, 600),
+    "v6e": _tpu(918, 32, 1638, 400),
+}
+
+# NVIDIA's data sheets "A100 80GB" (SXM), "H100" (SXM), "H200" (SXM) and "HGX B200", dense
+# rates; link is half of NVLink's total. `gpu` is from the architectures' white papers.
+GPUS = {
+    "a100": Chip(
+        *(312 * TB, 156 * TB, 19.5 * TB, 80 * GB, 2039 * GB, 300 * GB),
+        ("8.0", 108, 64, 1.41, 164 << 10, 40 << 20),
+    ),
+    "h100": Chip(
+        *(989.4 * TB, 494.7 * TB, 67 * TB, 80 * GB, 3350 * GB, 450 * GB),
+        ("9.0", 132, 128, 1.98, 228 << 10, 50 << 20),
+    ),
+    "h200": Chip(
+        *(989.4 * TB, 494.7 * TB, 67 * TB, 141 * GB, 4800 * GB, 450 * GB),
+        ("9.0", 132, 128, 1.98, 228 << 10, 50 << 20),
+    ),
+    "b200": Chip(
+        *(2250 * TB, 1100 * TB, 75 * TB, 180 * GB, 8000 * GB, 900 * GB),
+        ("10.0", 148, 128, 1.965, 228 << 10, 126 << 20),
+    ),
+}
+
+
+class Target(NamedTuple):
+    """What to compile for.
+
+    Attributes:
+      text: as the user writes it.
+      kind: "tpu", "cuda" or "cpu".
+      chip: None for a CPU, of which no data sheet is known.
+      shape: chips along each axis of a TPU's slice; (devices,) otherwise.
+    """
+
+    text: str
+    kind: str
+    chip: Chip | None
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Devices in it."""
+        return math.prod(self.shape) * (self.chip.per_chip if self.chip else 1)
+
+
+def find(text: str) -> Target:
+    """The target of a name such as "tpu:v5e:4x4", "h100:8" or "cpu:8".
+
+    Raises HardwareError: the name is none of a target, with the choices.
+    """
+    is_tpu = text.startswith("tpu:")
+    name, _, size = text.removeprefix("tpu:").partition(":")
+    chips = TPUS if is_tpu else {**GPUS, "cpu": None}
+    if name not in chips:
+        names = [*(f"tpu:{n}:2x2" for n in TPUS), *(f"{n}:8" for n in GPUS), "cpu:8"]
+        close = difflib.get_close_matches(text, names, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise HardwareError(
+            f"target {text!r} is unknown.{hint} The choices are, with other sizes, "
+            f"{', '.join(names)}"
+        )
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}" if is_tpu else r"([1-9]\d*)?", size):
+        example = f"tpu:{name}:4x4" if is_tpu else f"{name}:8"
+        raise HardwareError(f"target {text!r} needs a size, such as {example!r}")
+    shape = tuple(int(n) for n in size.split("x")) if size else (1,)
+    kind = "tpu" if is_tpu else "cpu" if name == "cpu" else "cuda"
+    return Target(text, kind, chips[name], shape)
+
+
+def stay_on_cpu(target: Target) -> None:
+    """Before JAX is used: look for no accelerator, and have the CPU devices of a target."""
+    try:
+        count = target.size if target.kind == "cpu" else 1
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX is in use: its devices are what they are
+        return
+    jax.config.update("jax_platforms", "cpu")
+
+
+def devices(target: Target | str) -> list[Any]:
+    """The devices of a target; for absent ones JAX compiles, and runs nothing.
+
+    Raises HardwareError: the compiler is not installed, there are fewer CPU devices, or
+    no such slice exists.
+    """
+    target = find(target) if isinstance(target, str) else target
+    if target.kind == "cpu":
+        return _cpus(target)
+    module, extra = {"tpu": ("libtpu", "tpu"), "cuda": (_CUDA, "cuda")}[target.kind]
+    if not any(importlib.util.find_spec(name) for name in module.split()):
+        raise HardwareError(
+            f"target {target.text!r} needs its compiler: pip install 'bpfree[{extra}]' "
+            "(Python 3.12 or newer); the hardware itself is not needed"
+        )
+    try:
+        return list((_slice if target.kind == "tpu" else _gpus)(target).devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise HardwareError(f"target {target.text!r}: {reason}") from error
+
+
+_CUDA = "jax_cuda13_plugin jax_cuda12_plugin"
+
+
+def mesh(target: Target | str, **axes: int) -> Mesh:
+    """A mesh on the devices of a target: `mesh("h100:8", sample=4, data=2)`.
+
+    Raises HardwareError: as `devices`; or the axes do not take all of the devices.
+    """
+    target = find(target) if isinstance(target, str) else target
+    if math.prod(axes.values()) != target.size:
+        raise HardwareError(
+            f"a mesh of {' x '.join(map(str, axes.values()))} devices does not divide "
+            f"over the {target.size} of {target.text!r}"
+        )
+    grid = np.array(devices(target), object).reshape(tuple(axes.values()))
+    return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _cpus(target: Target) -> list[Any]:
+    present = jax.devices("cpu")
+    if len(present) < target.size:
+        raise HardwareError(
+            f"target {target.text!r}: JAX has {len(present)} CPU devices. Before it is "
+            f"used, say jax.config.update('jax_num_cpu_devices', {target.size})"
+        )
+    return present[: target.size]
+
+
+def _slice(target: Target):
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    generation = target.text.split(":")[1]
+    name = f"{generation}:{'x'.join(map(str, target.shape))}"
+    options = {}
+    if math.prod(target.shape) < 4:  # less than a host
+        options["chips_per_host_bounds"] = (*target.shape, 1, 1, 1)[:3]
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+
+
+def _gpus(target: Target):
+    assert target.chip is not None
+    capability, cores, lanes, clock, shared, cache = target.chip.gpu
+    major, minor = capability.split(".")
+    spec = f"""
+    platform_name: "CUDA"
+    device_description_str: "{target.text}"
+    dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+    gpu_device_info {{
+      name: "{target.text}" device_vendor: "NVIDIA Corporation" device_address_bits: 64
+      cuda_compute_capability {{ major: {major} minor: {minor} }}
+      core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {clock}
+      memory_bandwidth: {int(target.chip.bandwidth)}
+      device_memory_size: {int(target.chip.memory)} l2_cache_size: {cache}
+      shared_memory_per_core: {shared} shared_memory_per_block: 49152
+      shared_memory_per_block_optin: {shared - 1024}
+      threads_per_block_limit: 1024 threads_per_core_limit: 2048 threads_per_warp: 32
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+      platform_version: "Compute Capability {capability}" dnn_version: "9.10.0"
+      driver_version: "13.0.0" runtime_version: "13.0.0"
+      compile_time_toolkit_version: "13.0.0"
+    }}"""
+    return topologies.get_topology_desc(
+        target.text,
+        platform="cuda",
+        target_config=spec,
+        topology=f"1x1x{target.size}",
+    )
