@@ -113,7 +113,8 @@ def transformation(
                 "goes to the right of the estimator"
             )
         key = jax.random.fold_in(seeds.from_words(state.key), state.count)
-        found = estimator.estimate(key, params, batch, state)
+        with jax.named_scope("bpfree.estimate"):
+            found = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, found.aux)
         finite = [jnp.isfinite(g).all() for g in jax.tree.leaves(found.gradient)]
         bad = jnp.where(jnp.stack(finite).all(), NO_FAULT, BAD_GRADIENT)

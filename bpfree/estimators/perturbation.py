@@ -115,7 +115,9 @@ def make_estimator(
                 gradient = found.gradient
             else:
                 found = _clean(run, signals)
-                gradient = pull(runs.encoded(settings.encode_signals, found.gradient))
+                signal = runs.encoded(settings.encode_signals, found.gradient)
+                with jax.named_scope("bpfree.pull"):
+                    gradient = pull(signal)
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)

@@ -88,6 +88,7 @@ def mean_over_samples(run: Run, chunk):
     return jax.tree.map(lambda total: total / run.num_samples, sums)
 
 
+@jax.named_scope("bpfree.credit")
 def signals(run: Run, weights, noise, rule) -> NodeTree:
     """{node of the part: rule(weights / B, score) / sigma}; rules: `sampling.noise`."""
     score = run.settings.plan.score or (lambda noise: noise)

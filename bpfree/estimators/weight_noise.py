@@ -64,6 +64,7 @@ def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
     }
 
 
+@jax.named_scope("bpfree.noise")
 def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array]) -> Noise:
     """Noise of draw `index`, a function of (key, index, path) and of nothing else."""
     draw_key = jax.random.fold_in(key, index)
@@ -104,6 +105,7 @@ def added(params, noise: Noise, scale) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
+@jax.named_scope("bpfree.credit")
 def credit(weights: jax.Array, noise: Noise) -> dict[str, jax.Array]:
     """{path: sum_k weights[k] noise[k]}, for weights (K,) and K samples of noise."""
 

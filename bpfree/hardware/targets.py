@@ -6,6 +6,7 @@
 """
 
 import difflib
+import functools
 import importlib.util
 import math
 import os
@@ -157,10 +158,16 @@ def devices(target: Target | str) -> list[Any]:
             "(Python 3.12 or newer); the hardware itself is not needed"
         )
     try:
-        return list((_slice if target.kind == "tpu" else _gpus)(target).devices)
+        return _absent(target)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise HardwareError(f"target {target.text!r}: {reason}") from error
+
+
+@functools.cache
+def _absent(target: Target) -> list[Any]:
+    """Always the same objects, so that a mesh and a report agree on them."""
+    return list((_slice if target.kind == "tpu" else _gpus)(target).devices)
 
 
 _CUDA = "jax_cuda13_plugin jax_cuda12_plugin"

@@ -4,6 +4,7 @@
 into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -199,12 +200,19 @@ def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
     assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     for eqn in jaxpr.eqns:
         invals = [lookup(env, v) for v in eqn.invars]
-        if eqn.primitive.name in INLINED:
-            outvals = replay(*body_of(eqn), invals, bind)
-        else:
-            outvals = bind(eqn, invals)
+        with _named(eqn):
+            if eqn.primitive.name in INLINED:
+                outvals = replay(*body_of(eqn), invals, bind)
+            else:
+                outvals = bind(eqn, invals)
         assign(env, eqn.outvars, outvals)
     return [lookup(env, v) for v in jaxpr.outvars]
+
+
+def _named(eqn):
+    """The names under which an equation was traced, for readers of compiled programs."""
+    names = str(eqn.source_info.name_stack)
+    return jax.named_scope(names) if names else contextlib.nullcontext()
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):

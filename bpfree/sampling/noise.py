@@ -104,6 +104,7 @@ def _once(random: jax.Array) -> jax.Array:
     return lax.optimization_barrier(random)
 
 
+@jax.named_scope("bpfree.noise")
 def draw_noise(
     plan: Plan, key: jax.Array, index: jax.Array, nodes: tuple[Site, ...]
 ) -> NodeTree:
@@ -153,6 +154,7 @@ def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     return weighted_sum(beside(weights, values.ndim, batch_axis), values)
 
 
+@jax.named_scope("bpfree.credit")
 def weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
     """`(weights * values).sum(0)` as one product, batched over the axes of the weights.
 

@@ -175,6 +175,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     return mesh.replicated(task.mesh, (state, bpfree.value(opt_state)))
 
 
+@jax.named_scope("bpfree.validation")
 def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics:
     """What a log point tells of a block with this mean loss."""
     seen = accuracy(task.model, state.params, state.model_state, validation)

@@ -1,0 +1,99 @@
+"""Reports side by side, for people."""
+
+from collections.abc import Mapping
+
+from bpfree.hardware.report import GROUPS, TOO_MUCH, Report
+
+
+def table(reports: Mapping[str, Report]) -> str:
+    """Lines of text: a column for each report, one device and one step in each."""
+    columns = list(reports.values())
+    rows = [("", list(reports))] if any(reports) else []
+    rows += [("devices", [f"{r.devices} of {r.target.size}" for r in columns])]
+    rows += _rows(columns, lambda r: {f"memory, {k}": v for k, v in r.memory.items()}, size)
+    rows += [("memory in all", [_total(r) for r in columns])]
+    rows += [("FLOPs of products", [number(r.flops) for r in columns])]
+    rows += [("bytes moved", [size(r.bytes) for r in columns])]
+    rows += _rows(columns, _collectives, str)
+    rows += _rows(columns, _seconds, duration)
+    rows += _one("step, at least", [r.step_seconds for r in columns], duration)
+    rows += _one("inference, at least", [r.inference for r in columns], duration)
+    shares = [r.share_of_inference for r in columns]
+    rows += _one("share of inference", shares, lambda share: f"{100 * share:.0f} %")
+    rows += [("compiled in", [f"{r.compile_seconds:.0f} s" for r in columns])]
+    lines = [f"{columns[0].target.text}, one device and step:", *_aligned(rows)]
+    return "\n".join(lines + _advice(reports))
+
+
+def _rows(columns, entries, write) -> list[tuple[str, list[str]]]:
+    """A row for each key that any report has."""
+    found = [entries(r) for r in columns]
+    keys = dict.fromkeys(key for entry in found for key in entry)
+    return [(k, [write(e[k]) if k in e else "-" for e in found]) for k in keys]
+
+
+def _one(name, values, write) -> list[tuple[str, list[str]]]:
+    if all(v is None for v in values):
+        return []
+    return [(name, ["-" if v is None else write(v) for v in values])]
+
+
+def _collectives(report: Report) -> dict[str, str]:
+    if not report.collectives:
+        return {"collectives": "none"} if report.devices > 1 else {}
+    return {k: f"{c.count:g} x, {size(c.bytes)}" for k, c in report.collectives.items()}
+
+
+def _seconds(report: Report) -> dict[str, float]:
+    return {f"time, {g}": report.seconds[g] for g in GROUPS if g in report.seconds}
+
+
+def _total(report: Report) -> str:
+    total = size(sum(report.memory.values()))
+    chip = report.target.chip
+    return f"{total} of {size(chip.memory)}" if chip else total
+
+
+def _advice(reports: Mapping[str, Report]) -> list[str]:
+    lines = []
+    for name, report in reports.items():
+        if report.fits is False:
+            largest = max(report.memory, key=lambda k: report.memory[k])
+            of = f" of {name}" if name else ""
+            lines.append(f"The program{of} does not fit: {largest} is largest. {TOO_MUCH}")
+    if any(r.seconds for r in reports.values()):
+        lines.append("Times are lower bounds: data sheet rates, nothing but what is listed.")
+    return lines
+
+
+def _aligned(rows: list[tuple[str, list[str]]]) -> list[str]:
+    left = max(len(name) for name, _ in rows)
+    widths = [max(map(len, column)) for column in zip(*(v for _, v in rows), strict=True)]
+    return [
+        f"  {name:<{left}}"
+        + "".join(f"  {v:>{w}}" for v, w in zip(values, widths, strict=True))
+        for name, values in rows
+    ]
+
+
+def size(count: float) -> str:
+    return _scaled(count, "B", 1.0)
+
+
+def number(count: float) -> str:
+    return _scaled(count, "", 1.0)
+
+
+def duration(seconds: float) -> str:
+    return _scaled(seconds, "s", 1e-6) if seconds < 1 else f"{seconds:.3g} s"
+
+
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "u"))
+
+
+def _scaled(value: float, unit: str, smallest: float) -> str:
+    for scale, prefix in _PREFIXES if smallest == 1.0 else _SMALL:
+        if value >= scale:
+            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
+    return f"{value / smallest:.3g} {'u' if smallest < 1 else ''}{unit}".rstrip()
