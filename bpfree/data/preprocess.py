@@ -85,7 +85,7 @@ def preprocessed(data: Dataset, kind: Kind, epsilon: float = EPSILON) -> Dataset
         source["epsilon"] = epsilon
     train, augment = _map(affine, data.train), None
     if data.augment is not None:
-        train, augment = data.train, _then(data.augment, affine)
+        train, augment = data.train, then(data.augment, affine)
     return data._replace(
         train=train,
         validation=_map(affine, data.validation),
@@ -99,7 +99,7 @@ def _map(affine: Affine, batch: Batch) -> Batch:
     return {**batch, "x": apply(affine, batch["x"])}
 
 
-def _then(augment, affine: Affine):
+def then(augment, affine: Affine):
     def augment_then_preprocess(key: jax.Array, batch: Batch) -> Batch:
         return _map(affine, augment(key, batch))
 

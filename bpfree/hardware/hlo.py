@@ -63,7 +63,9 @@ class Instruction(NamedTuple):
         """Names of the computations that the attributes name, `calls` for instance."""
         found: list[str] = []
         for attribute in attributes:
-            for names in re.findall(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest):
+            for names in re.findall(
+                rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest
+            ):
                 found += re.findall(r"[\w.\-]+", names)
         return found
 

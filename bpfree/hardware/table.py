@@ -10,7 +10,9 @@ def table(reports: Mapping[str, Report]) -> str:
     columns = list(reports.values())
     rows = [("", list(reports))] if any(reports) else []
     rows += [("devices", [f"{r.devices} of {r.target.size}" for r in columns])]
-    rows += _rows(columns, lambda r: {f"memory, {k}": v for k, v in r.memory.items()}, size)
+    rows += _rows(
+        columns, lambda r: {f"memory, {k}": v for k, v in r.memory.items()}, size
+    )
     rows += [("memory in all", [_total(r) for r in columns])]
     rows += [("FLOPs of products", [number(r.flops) for r in columns])]
     rows += [("bytes moved", [size(r.bytes) for r in columns])]
@@ -60,9 +62,13 @@ def _advice(reports: Mapping[str, Report]) -> list[str]:
         if report.fits is False:
             largest = max(report.memory, key=lambda k: report.memory[k])
             of = f" of {name}" if name else ""
-            lines.append(f"The program{of} does not fit: {largest} is largest. {TOO_MUCH}")
+            lines.append(
+                f"The program{of} does not fit: {largest} is largest. {TOO_MUCH}"
+            )
     if any(r.seconds for r in reports.values()):
-        lines.append("Times are lower bounds: data sheet rates, nothing but what is listed.")
+        lines.append(
+            "Times are lower bounds: data sheet rates, nothing but what is listed."
+        )
     return lines
 
 

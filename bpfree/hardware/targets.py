@@ -1,8 +1,8 @@
 """Devices that need not be here: what their vendors say of them, and their topologies.
 
-    tpu:v5e:4x4     a slice of TPUs, chips along each axis; pip install 'bpfree[tpu]'
-    h100:8          GPUs joined by NVLink;                  pip install 'bpfree[cuda]'
-    cpu:8           virtual devices of this machine, without a roofline
+tpu:v5e:4x4     a slice of TPUs, chips along each axis; pip install 'bpfree[tpu]'
+h100:8          GPUs joined by NVLink;                  pip install 'bpfree[cuda]'
+cpu:8           virtual devices of this machine, without a roofline
 """
 
 import difflib
@@ -133,7 +133,7 @@ def find(text: str) -> Target:
 
 
 def stay_on_cpu(target: Target) -> None:
-    """Before JAX is used: look for no accelerator, and have the CPU devices of a target."""
+    """Before JAX is used: look for no accelerator; have enough CPU devices."""
     try:
         count = target.size if target.kind == "cpu" else 1
         jax.config.update("jax_num_cpu_devices", count)

@@ -110,9 +110,11 @@ def assemble(settings: config.Settings, data: Dataset) -> Job:
     )
 
 
-def draft(settings: config.Settings, data: Dataset) -> Draft:
+def draft(
+    settings: config.Settings, data: Dataset, present: list[Any] | None = None
+) -> Draft:
     """Model, objective and chain; the seed and the links' numbers may be traced."""
-    devices = mesh.make(settings.mesh)
+    devices = mesh.make(settings.mesh, present)
     mesh.check_batch(devices, settings.batch_size)
     size = sizes(data)["train"]
     if settings.batch_size > size:

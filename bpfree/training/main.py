@@ -35,6 +35,9 @@ _PROCESSES: flags.FlagHolder[Any] = flags.DEFINE_integer(
 _PROCESS: flags.FlagHolder[Any] = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, 0 to num_processes - 1.", 0
 )
+_COMPILE_FOR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "compile_for", None, "Only say what a step costs on tpu:v5e:4x4, h100:8 or cpu:8."
+)
 _CACHE = flags.DEFINE_bool(
     "compilation_cache",
     True,
@@ -53,7 +56,12 @@ def main(argv: list[str]) -> None:
         keep_compiled()
     try:
         with command_line.in_a_line("bpfree-train"):
-            _train()
+            if _COMPILE_FOR.value:
+                from bpfree.hardware.config import compile_for
+
+                print(compile_for(command_line.config(), _COMPILE_FOR.value))
+            else:
+                _train()
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

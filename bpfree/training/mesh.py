@@ -37,20 +37,23 @@ def parse(text: str) -> dict[str, int]:
     return axes
 
 
-def make(text: str) -> Mesh | None:
+def make(text: str, present: list[Any] | None = None) -> Mesh | None:
     """The mesh that a config asks for; None for one device.
+
+    Args:
+      present: the devices to choose from, the first ones; by default those of JAX.
 
     Raises ConfigError: there are fewer devices; or there are several processes and it
     leaves devices out.
     """
     axes = parse(text)
-    size, present = math.prod(axes.values()), jax.device_count()
-    if size > present or (jax.process_count() > 1 and size != present):
+    size, found = math.prod(axes.values()), present or jax.devices()
+    if size > len(found) or (jax.process_count() > 1 and size != len(found)):
         processes = f" of {jax.process_count()} processes" * (jax.process_count() > 1)
         raise ConfigError(
-            f"config.mesh={text!r} asks for {size} devices, and there are {present} "
-            f"{jax.devices()[0].platform} devices{processes}; "
-            f"config.mesh='data:{present}' would use them all"
+            f"config.mesh={text!r} asks for {size} devices, and there are {len(found)} "
+            f"{found[0].platform} devices{processes}; "
+            f"config.mesh='data:{len(found)}' would use them all"
         )
     if size == 1:
         return None
@@ -59,7 +62,7 @@ def make(text: str) -> Mesh | None:
         tuple(axes.values()),
         tuple(axes),
         axis_types=(AxisType.Auto,) * len(axes),
-        devices=jax.devices()[:size],
+        devices=found[:size],
     )
 
 
