@@ -1,4 +1,4 @@
-"""Reports of compiled programs: known bytes and FLOPs, and one line for what cannot be."""
+"""Reports of compiled programs: known bytes and FLOPs; one line for what cannot be."""
 
 import importlib.util
 
@@ -51,7 +51,7 @@ REDUCE = """HloModule reduce
 ENTRY %main (x: f32[100], y: bf16[10]) -> (f32[100], bf16[10]) {
   %x = f32[100]{0} parameter(0)
   %y = bf16[10]{0} parameter(1)
-  ROOT %r = (f32[100]{0}, bf16[10]{0}) all-reduce(%x, %y), replica_groups={}, to_apply=%sum
+  ROOT %r = (f32[100]{0}, bf16[10]{0}) all-reduce(%x, %y), to_apply=%sum
 }
 """
 
@@ -79,7 +79,7 @@ def test_report_of_a_product_on_this_machine():
     found = hardware.report(lambda a, b: a @ b.T, (x, x), "cpu:1")
     assert found.flops == 2 * 32 * 32 * 64 and found.fits is None and not found.seconds
     assert found.memory["a"] == found.memory["b"] == 32 * 64 * 4
-    assert "FLOPs of products  131 k" in str(found)
+    assert "FLOPs of products    131 k" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def _used(inner: Computation, parameter: Instruction, operand: Instruction) -> f
 
 def _product(computation: Computation, made: Instruction) -> Product | None:
     operands = computation.operands(made)
+    flops: float
     if made.op == "dot":
         flops = 2 * made.arrays[0].size * _contracted(made, operands[0].arrays[0])
     elif made.op == "convolution":

@@ -37,7 +37,7 @@ GROUPS = (
 class Collective(NamedTuple):
     """Collectives of one kind: how many a step, and bytes that a device hands to them."""
 
-    count: float
+    calls: float
     bytes: float
 
 

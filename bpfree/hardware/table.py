@@ -43,7 +43,7 @@ def _one(name, values, write) -> list[tuple[str, list[str]]]:
 def _collectives(report: Report) -> dict[str, str]:
     if not report.collectives:
         return {"collectives": "none"} if report.devices > 1 else {}
-    return {k: f"{c.count:g} x, {size(c.bytes)}" for k, c in report.collectives.items()}
+    return {k: f"{c.calls:g} x, {size(c.bytes)}" for k, c in report.collectives.items()}
 
 
 def _seconds(report: Report) -> dict[str, float]:

@@ -52,8 +52,8 @@ class Chip(NamedTuple):
 
 def _tpu(tflops, memory, bandwidth, link, devices=1) -> Chip:
     peak = tflops * TB / devices
-    rest = (part * GB / devices for part in (memory, bandwidth, link))
-    return Chip(peak, peak, peak / 6, *rest, per_chip=devices)
+    memory, bandwidth, link = (x * GB / devices for x in (memory, bandwidth, link))
+    return Chip(peak, peak, peak / 6, memory, bandwidth, link, per_chip=devices)
 
 
 # Google Cloud's pages "TPU v4", "v5e", "v5p" and "v6e" (docs.cloud.google.com/tpu/docs):
