@@ -6,6 +6,7 @@ Every kernel takes at least
 
 and a program the sum over its kernels. That is a lower bound: no launch, no latency, no
 arithmetic but that of products (hashing of random numbers, for instance), no padding.
+One thing can undercut it: arrays that a GPU's L2 cache keeps between two kernels.
 """
 
 import inspect
