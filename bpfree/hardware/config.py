@@ -100,7 +100,8 @@ def of_step(
         length = min(settings.log_every, settings.num_steps)
 
         def block(state, train, validation):  # type: ignore[misc]
-            return steps.block(task, length, state, train, validation)
+            state, losses = steps.advance(task, length, state, train)
+            return state, steps.look(task, state, losses.mean(), validation)
 
         args = (state, on_device(data.train), on_device(data.validation))
     found = report(jax.jit(block, donate_argnums=0), args, target, steps=length)
