@@ -92,8 +92,8 @@ def parse(
     rest = flags.FLAGS(others)
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # at info Orbax says very much
-    absent = flags.FLAGS.get_flag_value("compile_for", None)  # writes nothing
-    if WORKDIR.value is None and absent is None:
+    writes = "compile_for" not in flags.FLAGS or flags.FLAGS.compile_for is None
+    if WORKDIR.value is None and writes:
         raise ConfigError("--workdir is missing: say where the run is to be kept")
     if given:
         config_files.absolute(flags.FLAGS["config"].value, Path.cwd())
