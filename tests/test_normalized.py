@@ -254,8 +254,9 @@ class Device:
 
 def layers(params, batch, key, device):
     keys = jax.random.split(key)
-    h = jnp.tanh(bpfree.node(device(batch["x"] @ params["w1"], keys[0]), "h"))
-    y = bpfree.node(device(h @ params["w2"], keys[1]), "y")
+    h = device(batch["x"] @ params["w1"], keys[0])
+    h = jnp.tanh(bpfree.node(h, "h", batch_axis=0))  # a device's axes cannot be read
+    y = bpfree.node(device(h @ params["w2"], keys[1]), "y", batch_axis=0)
     return ((jnp.tanh(y) * params["scale"] - batch["t"]) ** 2).sum(1)
 
 

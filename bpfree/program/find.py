@@ -63,7 +63,7 @@ class Value(NamedTuple):
         return self.own | self.past
 
     def mixing(self) -> "Value":
-        """The same where examples meet, or can no longer be told apart."""
+        """The same where examples meet, or can no longer be answers apart."""
         return self._replace(mixed=self.mixed | self.noise, place=LOST)
 
 
@@ -307,7 +307,9 @@ class _Reader:
                 outs = [self._tag(op, ins[0])]
             elif op.name == "stop_gradient":
                 # A callback has no derivative: to stop it says nothing about noise.
-                seen = _is_maximum(op, made) or op.outs[0] in asked
+                source = made.get(op.ins[0])
+                answers = source is not None and source.name.endswith("callback")
+                seen = _is_maximum(op, made) or answers or op.outs[0] in asked
                 outs = [self._stopped(op, ins[0], place and not seen)]
             else:
                 outs = self._plain(op, ins, place, steps)
