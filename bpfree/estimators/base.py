@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from bpfree.program.trace import LossFn, arguments, site_names, split_aux, takes_key
-from bpfree.sampling.scale import smallest_at
+from bpfree.sampling.scale import at_least_float32, smallest_at
 
 # Arguments that `optax.inject_hyperparams` must leave alone, of those that every
 # perturbation estimator has; `static_args` names all of a given one.
@@ -141,8 +141,8 @@ def transformation(
         key = jax.random.fold_in(state.key, state.count)
         result = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, result.aux)
-        finite = [jnp.isfinite(g).all() for g in jax.tree.leaves(result.gradient)]
-        bad = jnp.where(jnp.stack(finite).all(), NO_FAULT, BAD_GRADIENT)
+        sums = [at_least_float32(g).sum() for g in jax.tree.leaves(result.gradient)]
+        bad = jnp.where(jnp.isfinite(sum(sums)), NO_FAULT, BAD_GRADIENT)
         code = jnp.where(result.fault == NO_FAULT, bad, result.fault)
         first = (state.fault.step < 0) & (code != NO_FAULT)
         fault = Fault(state.count, code.astype(jnp.int32))

@@ -203,9 +203,12 @@ def learned_feedback(
             residual, slope = _residual_and_misfit(step, predictor, older)
         signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
         moved, fit_state = fit.update(slope, state.inner.fit, older)
-        sizes = {name: rms(y) for name, y in clean.values.items()}
+        values = clean.values
+        sizes = rms([values[s.name] for s in clean.program.sites if s.name in values])
         scales = {s.name: step.sigma for s in predictors.hidden(clean.program)}
-        fault = perturbation.find_fault(clean.program, sizes, losses.mean(), scales)
+        fault = perturbation.find_fault(
+            clean.program, values.keys(), sizes, losses.mean(), scales
+        )
         return Estimate(
             pull(signal),
             losses.mean().astype(jnp.float32),

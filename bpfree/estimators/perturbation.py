@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bpfree.estimators import redrawn, runs
@@ -43,9 +44,10 @@ from bpfree.sampling.scale import (
     at_least_float32,
     current_scales,
     init_scales,
+    least,
     rms,
     scales,
-    too_small,
+    smallest,
     updated_scales,
 )
 
@@ -57,13 +59,13 @@ class Found(NamedTuple):
       gradient: signals {node: ...} (clean pairing), or params-shaped (noisy).
       slopes: {node: dJ / d log sigma}; {} unless sigma is learned.
       loss: of the noisy passes, (); () where a clean pass tells it.
-      sizes: {node: rms of its noisy values}; {} likewise.
+      sizes: rms of its nodes' noisy values, (n,); () likewise.
     """
 
     gradient: Any
     slopes: Any = {}
     loss: Any = ()
-    sizes: Any = {}
+    sizes: Any = ()
 
 
 Signals = Callable[[Run], NodeTree]
@@ -99,10 +101,11 @@ def make_estimator(
         if _is_forward_only(run):
             aux, found = None, _noisy(run)
             gradient, value, sizes = found.gradient, found.loss, found.sizes
+            names = program.active
         elif settings.redraw:
             found = Found({})
             gradient, clean, aux, sizes = redrawn.estimate(run)
-            value = clean.mean()
+            value, names = clean.mean(), program.active
         else:
             run = run._replace(apart=_is_apart(run))
             out, values, pull = _clean_pass(run)
@@ -115,9 +118,10 @@ def make_estimator(
             else:
                 found = _clean(run, signals)
                 gradient = pull(runs.encoded(settings.encode_signals, found.gradient))
-            value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
+            value, names = clean.mean(), values.keys()
+            sizes = rms([values[s.name] for s in program.sites if s.name in values])
         injected = sigma if settings.derivative == "finite_difference" else {}
-        fault = find_fault(program, sizes, value, injected)
+        fault = find_fault(program, names, sizes, value, injected)
         slopes = tags.sum_shards(found.slopes, program.losses, lax.pmean)
         inner = updated_scales(state.inner, slopes, settings.sigma_optimizer)
         return Estimate(gradient, value.astype(jnp.float32), aux, fault, inner)
@@ -220,7 +224,7 @@ def _noisy(run: Run) -> Found:
         jax.tree.map(cast, total, run.args[0]),
         {name: slope for f in found for name, slope in f.slopes.items()},
         () if run.clean is not None else sum(f.loss for f in found) / len(found),
-        {name: size for f in found for name, size in f.sizes.items()},
+        () if run.clean is not None else jnp.concatenate([f.sizes for f in found]),
     )
 
 
@@ -250,38 +254,41 @@ def _noisy_part(run: Run) -> Found:
         gradient = vjp((behind_last, terms))[0]
         gradient = jax.tree.map(at_least_float32, gradient)
         found = Found(gradient, runs.slopes(run, weights, noise))
-        return (found if run.clean is not None else _seen(found, losses, values)), ()
+        return (found if run.clean is not None else _seen(run, found, losses, values)), ()
 
     return runs.mean_over_samples(run, chunk)
 
 
-def _seen(found: Found, losses, values) -> Found:
+def _seen(run: Run, found: Found, losses, values) -> Found:
     """With what a clean pass would have told, from the noisy ones of a chunk."""
     each = at_least_float32(losses).reshape(len(losses), -1)
-    sizes = {name: len(y) * rms(y) for name, y in values.items()}
+    sizes = len(losses) * rms([values[s.name] for s in run.part.nodes])
     return found._replace(loss=each.mean(1).sum(), sizes=sizes)
 
 
 # ------------------------------------------------------------------------------ faults
 
 
-def find_fault(program, sizes, value, sigma) -> jax.Array:
+def find_fault(program, names, sizes, value, sigma) -> jax.Array:
     """int32: the position of the first node that is not finite, or a code.
 
     Args:
-      sizes: {node: rms of its values}.
+      names: of the nodes and holds whose sizes are known.
+      sizes: rms of their values, (n,), in program order.
       value: the mean loss.
       sigma: {node: () or (channels,)}, {} if nothing is injected.
     """
-    code = jnp.int32(NO_FAULT)
-    sites = [(i, s) for i, s in enumerate(program.sites) if s.name in sizes]
-    for position, site in reversed(sites):
-        if site.name in sigma:
-            small = too_small(site, sigma[site.name], sizes[site.name])
-            code = jnp.where(small, SMALL_SIGMA - position, code)
+    sites = [(i, s) for i, s in enumerate(program.sites) if s.name in names]
+    places = np.array([i for i, _ in sites], np.int32)
+    beyond = len(program.sites)
+
+    def first(bad):
+        return jnp.where(bad, places, beyond).min()
+
+    safe = np.array([smallest(s.dtype) for _, s in sites]).astype(sizes.dtype) * sizes
+    scale = least(sigma, [s.name for _, s in sites])
+    small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
+    code = jnp.where(small < beyond, SMALL_SIGMA - small, NO_FAULT)
     code = jnp.where(jnp.isfinite(value), code, BAD_LOSS)
-    for position, site in reversed(sites):
-        code = jnp.where(jnp.isfinite(sizes[site.name]), code, position)
-    for scale in sigma.values():
-        code = jnp.where((scale > 0).all(), code, BAD_SIGMA)
-    return code.astype(jnp.int32)
+    code = jnp.where(broken < beyond, broken, code)
+    return jnp.where((scale > 0).all(), code, BAD_SIGMA).astype(jnp.int32)

@@ -133,8 +133,11 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
     for name in deltas:
         own = deltas[name] - other_deltas[name]
         difference[name] += own.astype(difference[name].dtype)
-    sizes = {name: rms(y) for name, y in values.items()}
-    fault = perturbation.find_fault(run.program, sizes, losses.mean(), run.sigma or {})
+    sizes = rms([values[s.name] for s in run.program.sites if s.name in values])
+    injected = run.sigma or {}
+    fault = perturbation.find_fault(
+        run.program, values.keys(), sizes, losses.mean(), injected
+    )
     pair = _Pair(losses - others[0], difference)
     report = _First(losses.mean(), aux, fault)
     return (losses, seen), still((pair, report))

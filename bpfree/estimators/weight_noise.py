@@ -10,6 +10,7 @@ convolution kernel, m is the product of all but the last.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,9 @@ from jax import lax
 from bpfree.program.blocks import moves_loss
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import name_hash, to_jaxpr
+from bpfree.program.trace import to_jaxpr
 from bpfree.sampling import loop
-from bpfree.sampling.noise import Plan, gaussian, rademacher
+from bpfree.sampling.noise import Plan, draw_alike, gaussian, rademacher
 
 
 class Factors(NamedTuple):
@@ -66,20 +67,22 @@ def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
 
 def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array]) -> Noise:
     """Noise of draw `index`, a function of (key, index, path) and of nothing else."""
-    draw_key = jax.random.fold_in(key, index)
 
     def drawn(key, *shape):
         return plan.draw(key, shape, None)[0]
 
-    def one(path, shape):
-        leaf_key = jax.random.fold_in(draw_key, name_hash(path))
+    def one(shape, key):
         if rank is None or not _saves(shape, rank):
-            return drawn(leaf_key, *shape)
-        keys = jax.random.split(leaf_key)
+            return drawn(key, *shape)
+        keys = jax.random.split(key)
         left = drawn(keys[0], *shape[:-1], rank) / math.sqrt(rank)
         return Factors(left, drawn(keys[1], shape[-1], rank))
 
-    return {path: one(path, jnp.shape(p)) for path, p in params.items()}
+    def alike(keys, shape):
+        return jax.vmap(partial(one, shape))(keys)
+
+    shapes = {path: jnp.shape(p) for path, p in params.items()}
+    return draw_alike(alike, jax.random.fold_in(key, index), shapes)
 
 
 def _saves(shape, rank: int) -> bool:

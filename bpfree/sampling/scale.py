@@ -16,11 +16,12 @@ the estimate fades to zero. So the smallest safe sigma is eps rms(y) / 2 at each
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bpfree.program import passes
@@ -191,25 +192,34 @@ def smallest(dtype, size=1.0):
     return 0.5 * resolution(dtype) * size
 
 
-def too_small(site: Site, sigma: jax.Array, size: jax.Array) -> jax.Array:
-    """Whether noise of scale sigma is lost in values of rms `size`; bool ()."""
-    return sigma.min().astype(size.dtype) < smallest(site.dtype, size)
-
-
 def smallest_at(name: str, loss_fn: LossFn, params, batch, key) -> float:
     """The smallest safe sigma at a node with these parameters and this batch."""
     program = trace(loss_fn, params, batch, key, [name], loss_axes=2)
     args = arguments(loss_fn, params, batch, key)
     values = passes.cut(program, args)[1]
-    return float(smallest(values[name].dtype, rms(values[name])))
+    return float(smallest(values[name].dtype, rms([values[name]])[0]))
 
 
-def rms(value: jax.Array) -> jax.Array:
-    """Root mean square, (); not finite just where an entry is not."""
-    value = at_least_float32(value)
-    largest = jnp.abs(value).max()  # taken out, so that no square overflows
-    unit = jnp.where(largest > 0, largest, 1)
-    return unit * jnp.sqrt(jnp.mean((value / unit) ** 2))
+def least(sigma: NodeTree, names: Sequence[str]) -> jax.Array:
+    """The smallest entry of sigma at each name, (n,); infinity where there is none."""
+    distinct = list({id(scale): scale for scale in sigma.values()}.values())
+    which = {id(scale): i for i, scale in enumerate(distinct)}
+    found = jnp.stack([*(scale.min() for scale in distinct), jnp.float32(jnp.inf)])
+    index = [which[id(sigma[n])] if n in sigma else len(distinct) for n in names]
+    return found[np.array(index)]
+
+
+def rms(values: Sequence[jax.Array]) -> jax.Array:
+    """Root mean square of each array, (n,); not finite just where an entry is not.
+
+    Of values whose squares overflow it is the largest.
+    """
+    wide = [at_least_float32(value) for value in values]
+    squares = jnp.stack([(value * value).sum() for value in wide])
+    largest = jnp.stack([jnp.abs(value).max() for value in wide])
+    sizes = np.array([value.size for value in wide])
+    root = jnp.sqrt(squares / sizes.astype(squares.dtype))
+    return jnp.where(jnp.isfinite(root), root, largest)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
