@@ -13,7 +13,7 @@ from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling.credit import rule_weights
 from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
-from bpfree.sampling.scale import scale_slopes, scaled
+from bpfree.sampling.scale import each_once, scale_slopes, scaled
 
 
 class Run(NamedTuple):
@@ -91,8 +91,9 @@ def mean_over_samples(run: Run, chunk):
 def signals(run: Run, weights, noise, rule) -> NodeTree:
     """{node of the part: rule(weights / B, score) / sigma}; rules: `sampling.noise`."""
     score = run.settings.plan.score or (lambda noise: noise)
+    inverse = each_once(lambda sigma: 1 / sigma, run.sigma)
     return {
-        name: scaled(1 / run.sigma[name], rule(w, score(noise[name])))
+        name: scaled(inverse[name], rule(w, score(noise[name])))
         for name, w in beside(run, weights).items()
     }
 

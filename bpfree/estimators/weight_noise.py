@@ -57,11 +57,11 @@ def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
     """
     jaxpr, _, out = to_jaxpr(loss_fn, args)
     leaves, paths = jax.tree.leaves(args[0]), param_paths(args[0])
-    tree = jax.tree.structure(out)
+    moving = moves_loss(jaxpr, jax.tree.structure(out), len(leaves))
     return {
         path: leaf
         for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True))
-        if (wanted is None or wanted[i]) and moves_loss(jaxpr, tree, i)
+        if (wanted is None or wanted[i]) and moving[i]
     }
 
 

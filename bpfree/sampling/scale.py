@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from bpfree.program import passes
 from bpfree.program.tags import Site
@@ -107,7 +108,16 @@ def scale_slopes(beside, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
 
 def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
-    return sigma.reshape((1,) * (value.ndim - sigma.ndim) + sigma.shape) * value
+    lead = range(value.ndim - sigma.ndim if sigma.ndim else 0)
+    return lax.expand_dims(sigma, lead) * value
+
+
+def each_once(fn: Callable[[jax.Array], jax.Array], sigma: NodeTree) -> NodeTree:
+    """{node: fn(sigma)}, computed once for all nodes that share a scale."""
+    found = {
+        id(scale): fn(scale) for scale in {id(s): s for s in sigma.values()}.values()
+    }
+    return {name: found[id(scale)] for name, scale in sigma.items()}
 
 
 def _channels(site: Site) -> tuple[int, ...]:
