@@ -8,7 +8,7 @@ is never stored.
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +117,7 @@ def draw_noise(
     return draw_alike(draw, jax.random.fold_in(key, index), kinds)
 
 
-def draw_alike(draw, key: jax.Array, kinds: dict[str, Hashable]) -> dict[str, Any]:
+def draw_alike(draw, key: jax.Array, kinds: Mapping[str, Hashable]) -> dict[str, Any]:
     """{name: what `draw` makes of its key}; those of one kind are drawn together.
 
     A model repeats its blocks, so that one program of random numbers serves many names.
