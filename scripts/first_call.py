@@ -114,7 +114,9 @@ def main():
     wanted = {"backprop", *args.only.split(",")} if args.only else None
     made = {n: f for n, f in updates(args.depth).items() if not wanted or n in wanted}
     sizes = {name: operations(lower()) for name, lower in made.items()}
-    rounds = [{n: seconds(lower) for n, lower in made.items()} for _ in range(args.rounds)]
+    rounds = [
+        {n: seconds(lower) for n, lower in made.items()} for _ in range(args.rounds)
+    ]
     print(f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}")
     base = statistics.median(sum(r["backprop"]) for r in rounds) if rounds else None
     for name, size in sizes.items():
