@@ -7,6 +7,7 @@ fault seen, so that nothing inside a step has to reach the host.
 
 import inspect
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -142,7 +143,8 @@ def transformation(
         result = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, result.aux)
         sums = [at_least_float32(g).sum() for g in jax.tree.leaves(result.gradient)]
-        bad = jnp.where(jnp.isfinite(sum(sums)), NO_FAULT, BAD_GRADIENT)
+        finite = reduce(jnp.logical_and, map(jnp.isfinite, sums))
+        bad = jnp.where(finite, NO_FAULT, BAD_GRADIENT)
         code = jnp.where(result.fault == NO_FAULT, bad, result.fault)
         first = (state.fault.step < 0) & (code != NO_FAULT)
         fault = Fault(state.count, code.astype(jnp.int32))

@@ -20,7 +20,7 @@ from jax import lax
 from bpfree.program.blocks import moves_loss
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import to_jaxpr
+from bpfree.program.trace import name_hash, to_jaxpr
 from bpfree.sampling import loop
 from bpfree.sampling.noise import Plan, draw_alike, gaussian, rademacher
 
@@ -82,7 +82,8 @@ def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array])
         return jax.vmap(partial(one, shape))(keys)
 
     shapes = {path: jnp.shape(p) for path, p in params.items()}
-    return draw_alike(alike, jax.random.fold_in(key, index), shapes)
+    hashes = [name_hash(path) for path in params]
+    return draw_alike(alike, jax.random.fold_in(key, index), shapes, hashes)
 
 
 def _saves(shape, rank: int) -> bool:

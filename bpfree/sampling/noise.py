@@ -8,7 +8,7 @@ is never stored.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,10 +114,13 @@ def draw_noise(
     def draw(keys, kind):
         return jax.vmap(lambda key: plan.draw(key, *kind))(keys)
 
-    return draw_alike(draw, jax.random.fold_in(key, index), kinds)
+    hashes = [name_hash(s.name) for s in nodes]
+    return draw_alike(draw, jax.random.fold_in(key, index), kinds, hashes)
 
 
-def draw_alike(draw, key: jax.Array, kinds: Mapping[str, Hashable]) -> dict[str, Any]:
+def draw_alike(
+    draw, key: jax.Array, kinds: Mapping[str, Hashable], hashes: Sequence[int]
+) -> dict[str, Any]:
     """{name: what `draw` makes of its key}; those of one kind are drawn together.
 
     A model repeats its blocks, so that one program of random numbers serves many names.
@@ -126,9 +129,10 @@ def draw_alike(draw, key: jax.Array, kinds: Mapping[str, Hashable]) -> dict[str,
     Args:
       draw: `(keys (n,), kind) -> tree of (n, ...)`.
       kinds: {name: what the draw needs to know of it, the shape for one}.
+      hashes: of the names.
     """
-    hashes = np.array([name_hash(name) for name in kinds], np.uint32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
+    words = np.array(hashes, np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, words)
     found = {}
     for kind in dict.fromkeys(kinds.values()):
         mine = [name for name in kinds if kinds[name] == kind]

@@ -225,8 +225,9 @@ def rms(values: Sequence[jax.Array]) -> jax.Array:
     Of values whose squares overflow it is the largest.
     """
     wide = [at_least_float32(value) for value in values]
-    squares = jnp.stack([(value * value).sum() for value in wide])
-    largest = jnp.stack([jnp.abs(value).max() for value in wide])
+    kind = max((value.dtype for value in wide), key=lambda dtype: dtype.itemsize)
+    squares = jnp.stack([(value * value).sum().astype(kind) for value in wide])
+    largest = jnp.stack([jnp.abs(value).max().astype(kind) for value in wide])
     sizes = np.array([value.size for value in wide])
     root = jnp.sqrt(squares / sizes.astype(squares.dtype))
     return jnp.where(jnp.isfinite(root), root, largest)
