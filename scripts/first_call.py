@@ -62,13 +62,13 @@ def estimators(loss, batch):
     likelihood = {**few, "sigma": 0.05}
     return {
         "node perturbation": bpfree.node_perturbation(loss, **few),
-        "likelihood ratio, clean": bpfree.likelihood_ratio(
+        "likelihood ratio (clean)": bpfree.likelihood_ratio(
             loss, pairing="clean", **likelihood
         ),
         "forward gradient": bpfree.forward_gradient(loss, **few),
         "weight perturbation": bpfree.weight_perturbation(loss, **few),
-        "weight perturbation, rank 1": bpfree.weight_perturbation(loss, rank=1, **few),
-        "likelihood ratio, noisy": bpfree.likelihood_ratio(loss, **likelihood),
+        "weight perturbation (rank 1)": bpfree.weight_perturbation(loss, rank=1, **few),
+        "likelihood ratio (noisy)": bpfree.likelihood_ratio(loss, **likelihood),
         "learned feedback": bpfree.learned_feedback(loss, example_batch=batch),
         "layer-wise": bpfree.node_perturbation(loss, layerwise=True, **few),
     }

@@ -20,9 +20,9 @@ import first_call  # noqa: E402
 
 BUDGET = {
     "node perturbation": 2,
-    "likelihood ratio, clean": 2,
+    "likelihood ratio (clean)": 2,
     "weight perturbation": 2,
-    "likelihood ratio, noisy": 3,
+    "likelihood ratio (noisy)": 3,
 }
 
 
