@@ -11,16 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpfree.program.tags import Site
+from bpfree.estimators.weight_noise import draw
 from bpfree.program.trace import name_hash
-from bpfree.sampling.noise import draw_chunk, gaussian, rademacher
+from bpfree.sampling.noise import gaussian, rademacher
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import first_call  # noqa: E402
 
 BUDGET = {
-    "node perturbation": 2,
-    "likelihood ratio (clean)": 2,
     "weight perturbation": 2,
     "likelihood ratio (noisy)": 3,
 }
@@ -37,19 +35,16 @@ def test_operations_over_those_of_backprop(updates, name):
     assert mine <= BUDGET[name] * backprop
 
 
-@pytest.mark.parametrize("plan", [gaussian(), gaussian(4), rademacher()])
-def test_noise_drawn_together_is_that_of_each_node_alone(plan):
-    """One program for nodes of one shape; the numbers are those of one call a node."""
-    shapes = {"a": ((3, 40), 0), "b": ((5,), None), "c": ((3, 40), 0), "d": ((40, 3), 1)}
-    nodes = tuple(
-        Site(name, "node", axis, shape, jnp.float32)
-        for name, (shape, axis) in shapes.items()
-    )
-    key, draws = jax.random.key(3), jnp.arange(2, 4)
-    together = jax.jit(lambda key: draw_chunk(plan, key, draws, nodes))(key)
-    for name, (shape, axis) in shapes.items():
-        keys = [jax.random.fold_in(key, i) for i in (2, 3)]
-        keys = [jax.random.fold_in(k, name_hash(name)) for k in keys]
-        alone = jnp.concatenate([plan.draw(k, shape, axis) for k in keys])
-        bits = [np.asarray(z).view(np.uint32) for z in (together[name], alone)]
-        assert np.array_equal(*bits)
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("plan", [gaussian(), rademacher()])
+def test_weight_noise_drawn_together_is_that_of_each_leaf_alone(plan, rank):
+    """One program for leaves of one shape; the numbers are those of one call a leaf."""
+    shapes = {"a": (30, 40), "b": (5,), "c": (30, 40), "d": (40, 30)}
+    params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    key = jax.random.key(3)
+    together = draw(plan, rank, key, 2, params)
+    for path, leaf in params.items():
+        alone = draw(plan, rank, key, 2, {path: leaf})[path]
+        jax.tree.map(np.testing.assert_array_equal, together[path], alone)
+    leaf_key = jax.random.fold_in(jax.random.fold_in(key, 2), name_hash("b"))
+    np.testing.assert_array_equal(together["b"], plan.draw(leaf_key, (5,), None)[0])

@@ -10,11 +10,13 @@ convolution kernel, m is the product of all but the last.
 """
 
 import math
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bpfree.program.blocks import moves_loss
@@ -22,7 +24,7 @@ from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import name_hash, to_jaxpr
 from bpfree.sampling import loop
-from bpfree.sampling.noise import Plan, draw_alike, gaussian, rademacher
+from bpfree.sampling.noise import Plan, gaussian, rademacher
 
 
 class Factors(NamedTuple):
@@ -84,6 +86,31 @@ def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array])
     shapes = {path: jnp.shape(p) for path, p in params.items()}
     hashes = [name_hash(path) for path in params]
     return draw_alike(alike, jax.random.fold_in(key, index), shapes, hashes)
+
+
+def draw_alike(
+    draw, key: jax.Array, kinds: Mapping[str, Hashable], hashes: Sequence[int]
+) -> dict[str, Any]:
+    """{name: what `draw` makes of its key}; those of one kind are drawn together.
+
+    A model repeats its blocks, so that one program of random numbers serves many names.
+    A key depends on the name alone, and the numbers on the key.
+
+    Args:
+      draw: `(keys (n,), kind) -> tree of (n, ...)`.
+      kinds: {name: what the draw needs to know of it, the shape for one}.
+      hashes: of the names.
+    """
+    words = np.array(hashes, np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, words)
+    found = {}
+    for kind in dict.fromkeys(kinds.values()):
+        mine = [name for name in kinds if kinds[name] == kind]
+        places = [i for i, name in enumerate(kinds) if kinds[name] == kind]
+        drawn = draw(keys[np.array(places)], kind)
+        for i, name in enumerate(mine):
+            found[name] = jax.tree.map(lambda z, i=i: z[i], drawn)
+    return {name: found[name] for name in kinds}
 
 
 def _saves(shape, rank: int) -> bool:

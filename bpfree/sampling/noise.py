@@ -8,12 +8,11 @@ is never stored.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from bpfree.program.tags import Site
@@ -109,38 +108,13 @@ def draw_noise(
     plan: Plan, key: jax.Array, index: jax.Array, nodes: tuple[Site, ...]
 ) -> NodeTree:
     """Noise of draw `index` for every node: {name: (G, *node shape)}."""
-    kinds = {s.name: (s.shape, s.batch_axis) for s in nodes}
-
-    def draw(keys, kind):
-        return jax.vmap(lambda key: plan.draw(key, *kind))(keys)
-
-    hashes = [name_hash(s.name) for s in nodes]
-    return draw_alike(draw, jax.random.fold_in(key, index), kinds, hashes)
-
-
-def draw_alike(
-    draw, key: jax.Array, kinds: Mapping[str, Hashable], hashes: Sequence[int]
-) -> dict[str, Any]:
-    """{name: what `draw` makes of its key}; those of one kind are drawn together.
-
-    A model repeats its blocks, so that one program of random numbers serves many names.
-    A key depends on the name alone, and the numbers on the key.
-
-    Args:
-      draw: `(keys (n,), kind) -> tree of (n, ...)`.
-      kinds: {name: what the draw needs to know of it, the shape for one}.
-      hashes: of the names.
-    """
-    words = np.array(hashes, np.uint32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, words)
-    found = {}
-    for kind in dict.fromkeys(kinds.values()):
-        mine = [name for name in kinds if kinds[name] == kind]
-        places = [i for i, name in enumerate(kinds) if kinds[name] == kind]
-        drawn = draw(keys[np.array(places)], kind)
-        for i, name in enumerate(mine):
-            found[name] = jax.tree.map(lambda z, i=i: z[i], drawn)
-    return {name: found[name] for name in kinds}
+    draw_key = jax.random.fold_in(key, index)
+    return {
+        s.name: plan.draw(
+            jax.random.fold_in(draw_key, name_hash(s.name)), s.shape, s.batch_axis
+        )
+        for s in nodes
+    }
 
 
 def draw_chunk(
