@@ -63,7 +63,7 @@ class Value(NamedTuple):
         return self.own | self.past
 
     def mixing(self) -> "Value":
-        """The same where examples meet, or can no longer be answers apart."""
+        """The same where examples meet, or can no longer be told apart."""
         return self._replace(mixed=self.mixed | self.noise, place=LOST)
 
 
@@ -290,7 +290,7 @@ class _Reader:
         env |= {v: Value(const=_small(c)) for v, c in body.consts.items()}
 
         made: dict[int, Op] = {}
-        asked = {v for op in body.ops if op.name.endswith("callback") for v in op.ins}
+        asked = {v for op in body.ops if _is_callback(op) for v in op.ins}
         for op in body.ops:
             ins = [env[v] for v in op.ins]
             if op.path not in self.source.live:
@@ -306,11 +306,8 @@ class _Reader:
             elif op.eqn.primitive is tags.tag_p:
                 outs = [self._tag(op, ins[0])]
             elif op.name == "stop_gradient":
-                # A callback has no derivative: to stop it says nothing about noise.
-                source = made.get(op.ins[0])
-                answers = source is not None and source.name.endswith("callback")
-                seen = _is_maximum(op, made) or answers or op.outs[0] in asked
-                outs = [self._stopped(op, ins[0], place and not seen)]
+                holds = place and not _passes_noise(op, made, asked)
+                outs = [self._stopped(op, ins[0], holds)]
             else:
                 outs = self._plain(op, ins, place, steps)
             if op.path in self.pending:
@@ -463,7 +460,7 @@ class _Reader:
         joined = self._placed(op, ins)
         if op.name in PRODUCTS or op.name in _LOOKUPS:
             joined = self._product(op, ins, joined, place)
-        elif op.name in _STEPS or op.name.endswith("callback"):
+        elif op.name in _STEPS or _is_callback(op):
             joined = joined._replace(
                 own=0, past=0, decides=joined.decides | joined.trains
             )
@@ -570,6 +567,20 @@ def _typed(value: Value, aval) -> Value:
 
 def _bits_of(mask: int) -> tuple[int, ...]:
     return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+def _is_callback(op: Op | None) -> bool:
+    return op is not None and op.name.endswith("callback")
+
+
+def _passes_noise(op: Op, made: dict[int, Op], asked: set[int]) -> bool:
+    """Whether a stop_gradient says nothing about noise.
+
+    It does not next to a callback, which has no derivative that could be stopped: in
+    front of one (`asked` are the values that callbacks take) or on its answer.
+    """
+    callback = op.outs[0] in asked or _is_callback(made.get(op.ins[0]))
+    return callback or _is_maximum(op, made)
 
 
 def _is_maximum(op: Op, made: dict[int, Op]) -> bool:
