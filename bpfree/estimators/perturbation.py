@@ -286,10 +286,10 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
         a loss that noise does not change at all (a step, a hinge) is no fault.
     """
     code = jnp.int32(NO_FAULT)
-    for change in changes.values():
+    if changes:
         smallest = float(jnp.finfo(clean.dtype).eps) * rms(clean).astype(jnp.float32)
-        lost = jnp.sqrt(change) < smallest
-        code = jnp.where(lost & (change > 0), LOST_LOSS, code)
+        lost = [(v > 0) & (jnp.sqrt(v) < smallest) for v in changes.values()]
+        code = jnp.where(jnp.stack(lost).any(), LOST_LOSS, code)
     sites = [(i, s) for i, s in enumerate(program.sites) if s.name in sizes]
     for position, site in reversed(sites):
         if site.name in sigma:
