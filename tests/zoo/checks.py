@@ -17,13 +17,11 @@ import numpy as np
 import optax
 
 import bpfree
+from bpfree.program.marking import param_path
 from bpfree.program.trace import trace
+from tests.problems import mean_loss
 from tests.statistics import LIMIT
 from tests.zoo.case import Case
-
-
-def mean_loss(out: Any) -> jax.Array:
-    return (out[0] if isinstance(out, tuple) else out).mean()
 
 
 def arguments(case: Case) -> tuple:
@@ -40,13 +38,6 @@ def gradient(case: Case) -> Any:
     return jax.jit(jax.grad(mean))(case.params)
 
 
-def words(path: tuple) -> str:
-    """The path of a leaf as `bpfree.blocks` names it."""
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _moving(truth: Any) -> list[bool]:
     """For each leaf whether it moves the loss: more than by rounding."""
     norms = [float(jnp.linalg.norm(g)) for g in jax.tree.leaves(truth)]
@@ -58,7 +49,7 @@ def uncovered(case: Case, nodes=None) -> list[str]:
     found = bpfree.blocks(case.loss_fn, case.params, *arguments(case), nodes=nodes)
     covered = {path for block in found for path in block.params}
     truth = gradient(case)
-    paths = [words(path) for path, _ in jax.tree_util.tree_leaves_with_path(truth)]
+    paths = [param_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(truth)]
     moving = _moving(truth)
     return [p for p, m in zip(paths, moving, strict=True) if m and p not in covered]
 
@@ -95,7 +86,7 @@ def inexact(case: Case, tolerance: float = 1e-6, nodes=None) -> dict[str, float]
         scale = float(jnp.linalg.norm(right)) if moves else largest
         error = float(jnp.linalg.norm(got - right)) / scale
         if not error < tolerance:
-            off[words(path)] = error
+            off[param_path(path)] = error
     return off
 
 
@@ -183,7 +174,7 @@ def slopes(
     squares = [float(jnp.vdot(g, g)) for g in jax.tree.leaves(truth)]
     rows = [np.asarray(p) for _, p in leaves]
     found = {
-        words(path): _slope(row / square)
+        param_path(path): _slope(row / square)
         for (path, _), row, square, moves in zip(
             leaves, rows, squares, _moving(truth), strict=True
         )
@@ -229,4 +220,4 @@ def stepped(tx: Any, case: Case) -> list[str]:
     fault = bpfree.fault_message(state, case.loss_fn, case.params, case.batch)
     assert not fault, fault
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    return [words(path) for path, u in leaves if not bool(jnp.isfinite(u).all())]
+    return [param_path(path) for path, u in leaves if not bool(jnp.isfinite(u).all())]

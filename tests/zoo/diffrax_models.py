@@ -11,7 +11,13 @@ def _field(t, y, params):
     return jnp.tanh(y @ params["w1"] + params["b1"] + t) @ params["w2"]
 
 
-def _case(loss_fn) -> Case:
+def _case(final) -> Case:
+    """Squared error of a readout of `final(params, start)`, for each example."""
+
+    def loss_fn(params, batch):
+        last = jax.vmap(final, (None, 0))(params, batch["x"])
+        return ((last @ params["head"] - batch["t"]) ** 2).sum(-1)
+
     params = {
         "w1": weight(0, 4, 4, 4),
         "b1": normal(1, 4),
@@ -19,10 +25,6 @@ def _case(loss_fn) -> Case:
         "head": weight(3, 4, 4, 2),
     }
     return Case(loss_fn, params, {"x": normal(4, 4, 4), "t": normal(5, 4, 2)})
-
-
-def _loss(final, batch, params):
-    return ((final @ params["head"] - batch["t"]) ** 2).sum(-1)
 
 
 def adaptive() -> Case:
@@ -41,10 +43,7 @@ def adaptive() -> Case:
             max_steps=64,
         ).ys[0]
 
-    def loss_fn(params, batch):
-        return _loss(jax.vmap(final, (None, 0))(params, batch["x"]), batch, params)
-
-    return _case(loss_fn)
+    return _case(final)
 
 
 def fixed_steps() -> Case:
@@ -63,7 +62,4 @@ def fixed_steps() -> Case:
             adjoint=diffrax.DirectAdjoint(),
         ).ys[0]
 
-    def loss_fn(params, batch):
-        return _loss(jax.vmap(final, (None, 0))(params, batch["x"]), batch, params)
-
-    return _case(loss_fn)
+    return _case(final)

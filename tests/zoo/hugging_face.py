@@ -7,13 +7,15 @@ import transformers as hf
 from tests.zoo.case import Case, cross_entropy, filled, labels, normal
 
 
-def _variables(model):
+def small(model, config, *shape):
+    """A model of this class, without weights, for inputs of this shape."""
+    return model(config, input_shape=shape, dtype=jnp.float64, _do_init=False)
+
+
+def variables_of(model):
+    """Shapes of its variables."""
     init = lambda key: model.init_weights(key, model.input_shape)  # noqa: E731
     return jax.eval_shape(init, jax.random.key(0))
-
-
-def _params(model):
-    return filled(_variables(model))
 
 
 def bert() -> Case:
@@ -27,9 +29,7 @@ def bert() -> Case:
         max_position_embeddings=4,
         num_labels=3,
     )
-    model = hf.FlaxBertForSequenceClassification(
-        config, input_shape=(1, 4), dtype=jnp.float64, _do_init=False
-    )
+    model = small(hf.FlaxBertForSequenceClassification, config, 1, 4)
     batch = {
         "input_ids": labels(1, 9, 3, 4),
         "attention_mask": jnp.asarray([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]),
@@ -41,15 +41,13 @@ def bert() -> Case:
         out = model(batch["input_ids"], attention_mask=mask, params=params, train=False)
         return cross_entropy(out.logits, batch["labels"])
 
-    return Case(loss_fn, _params(model), batch)
+    return Case(loss_fn, filled(variables_of(model)), batch)
 
 
 def gpt2() -> Case:
     """Language model with dropout; as many steps as examples, and as many heads."""
     config = hf.GPT2Config(vocab_size=9, n_positions=4, n_embd=8, n_layer=2, n_head=4)
-    model = hf.FlaxGPT2LMHeadModel(
-        config, input_shape=(1, 4), dtype=jnp.float64, _do_init=False
-    )
+    model = small(hf.FlaxGPT2LMHeadModel, config, 1, 4)
     batch = {"input_ids": labels(1, 9, 4, 4)}
 
     def loss_fn(params, batch, key):
@@ -57,7 +55,7 @@ def gpt2() -> Case:
         out = model(ids, params=params, dropout_rng=key, train=True)
         return cross_entropy(out.logits[:, :-1], ids[:, 1:]).mean(-1)
 
-    return Case(loss_fn, _params(model), batch, jax.random.key(5))
+    return Case(loss_fn, filled(variables_of(model)), batch, jax.random.key(5))
 
 
 def resnet() -> Case:
@@ -70,10 +68,8 @@ def resnet() -> Case:
         layer_type="basic",
         num_labels=3,
     )
-    model = hf.FlaxResNetForImageClassification(
-        config, input_shape=(1, 8, 8, 2), dtype=jnp.float64, _do_init=False
-    )
-    variables = _variables(model)
+    model = small(hf.FlaxResNetForImageClassification, config, 1, 8, 8, 2)
+    variables = variables_of(model)
     stats = filled(variables["batch_stats"])
     batch = {"pixels": normal(1, 3, 8, 8, 2), "labels": labels(2, 3, 3)}
 

@@ -1,21 +1,9 @@
 """More models of `transformers`: encoder and decoder, grouped queries."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import transformers as hf
 
 from tests.zoo.case import Case, cross_entropy, filled, labels
-
-
-def _shapes(model):
-    init = partial(model.init_weights, input_shape=model.input_shape)
-    return jax.eval_shape(init, jax.random.key(0))
-
-
-def _small(model, config, *shape):
-    return model(config, input_shape=shape, dtype=jnp.float64, _do_init=False)
+from tests.zoo.hugging_face import small, variables_of
 
 
 def bart() -> Case:
@@ -31,7 +19,7 @@ def bart() -> Case:
         decoder_ffn_dim=6,
         max_position_embeddings=4,
     )
-    model = _small(hf.FlaxBartForConditionalGeneration, config, 1, 3)
+    model = small(hf.FlaxBartForConditionalGeneration, config, 1, 3)
     batch = {"source": labels(1, 9, 3, 3), "target": labels(2, 9, 3, 4)}
 
     def loss_fn(params, batch):
@@ -39,7 +27,7 @@ def bart() -> Case:
         inputs = {"decoder_input_ids": target[:, :-1], "params": params, "train": False}
         return cross_entropy(model(source, **inputs).logits, target[:, 1:]).mean(-1)
 
-    return Case(loss_fn, filled(_shapes(model)), batch)
+    return Case(loss_fn, filled(variables_of(model)), batch)
 
 
 def llama() -> Case:
@@ -53,11 +41,11 @@ def llama() -> Case:
         num_key_value_heads=2,
         max_position_embeddings=5,
     )
-    model = _small(hf.FlaxLlamaForCausalLM, config, 1, 5)
+    model = small(hf.FlaxLlamaForCausalLM, config, 1, 5)
     batch = {"ids": labels(1, 9, 4, 5)}
 
     def loss_fn(params, batch):
         logits = model(batch["ids"], params=params, train=False).logits
         return cross_entropy(logits[:, :-1], batch["ids"][:, 1:]).mean(-1)
 
-    return Case(loss_fn, filled(_shapes(model)), batch)
+    return Case(loss_fn, filled(variables_of(model)), batch)
