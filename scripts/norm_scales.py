@@ -12,7 +12,6 @@ import argparse
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -50,28 +49,15 @@ def variances(seed: int, repeats: int, num_samples: int) -> tuple[int, float, fl
     """(number of nodes, relative variance of all parameters, of the norms)."""
     loss_fn, params, batch = problem(seed)
     tx = bpfree.node_perturbation(loss_fn, num_samples=num_samples, sigma=1e-3)
-    state = tx.init(params)
-
-    @jax.jit
-    def estimates(keys):
-        one = lambda key: tx.estimator.estimate(key, params, batch, state).gradient  # noqa: E731
-        return jax.lax.map(one, keys)
-
-    found = estimates(jax.random.split(jax.random.key(seed), repeats))
-    truth = jax.grad(lambda p: loss_fn(p, batch).mean())(params)
-    spread = jax.tree.map(lambda a: float(a.var(0).sum()), found)
-    power = jax.tree.map(lambda a: float(jnp.vdot(a, a)), truth)
-
-    def ratio(wanted):
-        pick = lambda tree: sum(  # noqa: E731
-            value
-            for path, value in jax.tree_util.tree_leaves_with_path(tree)
-            if wanted(jax.tree_util.keystr(path))
-        )
-        return pick(spread) / pick(power)
-
+    report = bpfree.diagnostics.measure(tx, params, batch, repeats=repeats, seed=seed)
+    norms = [a for name, a in report.groups.items() if "LayerNorm" in name]
+    power = sum(a.norm**2 for a in norms)
     nodes = len(bpfree.record(loss_fn)(params, batch)[1])
-    return nodes, ratio(lambda path: True), ratio(lambda path: "LayerNorm" in path)
+    return (
+        nodes,
+        report.overall.variance,
+        sum(a.variance * a.norm**2 for a in norms) / power,
+    )
 
 
 def main() -> None:
