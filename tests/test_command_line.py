@@ -169,7 +169,7 @@ def test_a_signal_is_answered_at_once_and_two_of_them_lose_nothing(capfd):
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with interrupt.noted() as came:
+    with interrupt.noted("the run") as came:
         threading.Thread(target=press).start()
         state, _, done, _, stop = interrupt.pieces(advance, 0, 100, 1, came)
     assert (state, done, stop, counts) == (1, 1, True, [1])

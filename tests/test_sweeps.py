@@ -149,7 +149,7 @@ def test_devices_share_the_points_without_a_word_between_them(shared):
     placed = together.place(group.make_group(runs.configs))
     kernel = placed.state.params["Dense_0"]["kernel"]
     assert len(kernel.sharding.device_set) == 3 and len(kernel) == 3
-    text = together.compiled(placed, 2).as_text()
+    text = together.lowered(placed, 2).compile().as_text()
     for exchange in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert exchange not in text
 

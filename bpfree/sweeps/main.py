@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from bpfree.sweeps import cluster, points, report, schedule, search
@@ -47,16 +47,11 @@ _OPTIONS = flags.DEFINE_multi_string(
 )
 
 
-def main(argv: list[str]) -> None:
-    try:
-        with command_line.in_a_line("bpfree-sweep"):
-            if argv[1:] == ["report"]:
-                print(_report())
-            else:
-                _sweep()
-    except schedule.Stopped as error:
-        print(f"bpfree-sweep: {error}", file=sys.stderr)
-        sys.exit(128 + error.signum)
+def main(words: list[str]) -> None:
+    if words:
+        print(_report())
+    else:
+        _sweep()
 
 
 def _sweep() -> None:
@@ -180,19 +175,9 @@ _HELP = """Train the points of get_sweep() or get_search(), or go on with them.
 """
 
 
-def parse(argv: list[str]) -> list[str]:
-    with command_line.in_a_line("bpfree-sweep"):
-        rest = command_line.parse(argv, _HELP, __name__)
-        if rest not in ([], ["report"]):
-            raise ConfigError(f"arguments are 'report' or none at all, not {rest}")
-        if not rest and "config" not in flags.FLAGS:
-            raise ConfigError("--config is missing")
-    return [argv[0], *rest]
-
-
 def run() -> None:
     """The console script `bpfree-sweep`."""
-    app.run(main, flags_parser=parse)
+    command_line.run("bpfree-sweep", main, _HELP, __name__, words=["report"])
 
 
 if __name__ == "__main__":

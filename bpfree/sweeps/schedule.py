@@ -11,15 +11,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from bpfree.sweeps import ledger, points, result, worker
 from bpfree.sweeps.points import Point
 from bpfree.sweeps.slots import Slot, cores, make_slots
+from bpfree.training import interrupt
 from bpfree.training.workdir import claimed, replace
 
 Told = Callable[[ledger.Record], None]
@@ -151,20 +151,6 @@ def lost(folder: Path, status: int) -> result.Result:
 # --------------------------------------------------------------------------- the workers
 
 
-class Stopped(RuntimeError):
-    """Ctrl-C or SIGTERM; workers have saved.
-
-    Attributes:
-      signum: the signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-        super().__init__(
-            f"{signal.Signals(signum).name}: stopped; the same command goes on from there"
-        )
-
-
 Jobs = Callable[[], Sequence[str] | None]
 """() -> names of the points of the next worker, or None."""
 
@@ -188,11 +174,11 @@ def run(
       close: told the names and exit status of a worker that has ended.
       look: told of each that runs, again and again.
 
-    Raises Stopped.
+    Raises Interrupted.
     """
     running: dict[tuple[str, ...], tuple[Handle, Slot]] = {}
     free = list(slots)
-    with _stopping() as came:
+    with interrupt.noted("the sweep") as came:
         try:
             while True:
                 while free and (names := jobs()) is not None:
@@ -201,7 +187,7 @@ def run(
                 if not running:
                     break
                 if came:
-                    raise Stopped(came[0])
+                    raise interrupt.Interrupted(came[0], "stopped")
                 for key, (handle, slot) in list(running.items()):
                     status = handle.poll()
                     if status is None:
@@ -221,22 +207,6 @@ def _end(handles: Sequence[Handle], patience: float = 60) -> None:
     until = time.monotonic() + patience
     while any(h.poll() is None for h in handles) and time.monotonic() < until:
         time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """A list that gets the number of a signal that came."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    taken = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(s, lambda n, frame: came.append(n)) for s in taken]
-    try:
-        yield came
-    finally:
-        for signum, handler in zip(taken, before, strict=True):
-            signal.signal(signum, handler)
 
 
 def start_process(workdir: Path, names: Sequence[str], slot: Slot) -> Handle:

@@ -5,7 +5,6 @@ order of its data) is a function of them, so `vmap` runs all points, and devices
 them. A point whose numbers go wrong is marked; it does not touch the others.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from bpfree.estimators.reading import find_state
 from bpfree.sweeps import points
 from bpfree.sweeps.group import STACKED, Group, check, make_group
 from bpfree.sweeps.result import Result, done, failed
-from bpfree.training import checkpoint, interrupt, metrics, resume, steps
+from bpfree.training import blocks, checkpoint, feed, metrics, resume, steps
 from bpfree.training.steps import TrainState
 
 # ------------------------------------------------------------------------- the programs
@@ -77,14 +76,14 @@ def place(group: Group) -> Placed:
     return Placed(group, numbers, state, *parts)
 
 
-def compiled(placed: Placed, length: int):
-    """`(state, numbers, count, train) -> (state, sums of losses (P,))`, compiled."""
+def lowered(placed: Placed, length: int) -> jax.stages.Lowered:
+    """`(state, numbers, count, train) -> (state, sums of losses (P,))`."""
     arguments = (placed.state, placed.numbers, np.int32(0), placed.train)
     where = jax.tree.map(lambda a: a.sharding, placed.state)
     run = jax.jit(
         _advance(placed.group, length), donate_argnums=0, out_shardings=(where, None)
     )
-    return interrupt.wait_for(run.lower(*arguments).compile)
+    return run.lower(*arguments)
 
 
 # -------------------------------------------------------------------------- the training
@@ -119,49 +118,38 @@ def fit_together(runs: Runs) -> list[Result]:
 
 
 def _train(runs, placed, state, manager, complaints) -> TrainState:
-    settings = placed.group.settings
-    step, pace = int(state.step), 1
-    if step >= settings.num_steps:
-        return state
-    look = jax.jit(_look(placed.group))
-    with interrupt.noted() as came:
-        program = compiled(placed, settings.log_every)
-        advance = lambda s, n: program(s, placed.numbers, np.int32(n), placed.train)  # noqa: E731
-        while step < settings.num_steps and not all(complaints):
-            length = min(
-                settings.log_every - step % settings.log_every, settings.num_steps - step
-            )
-            start = time.perf_counter()
-            state, losses, length, pace, stop = interrupt.pieces(
-                advance, state, length, pace, came
-            )
-            seen = look(state, placed.numbers, losses / length, placed.validation)
-            seen = jax.device_get(seen)
-            seconds = (time.perf_counter() - start) / placed.group.size
-            step += length
-            _log(runs, placed, step, length, seen, seconds)
-            _mark(placed, state, complaints)
-            last = step >= settings.num_steps
-            if step % settings.checkpoint_every == 0 or last or stop:
-                checkpoint.save(manager, state)
-            if stop and not last:
-                raise interrupt.Interrupted(came[0], f"stopped and saved at step {step}")
-    return state
+    settings, size = placed.group.settings, placed.group.size
+    compiled = jax.jit(_look(placed.group))
 
+    def lower():
+        program = lowered(placed, settings.log_every)
 
-def _log(runs, placed, step: int, length: int, seen, seconds: float) -> None:
-    """A log point of every point; seconds are its share of the block's."""
-    batch_size = placed.group.settings.batch_size
-    for i, workdir in enumerate(runs.workdirs):
-        record = {
-            "step": step,
-            "train/loss": float(seen.loss[i]),
-            "validation/accuracy": float(seen.accuracy[i]),
-            "seconds": seconds,
-            **metrics.speed(length / seconds, batch_size, 0),
-            **{name: float(v[i]) for name, v in seen.estimator.items()},
-        }
-        metrics.write(workdir, "log", record)
+        def compile():
+            run = program.compile()
+            return lambda s, n: run(s, placed.numbers, np.int32(n), placed.train)
+
+        return feed.Lowered(compile)
+
+    def look(state, losses, length):
+        return compiled(state, placed.numbers, losses / length, placed.validation)
+
+    def report(state, block):
+        for i, workdir in enumerate(runs.workdirs):
+            seen = jax.tree.map(lambda a: a[i], block.seen)  # noqa: B023
+            mine = block._replace(seen=seen, seconds=block.seconds / size)
+            metrics.write(workdir, "log", mine.log(settings.batch_size, 0))
+        _mark(placed, state, complaints)
+        return all(complaints)
+
+    return blocks.run(
+        settings,
+        state,
+        settings.num_steps,
+        lower=lower,
+        look=look,
+        report=report,
+        save=lambda s: checkpoint.save(manager, s),
+    )
 
 
 def _mark(placed: Placed, state: TrainState, complaints: list[str | None]) -> None:
@@ -187,15 +175,7 @@ def _results(runs, placed, state, complaints) -> list[Result]:
         if complaints[i] is not None:
             results.append(failed(complaints[i]))
             continue
-        records = metrics.read(workdir)
-        logs = metrics.logs_of(records)
-        summary = {
-            "step": int(state.step),
-            "test_accuracy": float(test[i]),
-            "validation_accuracy": float(validation[i]),
-            "seconds": sum(r["seconds"] for r in logs),
-        }
-        if records[-1]["kind"] != "summary":
-            metrics.write(workdir, "summary", summary)
-        results.append(done(summary, logs))
+        accuracies = float(test[i]), float(validation[i])
+        summary = metrics.summarize(workdir, int(state.step), *accuracies)
+        results.append(done(summary, metrics.logs_of(metrics.read(workdir))))
     return results

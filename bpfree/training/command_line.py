@@ -6,11 +6,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from bpfree.data.raw import DataError
@@ -63,6 +63,43 @@ def _leave(command: str, text: str, signum: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(128 + signum)
+
+
+def run(
+    command: str,
+    main: Callable[[list[str]], None],
+    text: str,
+    module: str,
+    *,
+    takes_config: bool = True,
+    words: Sequence[str] = (),
+) -> None:
+    """A console script: parse the flags, call `main(words)`; mistakes in a line each.
+
+    Args:
+      command: its name.
+      text, module, takes_config: as in `parse`. A config must then be given, unless
+        there is a word.
+      words: arguments that are no flags; at most one of them may be given.
+    """
+
+    def parse_or_refuse(argv):
+        with in_a_line(command):
+            rest = parse(argv, text, module, takes_config)
+            if rest and (len(rest) > 1 or rest[0] not in words):
+                also = "".join(f" or {word!r}" for word in words)
+                raise ConfigError(f"arguments are flags (--name=value){also}, not {rest}")
+            if takes_config and not rest and "config" not in flags.FLAGS:
+                raise ConfigError(
+                    "--config is missing: bpfree-train --list shows the choices"
+                )
+        return [argv[0], *rest]
+
+    def main_in_a_line(argv):
+        with in_a_line(command):
+            main(argv[1:])
+
+    app.run(main_in_a_line, flags_parser=parse_or_refuse)
 
 
 def parse(

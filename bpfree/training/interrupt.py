@@ -34,8 +34,11 @@ class Interrupted(RuntimeError):
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[list[int]]:
+def noted(what: str) -> Iterator[list[int]]:
     """A list that gets the number of every signal that came; a line says what it does.
+
+    Args:
+      what: that stops then, such as "the run".
 
     Python takes signals in its main thread only; elsewhere the list stays empty.
     """
@@ -44,7 +47,7 @@ def noted() -> Iterator[list[int]]:
     def note(signum, frame) -> None:
         again = "is stopping already" if came else "stops after the step under way"
         came.append(signum)
-        text = f"\n{signal.Signals(signum).name}: the run {again}, and saves its state\n"
+        text = f"\n{signal.Signals(signum).name}: {what} {again}, and saves its state\n"
         os.write(2, text.encode())  # print may be under way already
 
     if threading.current_thread() is not threading.main_thread():

@@ -2,9 +2,6 @@
 
 import contextlib
 import functools
-import itertools
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +12,10 @@ from tqdm import tqdm
 
 import bpfree
 from bpfree.training import (
+    blocks,
     checkpoint,
     config,
     feed,
-    interrupt,
     mesh,
     metrics,
     opening,
@@ -151,56 +148,38 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     job, settings = run.job, run.job.settings
     align, look_every = watch.aligner(job), settings.diagnostics["every"]
     write, quiet = processes.only_main(metrics.write), not processes.is_main()
-    last = min(last, settings.num_steps)
-    done, pace = int(state.step), 1
-    if done >= last:
-        return state
-    with (
-        interrupt.noted() as came,
-        tqdm(total=settings.num_steps, initial=done, unit="step", disable=quiet) as bar,
-    ):
-        program = run.source.lower(settings.log_every, state)
-        advance = interrupt.wait_for(program.compile, given_up=came)
-        look = _looker(job, state)
-        for count in itertools.count():
-            if done >= last:
-                break
-            length = min(
-                settings.log_every - done % settings.log_every, settings.num_steps - done
-            )
-            with run.profiler(count, done + length >= last):
-                start = time.perf_counter()
-                state, losses, length, pace, stop = interrupt.pieces(
-                    advance, state, length, pace, came, processes.agree
-                )
-                seen = jax.device_get(look(state, losses, length))
-                seconds = time.perf_counter() - start
-            done += length
-            _check_fault(job, run.manager, state)
-            log = _log_point(job, done, length, seen, seconds)
-            write(run.workdir, "log", log)
-            run.show(log)
-            if look_every and _due(done, length, look_every) and not stop:
+    begun = int(state.step)
+
+    def report(state, block):
+        _check_fault(job, run.manager, state)
+        log = block.log(job.task.batch_size, job.num_samples)
+        write(run.workdir, "log", log)
+        run.show(log)
+        if look_every and not block.stop:
+            if blocks.due(block.step, block.length, look_every):
                 aligned = align(state)
                 write(run.workdir, "diagnostics", aligned)
-                run.show(
-                    {k: v for k, v in aligned.items() if isinstance(v, (int, float))}
-                )
-            pace, stop = processes.agree(pace, stop or bool(came))
-            bar.set_postfix_str(_words(log), refresh=False)
-            bar.update(length)
-            if _due(done, length, settings.checkpoint_every) or done >= last or stop:
-                checkpoint.save(run.manager, state, run.source.position())
-            if stop and done < last:
-                signum = came[0] if came else signal.SIGTERM
-                raise interrupt.Interrupted(signum, f"stopped and saved at step {done}")
-    return state
+                numbers = (int, float)
+                run.show({k: v for k, v in aligned.items() if isinstance(v, numbers)})
+        bar.set_postfix_str(_words(log), refresh=False)
+        bar.update(block.length)
+
+    with tqdm(total=settings.num_steps, initial=begun, unit="step", disable=quiet) as bar:
+        return blocks.run(
+            settings,
+            state,
+            min(last, settings.num_steps),
+            lower=lambda: run.source.lower(settings.log_every, state),
+            look=_looker(job),
+            report=report,
+            save=lambda s: checkpoint.save(run.manager, s, run.source.position()),
+            around=run.profiler,
+            agree=processes.agree,
+        )
 
 
-def _looker(
-    job: Job, state: TrainState
-) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
-    """(state, sum of losses, steps) -> what a log point tells; compiled already."""
+def _looker(job: Job) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
+    """(state, sum of losses, steps) -> what a log point tells."""
     validation = mesh.put(job.task.mesh, job.data.validation)
 
     @jax.jit
@@ -210,24 +189,7 @@ def _looker(
     def look(state, losses, count):
         return compiled(state, losses, np.asarray(count, losses.dtype), validation)
 
-    look(state, bpfree.value(state.opt_state), 1)
     return look
-
-
-def _due(done: int, length: int, every: int) -> bool:
-    """Whether the last `length` steps crossed a multiple of `every`."""
-    return done // every > (done - length) // every
-
-
-def _log_point(job, done, length, seen, seconds) -> metrics.Record:
-    return {
-        "step": done,
-        "train/loss": float(seen.loss),
-        "validation/accuracy": float(seen.accuracy),
-        "seconds": seconds,
-        **metrics.speed(length / seconds, job.task.batch_size, job.num_samples),
-        **{name: float(value) for name, value in seen.estimator.items()},
-    }
 
 
 def _words(log: metrics.Record) -> str:
@@ -274,16 +236,9 @@ def _finish(job, workdir, state, begun, write) -> Result:
 
 
 def _summarize(job, workdir, result) -> None:
-    finished = result.steps >= job.settings.num_steps
-    records = metrics.read(workdir)
-    if finished and records[-1]["kind"] != "summary":
-        summary = {
-            "step": result.steps,
-            "test_accuracy": result.test_accuracy,
-            "validation_accuracy": result.validation_accuracy,
-            "seconds": sum(r["seconds"] for r in metrics.logs_of(records)),
-        }
-        metrics.write(workdir, "summary", summary)
+    if result.steps >= job.settings.num_steps:
+        accuracies = result.test_accuracy, result.validation_accuracy
+        metrics.summarize(workdir, result.steps, *accuracies)
     links = " > ".join(name for name, _ in job.settings.chain)
     plot.learning_curve(
         metrics.read(workdir), workdir / "learning_curve.png", f"{workdir.name}: {links}"

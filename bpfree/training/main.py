@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from bpfree.training import command_line, config_files, processes, resume
 from bpfree.training.cache import keep_compiled
 from bpfree.training.loop import fit
-from bpfree.training.names import ConfigError
 
 _EXTEND = flags.DEFINE_integer(
     "extend", 0, "Go on with a finished run for so many steps more.", 0
 )
-_LIST = flags.DEFINE_bool("list", False, "Show the configs that come with bpfree.")
+flags.DEFINE_bool("list", False, "Show the configs that come with bpfree.")
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Trace a block into workdir/profile (TensorBoard, Perfetto)."
 )
@@ -51,17 +50,16 @@ _HELP = """Train what a config describes, or go on where the working directory s
 """
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     if _CACHE.value:
         keep_compiled()
     try:
-        with command_line.in_a_line("bpfree-train"):
-            if _COMPILE_FOR.value:
-                from bpfree.hardware.config import compile_for
+        if _COMPILE_FOR.value:
+            from bpfree.hardware.config import compile_for
 
-                print(compile_for(command_line.config(), _COMPILE_FOR.value))
-            else:
-                _train()
+            print(compile_for(command_line.config(), _COMPILE_FOR.value))
+        else:
+            _train()
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -92,24 +90,14 @@ def _train() -> None:
     print(f"test accuracy {result.test_accuracy:.4f}")
 
 
-def parse(argv: list[str]) -> list[str]:
-    if "--list" in argv:
-        for name, purpose in config_files.listed().items():
-            print(f"{name:20} {purpose}")
-        sys.exit()
-    with command_line.in_a_line("bpfree-train"):
-        rest = command_line.parse(argv, _HELP, __name__)
-        if rest:
-            raise ConfigError(f"arguments are flags (--name=value), not {rest}")
-        if "config" not in flags.FLAGS:
-            raise ConfigError("--config is missing: --list shows the choices")
-    return argv[:1]
-
-
 def run() -> None:
     """The console script `bpfree-train`."""
+    if "--list" in sys.argv:
+        for name, purpose in config_files.listed().items():
+            print(f"{name:20} {purpose}")
+        return
     jax.config.config_with_absl()
-    app.run(main, flags_parser=parse)
+    command_line.run("bpfree-train", main, _HELP, __name__)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,16 @@ Each has a "kind": "header" (first line: config, data, versions, device), "log" 
 point), "resumed" or "summary".
 """
 
-import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import bpfree
-from bpfree.training.workdir import WorkdirError, replace
+from bpfree.training import jsonlines
+from bpfree.training.jsonlines import Record
 
-Record = dict[str, Any]
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -47,8 +45,7 @@ def path_of(workdir: Path) -> Path:
 
 def write(workdir: Path, kind: str, record: Record) -> None:
     """Append one line."""
-    with path_of(workdir).open("a") as file:
-        file.write(json.dumps({"kind": kind, **record}) + "\n")
+    jsonlines.append(path_of(workdir), {"kind": kind, **record})
 
 
 def read(workdir: Path) -> list[Record]:
@@ -56,18 +53,14 @@ def read(workdir: Path) -> list[Record]:
 
     Raises WorkdirError naming another line that cannot be read.
     """
-    if not path_of(workdir).exists():
-        return []
-    lines = path_of(workdir).read_text(errors="replace").split("\n")[:-1]
-    return [_record(workdir, i, line) for i, line in enumerate(lines, 1)]
+    advice = "Mend or remove it, or choose another --workdir."
+    return jsonlines.read(path_of(workdir), advice)
 
 
-def speed(steps: float, batch_size: int, num_samples: int) -> Record:
-    """Of a log point, from its steps a second; noisy passes only where there are some."""
-    found = {"steps_per_second": steps, "examples_per_second": steps * batch_size}
-    if num_samples:
-        found["perturbations_per_second"] = steps * num_samples
-    return found
+def rewind(workdir: Path, step: int) -> None:
+    """Drop what was logged after `step`: the resumed run logs it again."""
+    kept = [r for r in read(workdir) if r.get("step", 0) <= step]
+    jsonlines.write(path_of(workdir), kept)
 
 
 def logs_of(records: list[Record]) -> list[Record]:
@@ -75,17 +68,15 @@ def logs_of(records: list[Record]) -> list[Record]:
     return [record for record in records if record["kind"] == "log"]
 
 
-def _record(workdir: Path, number: int, line: str) -> Record:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise WorkdirError(
-            f"{path_of(workdir)}, line {number}, is damaged ({error}). Mend or remove "
-            "it, or choose another --workdir."
-        ) from error
-
-
-def rewind(workdir: Path, step: int) -> None:
-    """Drop what was logged after `step`: the resumed run logs it again."""
-    kept = [r for r in read(workdir) if r.get("step", 0) <= step]
-    replace(path_of(workdir), "".join(json.dumps(r) + "\n" for r in kept))
+def summarize(workdir: Path, step: int, test: float, validation: float) -> Record:
+    """The summary of a run at its end, written unless it is there; accuracies 0 .. 1."""
+    records = read(workdir)
+    summary = {
+        "step": step,
+        "test_accuracy": test,
+        "validation_accuracy": validation,
+        "seconds": sum(r["seconds"] for r in logs_of(records)),
+    }
+    if records[-1]["kind"] != "summary":
+        write(workdir, "summary", summary)
+    return summary
