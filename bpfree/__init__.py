@@ -16,16 +16,10 @@ from bpfree import decorrelation, diagnostics, equilibrium, robustness
 from bpfree.adapters import supervised, tag_linen
 from bpfree.decorrelation import decorrelate
 from bpfree.equilibrium import layered, primitive
-from bpfree.equilibrium.continual_equilibrium_propagation import (
-    continual_equilibrium_propagation,
-)
 from bpfree.equilibrium.equilibrium_propagation import equilibrium_propagation
 from bpfree.equilibrium.equilibrium_references import (
     backprop_through_time,
     recurrent_backprop,
-)
-from bpfree.equilibrium.generalized_equilibrium_propagation import (
-    generalized_equilibrium_propagation,
 )
 from bpfree.equilibrium.online_equilibrium_propagation import (
     online_equilibrium_propagation,
@@ -65,7 +59,6 @@ __all__ = [
     "blocks",
     "causal",
     "combine",
-    "continual_equilibrium_propagation",
     "decorrelate",
     "decorrelation",
     "diagnostics",
@@ -73,7 +66,6 @@ __all__ = [
     "equilibrium_propagation",
     "fault_message",
     "forward_gradient",
-    "generalized_equilibrium_propagation",
     "hold",
     "inject",
     "iterative_node_perturbation",

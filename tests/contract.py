@@ -221,12 +221,6 @@ FURTHER = (
         relaxation=_SHORT,
     ),
     _of_energy(
-        "generalized_equilibrium_propagation",
-        "nudged",
-        ("nudging", "relaxation", "homeostasis", "directions"),
-        relaxation=_SHORT,
-    ),
-    _of_energy(
         "online_equilibrium_propagation",
         "nudged",
         (
@@ -241,14 +235,6 @@ FURTHER = (
         num_points=4,
         sweeps=3,
         periods=1,
-    ),
-    _of_energy(
-        "continual_equilibrium_propagation",
-        "nudged",
-        ("beta", "learning_rate", "relaxation"),
-        beta=0.1,
-        learning_rate=0.01,
-        relaxation=_SHORT,
     ),
     _of_energy(
         "recurrent_backprop",

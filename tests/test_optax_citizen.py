@@ -198,11 +198,7 @@ OF_LOSSES = {
 }
 OF_ENERGIES = {
     "equilibrium_propagation": bpfree.equilibrium_propagation,
-    "generalized_equilibrium_propagation": bpfree.generalized_equilibrium_propagation,
     "online_equilibrium_propagation": bpfree.online_equilibrium_propagation,
-    "continual_equilibrium_propagation": lambda e: (
-        bpfree.continual_equilibrium_propagation(e, beta=0.1, learning_rate=0.1)
-    ),
     "recurrent_backprop": bpfree.recurrent_backprop,
     "backprop_through_time": lambda e: bpfree.backprop_through_time(
         e, relaxation=energies.EXACT

@@ -1,7 +1,5 @@
 """Relaxation: every update rule finds the same equilibrium, and trouble is reported."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +8,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree import equilibrium as eq
-from bpfree.equilibrium import radii
 from bpfree.equilibrium.relaxation import best_factor, norm, observed_radius
 from tests import energies
 from tests.energies import EXACT
@@ -20,9 +17,8 @@ WAYS = {
     "jacobi": EXACT._replace(ordering="jacobi", free=120, nudged=120, predicted=0),
     "damped": EXACT._replace(ordering="jacobi", factor=0.7, free=160, nudged=160),
     "over-relaxed": EXACT._replace(factor=1.15),
-    "anderson": EXACT._replace(anderson=4, free=25, nudged=25, predicted=25),
     "tolerance": EXACT._replace(tolerance=1e-12),
-    "per example": EXACT._replace(tolerance=1e-12, per_example=True, predicted=0),
+    "no prediction": EXACT._replace(tolerance=1e-12, predicted=0),
 }
 
 
@@ -155,33 +151,6 @@ def test_too_large_a_radius_shows_as_disagreement_and_falls_back():
     (small, large), gradient = jax.vmap(said)(jnp.asarray([0.01, 4.0]))
     assert float(small) < 0.01 and float(large) > 0.1
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
-
-
-def test_a_limit_lowers_the_radius_of_the_examples_that_need_it_and_of_no_others():
-    """A readout 12 times too large: the circle of 0.4 is outside of the disc."""
-    energy, params, data, _ = energies.reference()
-    params = params | {"readout": jax.tree.map(lambda a: 12 * a, params["readout"])}
-    truth = energies.exact(energy, params, data)[0]
-
-    @jax.jit
-    def run(limit):
-        rule = eq.holomorphic(0.4, 4)._replace(limit=limit)
-        bound, one = energy.bind(params, data), jnp.ones((), jnp.float64)
-        outputs = functools.partial(energy.outputs, params, batch=data)
-        found = eq.solve(bound, rule, EXACT, one, outputs=outputs)
-        far = radii.distance(outputs, found.real.states, found.free.states)
-        loss = lambda p: -energy.weighted(p, data, *found.phases) / 4  # noqa: E731
-        return far, found.radius, jax.grad(loss)(params)
-
-    far, radius, bad = run(jnp.inf)
-    assert bool((radius == 0.4).all())
-    middle = jnp.sort(far)[1:3].mean()
-    after, radius, half = run(middle)
-    assert bool((after <= middle).all())
-    assert bool(((radius < 0.4) == (far > middle)).all())
-    good = run(0.2)[2]
-    errors = [relative_error(g, truth) for g in (bad, half, good)]
-    assert errors[0] > 0.2 and errors[1] < errors[0] and errors[2] < 1e-6, errors
 
 
 def test_noise_is_new_for_every_example_and_reproducible():

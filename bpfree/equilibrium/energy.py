@@ -28,8 +28,8 @@ class Dynamics(NamedTuple):
       colours: positions of the states, in groups that may be updated at once.
       products: `(states) -> products`.
       renew: `(states, products, colour) -> products` after a change of one group.
-      drive: `(i, states, products, beta) -> dPhi/dh_l - beta dC/dh_l`; beta is () or
-        (B,), or None for the free network.
+      drive: `(i, states, products, beta) -> dPhi/dh_l - beta dC/dh_l`; beta is (), or
+        None for the free network.
       activate: `(i, drive) -> state`.
     """
 
@@ -42,10 +42,7 @@ class Dynamics(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Equilibria of K nudged networks: states (K, B, ...).
-
-    Points and weights are (K,), or (K, B) where each example has its own radius.
-    """
+    """Equilibria of K nudged networks: states (K, B, ...), points and weights (K,)."""
 
     states: States
     points: jax.Array

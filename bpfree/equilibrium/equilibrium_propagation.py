@@ -110,11 +110,7 @@ def equilibrium_propagation(
             sign = jax.random.rademacher(sign_key, (), dynamics.zeros[0].dtype)
             drawn = rule._replace(radius=sign * rule.radius)
         noise_key = noise_key if settings.noisy else None
-
-        def outputs(states):
-            return energy.outputs(params, states, batch)
-
-        solution = solve(dynamics, drawn, settings, factor, noise_key, outputs, sharding)
+        solution = solve(dynamics, drawn, settings, factor, noise_key, sharding)
         size = dynamics.zeros[0].shape[0]
 
         def surrogate(params):

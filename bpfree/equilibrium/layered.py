@@ -4,8 +4,7 @@ r"""Layered Hopfield networks made of Flax layers.
 
 over the edges e of a graph: the layers of the chain h_0 = x -> h_1 -> ... -> h_L, and any
 skip connections (each a further symmetric term of the energy). P is a pooling or nothing.
-The cost reads h_L, or a readout W h_L + b that is no state. With `feedback_angle` the
-edges have backward weights of their own, and Phi no longer exists (`feedback`).
+The cost reads h_L, or a readout W h_L + b that is no state.
 """
 
 import math
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bpfree.equilibrium import feedback, linear
+from bpfree.equilibrium import linear
 from bpfree.equilibrium.activations import ACTIVATIONS
 from bpfree.equilibrium.costs import COSTS
 from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
@@ -47,7 +46,6 @@ class _Net(NamedTuple):
     readout: nn.Module | None
     cost: Fn
     image: tuple[int, ...]
-    angle: float | None
     x: str
     label: str
 
@@ -75,7 +73,6 @@ def layered(
     skips: Sequence[tuple[int, int, Layer]] = (),
     output_activation: str | Fn | None = None,
     image: Sequence[int] = (),
-    feedback_angle: float | None = None,
     x: str = "x",
     label: str = "label",
 ) -> Energy:
@@ -91,18 +88,14 @@ def layered(
       skips: `(source, target, layer)`, where 0 is the input and 1 the first state.
       output_activation: of the last state, if it differs.
       image: (height, width, channels) of inputs that come as rows of pixels.
-      feedback_angle: None: symmetric weights. A number: each edge between states has
-        backward weights of its own, so many degrees from the forward ones at first; for
-        `bpfree.generalized_equilibrium_propagation` and the exact references.
       x, label: keys of the batch.
 
     Raises:
-      ValueError: no layers, unknown names, skips that do not fit, impossible angles.
+      ValueError: no layers, unknown names, skips that do not fit.
       TypeError (when used): modules other than Dense and Conv.
     """
     if not layers:
         raise ValueError("layered() needs at least one layer")
-    feedback.check(feedback_angle)
     chain = [(i, i + 1, layer) for i, layer in enumerate(layers)]
     edges = [_edge(f"layer_{j}", i, j, layer) for i, j, layer in chain]
     for i, j, layer in skips:
@@ -122,7 +115,6 @@ def layered(
         readout,
         choose("cost", cost, COSTS),
         tuple(image),
-        feedback_angle,
         x,
         label,
     )
@@ -156,14 +148,6 @@ def _init(net: _Net, key, x) -> dict[str, Any]:
     keys = jax.random.split(key, len(net.edges) + 1)
     for edge, key in zip(net.edges, keys[1:], strict=True):
         params[edge.name], z = linear.init(edge.module, key, states[edge.source])
-        if net.angle is not None and edge.source > 0:
-            params[edge.name + feedback.SUFFIX] = feedback.init(
-                edge.module,
-                jax.random.fold_in(key, 1),
-                states[edge.source],
-                params[edge.name],
-                net.angle,
-            )
         state = z if edge.pool is None else edge.pool.fn(z)
         before = states.setdefault(edge.target, state)
         if state.shape != before.shape:
@@ -183,7 +167,7 @@ def _bind(net: _Net, params, batch) -> _Bound:
     zeros: dict[int, Any] = {0: x}
     for edge in net.edges:
         source = zeros[edge.source]
-        maps[edge.name] = feedback.bind(edge.module, edge.name, params, source.shape[1:])
+        maps[edge.name] = linear.bind(edge.module, params[edge.name], source.shape[1:])
         state = jax.eval_shape(partial(_output, edge, maps[edge.name]), source)
         zeros.setdefault(edge.target, jnp.zeros(state.shape, state.dtype))
     if net.readout is not None:
@@ -243,8 +227,7 @@ def _dynamics(bound: _Bound) -> Dynamics:
                 terms.append(bound.maps[e.name].transposed(v))
         if beta is not None and i == net.depth - 1:
             signal = _cost_signal(bound, h[i])
-            beta = beta.reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
-            terms.append(-beta * signal)
+            terms.append(-beta.astype(signal.dtype) * signal)
         return sum(terms[1:], terms[0])
 
     return Dynamics(bound.states, _colours(net), products, renew, drive, net.activate)
@@ -282,7 +265,6 @@ def _weighted(net: _Net, params, batch, phases: Sequence[Phases]) -> jax.Array:
     An edge from the input is linear in the states, so theirs are summed over the phases
     first: one product per layer.
     """
-    feedback.refuse(params)
     bound, total = _bind(net, params, batch), []
     for e in bound.net.edges:
         if e.source == 0:
@@ -307,9 +289,8 @@ def _weighted_sum(p: Phases, i: int) -> jax.Array:
 
 
 def _as(weights: jax.Array, state: jax.Array) -> jax.Array:
-    """Weights (K,) or (K, B) beside states (K, B, ...)."""
-    ones = (1,) * (state.ndim - weights.ndim)
-    return weights.reshape(*weights.shape, *ones).astype(state.dtype)
+    """Weights (K,) that broadcast against states (K, B, ...)."""
+    return weights.reshape(-1, *(1,) * (state.ndim - 1)).astype(state.dtype)
 
 
 def _losses(bound: _Bound, last: jax.Array) -> jax.Array:

@@ -25,9 +25,6 @@ class Nudging(NamedTuple):
       roots: the points over the radius, complex, conjugate pairs folded: Im >= 0.
       coefficients: the weights times the radius.
       random_sign: whether each update draws the sign of the radius.
-      limit: how far apart the outputs of an example's real phases may be (from the free
-        outputs, if there is one phase only): where they are further, `solve` lowers the
-        radius of that example. None: one radius for all.
       coarser: coefficients of the rule with half the points, on the same points; () if
         it has only one. With errors e^(N/2) and e^N of the two, their disagreement is
         about the root of the finer one's error: large where the radius is too large.
@@ -38,7 +35,6 @@ class Nudging(NamedTuple):
     coefficients: tuple[complex, ...]
     random_sign: bool = False
     coarser: tuple[complex, ...] = ()
-    limit: float | jax.Array | None = None
 
     @property
     def real(self) -> tuple[int, ...]:
@@ -60,12 +56,12 @@ def random_sign(beta: Radius) -> Nudging:
     return one_sided(beta)._replace(random_sign=True)
 
 
-def centred(beta: Radius, limit: float | None = None) -> Nudging:
-    """(F'(beta) - F'(-beta)) / (2 beta): error O(beta^2); `limit` as in `holomorphic`."""
-    return holomorphic(beta, 2, limit)
+def centred(beta: Radius) -> Nudging:
+    """(F'(beta) - F'(-beta)) / (2 beta): error O(beta^2)."""
+    return holomorphic(beta, 2)
 
 
-def holomorphic(radius: Radius, num_points: int, limit: float | None = None) -> Nudging:
+def holomorphic(radius: Radius, num_points: int) -> Nudging:
     """N points on a circle in the complex plane: error O(radius^N), for N >= 2.
 
     g = 1/N sum_n F'(beta_n) / beta_n, beta_n = radius exp(2 pi i n / N), the first
@@ -74,19 +70,15 @@ def holomorphic(radius: Radius, num_points: int, limit: float | None = None) -> 
 
     The radius has to lie inside the disc where the equilibrium is analytic in beta. In a
     trained classifier that disc is a hundred times smaller for some examples than for
-    most. `limit` (1, say, for logits) bounds how far the nudging may move the outputs:
-    examples that it moves further get a smaller radius, the others keep this one. Leave
-    it None with a noisy relaxation, whose noise moves the outputs too.
+    most.
 
-    Raises ValueError for fewer than two points, or a limit that is not positive.
+    Raises ValueError for fewer than two points.
     """
     if num_points < 2:
         raise ValueError(
             f"num_points={num_points}: the circle needs at least 2; for one phase use "
             "one_sided(beta)"
         )
-    if limit is not None and isinstance(limit, (int, float)) and not limit > 0:
-        raise ValueError(f"limit={limit} must be positive, or None")
     roots, coefficients = [], []
     for n in range(num_points // 2 + 1):
         on_axis = 2 * n in (0, num_points)
@@ -94,7 +86,7 @@ def holomorphic(radius: Radius, num_points: int, limit: float | None = None) -> 
         root = complex(round(angle.real)) if on_axis else complex(angle)
         roots.append(root)
         coefficients.append((1 if on_axis else 2) / (num_points * root))
-    rule = _rule(abs_not_zero(radius), roots, coefficients)._replace(limit=limit)
+    rule = _rule(abs_not_zero(radius), roots, coefficients)
     if num_points % 2 or num_points == 2:
         return rule
     coarser = [2 * c if n % 2 == 0 else 0 for n, c in enumerate(rule.coefficients)]

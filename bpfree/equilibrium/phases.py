@@ -7,7 +7,6 @@ says, and need only a few sweeps more.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,6 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bpfree.equilibrium import anderson, radii
 from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
 from bpfree.equilibrium.nudging import Nudging
 from bpfree.equilibrium.relaxation import (
@@ -25,7 +23,6 @@ from bpfree.equilibrium.relaxation import (
     Relaxation,
     Relaxed,
     apart,
-    as_rows,
     minus,
     norm,
     relax,
@@ -42,7 +39,7 @@ class Solution(NamedTuple):
       free: of the free phase, K = 1.
       real, complex: of the nudged phases, or None if the rule has no such points.
       phases: states, points and weights, as `Energy.weighted` takes them.
-      radius: of each example, (B,).
+      radius: |beta|, with its sign, ().
       displacement: root mean square over the batch of |h_beta - h_0|, ().
     """
 
@@ -60,7 +57,6 @@ def solve(
     settings: Relaxation,
     factor: jax.Array,
     key: jax.Array | None = None,
-    outputs: radii.Outputs | None = None,
     sharding: NamedSharding | None = None,
 ) -> Solution:
     """Relax all phases of a nudging rule.
@@ -68,30 +64,31 @@ def solve(
     Args:
       factor: of over-relaxation, ().
       key: of the noise, if there is any.
-      outputs: `(states) -> (B, classes)`, for rules with a limit.
       sharding: its first axis spreads the nudged phases over devices: the complex ones,
         and the real ones, where the devices divide their number.
     """
     net = stacked(dynamics, settings.ordering)
     free = relax_free(net, settings, factor)
-    todo = _Todo(net, nudging, settings, factor, free.states, sharding)
-    zeros = dynamics.zeros[0]
-    radius = jnp.full(zeros.shape[:1], jnp.asarray(nudging.radius, zeros.dtype))
+    dtype = dynamics.zeros[0].dtype
+    radius = jnp.asarray(nudging.radius, dtype)
+    todo = _Todo(net, nudging, settings, factor, radius, free.states, sharding)
     keys = (None, None) if key is None else jax.random.split(key)
     real, complex_, phases = None, None, []
     if nudging.real:
-        radius, real = _real(todo, radius, keys[0], outputs)
-        phases.append(_weighed(todo, nudging.real, radius, real.states))
+        start = tuple(jnp.repeat(h, len(nudging.real), 0) for h in free.states)
+        real = _nudged(todo, nudging.real, start, settings.nudged, keys[0], apart)
+        phases.append(_weighed(todo, nudging.real, real.states))
     if nudging.complex:
         known = nudging.real if settings.predicted else ()
-        dtype = np.result_type(zeros.dtype, np.complex64)
-        start = _predicted(nudging, known, free.states, real, dtype)
+        start = _predicted(
+            nudging, known, free.states, real, np.result_type(dtype, np.complex64)
+        )
         limit = settings.predicted or settings.nudged
-        complex_ = _nudged(todo, nudging.complex, radius, start, limit, keys[1])
+        complex_ = _nudged(todo, nudging.complex, start, limit, keys[1])
         states = complex_.states
         if real is not None and settings.predicted and key is None:
             states = _kept(complex_, start, free.states)
-        phases.append(_weighed(todo, nudging.complex, radius, states))
+        phases.append(_weighed(todo, nudging.complex, states))
     moved = rms(jnp.concatenate([norm(minus(p.states, free.states)) for p in phases]))
     return Solution(free, real, complex_, tuple(phases), radius, moved)
 
@@ -103,33 +100,18 @@ class _Todo(NamedTuple):
     nudging: Nudging
     settings: Relaxation
     factor: jax.Array
+    radius: jax.Array
     free: States
     sharding: NamedSharding | None
 
 
-def _real(todo: _Todo, radius, key, outputs) -> tuple[jax.Array, Relaxed]:
-    """The real phases side by side, and the radii (B,) they were relaxed with."""
-    which, limit = todo.nudging.real, todo.nudging.limit
-
-    def relaxed(radius, start):
-        sweeps = todo.settings.nudged
-        return _nudged(todo, which, radius, start, sweeps, key, apart)
-
-    start = tuple(jnp.repeat(h, len(which), 0) for h in todo.free)
-    if limit is None:
-        return radius, relaxed(radius, start)
-    if outputs is None:
-        raise ValueError("a nudging rule with a limit needs solve(..., outputs=...)")
-    return radii.shrunk(limit, outputs, todo.free, radius, start, relaxed)
-
-
-def _nudged(todo: _Todo, which, radius, start, limit, key, response=lambda h: h):
+def _nudged(todo: _Todo, which, start, limit, key, response=lambda h: h) -> Relaxed:
     """Relaxed phases at the points `which` of the rule."""
     settings, dtype = todo.settings, start[0].dtype
     start = _spread(todo.sharding, start)
-    found = _relax(settings)(
+    found = relax(
         todo.net,
-        _column(todo.nudging.roots, which, dtype) * radius.astype(dtype)[None],
+        _numbers(todo.nudging.roots, which, dtype) * todo.radius.astype(dtype),
         start,
         limit=limit,
         factor=todo.factor,
@@ -161,12 +143,12 @@ def _spread(sharding: NamedSharding | None, states: States) -> States:
     return states if len(states[0]) % devices else tuple(map(rows, states))
 
 
-def _weighed(todo: _Todo, which, radius, states: States) -> Phases:
-    """These phases with points and weights (K, B)."""
+def _weighed(todo: _Todo, which, states: States) -> Phases:
+    """These phases with points and weights (K,)."""
     dtype = states[0].dtype
-    scale = radius.astype(dtype)[None]
-    roots = _column(todo.nudging.roots, which, dtype)
-    weights = _column(todo.nudging.coefficients, which, dtype)
+    scale = todo.radius.astype(dtype)
+    roots = _numbers(todo.nudging.roots, which, dtype)
+    weights = _numbers(todo.nudging.coefficients, which, dtype)
     return Phases(states, roots * scale, weights / scale)
 
 
@@ -184,16 +166,15 @@ def response(
         terms = []
         for part, phases in zip(which, solution.phases, strict=True):
             change = phases.states[n] - free.astype(phases.states[n].dtype)
-            weights = _column(coefficients, part, change.dtype)[:, 0]
+            weights = _numbers(coefficients, part, change.dtype)
             terms.append(jnp.tensordot(weights, change, 1).real)
-        size = solution.radius[None]
-        total.append(sum(terms[1:], terms[0]) / as_rows(size, free)[0])
+        total.append(sum(terms[1:], terms[0]) / solution.radius)
     return tuple(total)
 
 
 def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxed:
     """The free phase, from zeros; `net` of one phase."""
-    return _relax(settings)(
+    return relax(
         net,
         None,
         tuple(h[None] for h in net.zeros),
@@ -201,12 +182,6 @@ def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxe
         factor=factor,
         settled=settles(settings, lambda h: h),
     )
-
-
-def _relax(settings: Relaxation):
-    if settings.anderson:
-        return partial(anderson.guarded, memory=settings.anderson)
-    return relax
 
 
 def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
@@ -218,9 +193,9 @@ def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
     return energy.outputs(params, tuple(h[0] for h in free.states), batch)
 
 
-def _column(numbers, which, dtype) -> jax.Array:
-    """(K, 1) of static complex numbers; real ones lose their zero imaginary parts."""
-    array = np.asarray([numbers[i] for i in which])[:, None]
+def _numbers(numbers, which, dtype) -> jax.Array:
+    """(K,) of static complex numbers; real ones lose their zero imaginary parts."""
+    array = np.asarray([numbers[i] for i in which])
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         array = array.real
     return jnp.asarray(array, dtype)

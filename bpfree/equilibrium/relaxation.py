@@ -43,9 +43,6 @@ class Relaxation(NamedTuple):
         displacement by the nudging (in the free phase, to the states), as root mean
         squares over the batch: what the error of the batch's gradient depends on. None:
         all sweeps are made.
-      per_example: instead, each example stops by itself, so that its result does not
-        depend on the rest of its batch.
-      anderson: how many sweeps Anderson acceleration mixes; 0: none (see `anderson`).
       noise: standard deviation of normal noise on the drives in the nudged phases,
         independent for every example, phase and sweep.
     """
@@ -56,8 +53,6 @@ class Relaxation(NamedTuple):
     ordering: str = "even_odd"
     factor: float | jax.Array | None = None
     tolerance: float | jax.Array | None = 0.005
-    per_example: bool = False
-    anderson: int = 0
     noise: float | jax.Array = 0.0
 
     @property
@@ -93,9 +88,8 @@ def check_relaxation(settings: Relaxation) -> None:
     for name in ("free", "nudged"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}={getattr(settings, name)} sweeps: at least 1")
-    for name in ("predicted", "anderson"):
-        if getattr(settings, name) < 0:
-            raise ValueError(f"{name}={getattr(settings, name)} must not be negative")
+    if settings.predicted < 0:
+        raise ValueError(f"predicted={settings.predicted} must not be negative")
     for name in ("factor", "tolerance"):
         value = getattr(settings, name)
         if isinstance(value, (int, float)) and not value > 0:
@@ -124,8 +118,8 @@ def stacked(dynamics: Dynamics, ordering: str) -> Dynamics:
     )
 
 
-def sweep(net: Dynamics, points, states, products, factor, active=None, kick=None):
-    """(states, products) after one sweep; `active` (K, B) holds all others back."""
+def sweep(net: Dynamics, points, states, products, factor, kick=None):
+    """(states, products) after one sweep."""
     for colour in net.colours:
         new = list(states)
         for i in colour:
@@ -134,15 +128,9 @@ def sweep(net: Dynamics, points, states, products, factor, active=None, kick=Non
                 drive = drive + kick(i, drive)
             step = net.activate(i, drive) - states[i]
             new[i] = states[i] + factor.astype(step.dtype) * step
-            if active is not None:
-                new[i] = jnp.where(as_rows(active, step), new[i], states[i])
         states = tuple(new)
         products = net.renew(states, products, colour)
     return states, products
-
-
-def as_rows(per_example: jax.Array, like: jax.Array) -> jax.Array:
-    return per_example.reshape(*per_example.shape, *(1,) * (like.ndim - 2))
 
 
 def norm(states: States) -> jax.Array:
@@ -181,7 +169,6 @@ class _Carry(NamedTuple):
     error: jax.Array
 
 
-Sweep = Callable[[_Carry, jax.Array | None], _Carry]
 Settled = Callable[[States, jax.Array], jax.Array]
 
 
@@ -196,56 +183,36 @@ def relax(
     response: Callable[[States], States] = lambda change: change,
     kick: Kick | None = None,
 ) -> Relaxed:
-    """Sweep until all examples have settled, or `limit` times.
+    """Sweep until the batch has settled, or `limit` times.
 
     Args:
       net: of K phases (`stacked`).
       points: beta (K,), or None for the free network (K = 1).
       start: states (K, B, ...).
       factor: w, ().
-      settled: `(states, error (K, B)) -> (K, B)`, which examples stop; None: none does.
+      settled: `(states, error (K, B)) -> ()`, whether the batch has; None: never.
       response: the part of a change that counts as error.
       kick: `(sweep, i, drive) -> noise` added to the drives.
     """
     infinite = jnp.full(start[0].shape[:2], jnp.inf, start[0].real.dtype)
 
-    def measured(c: _Carry, active=True) -> _Carry:
+    def measured(c: _Carry) -> _Carry:
         noise = None if kick is None else lambda i, drive: kick(c.sweep, i, drive)
-        moving = None if active is True else active
-        new, products = sweep(net, points, c.states, c.products, factor, moving, noise)
+        new, products = sweep(net, points, c.states, c.products, factor, noise)
         residual = norm(response(minus(new, c.states)))
         rate = jnp.where(residual == 0, 0.0, residual / c.residual)
         rate = jnp.clip(rate, 0, _SLOWEST)
         error = jnp.where(jnp.isinf(c.residual), infinite, residual * rate / (1 - rate))
-        return _Carry(
-            sweep=c.sweep + 1,
-            states=new,
-            products=products,
-            residual=jnp.where(active, residual, c.residual),
-            before=jnp.where(active, c.residual, c.before),
-            error=jnp.where(active, error, c.error),
-        )
+        return _Carry(c.sweep + 1, new, products, residual, c.residual, error)
 
     c = _Carry(jnp.int32(0), start, net.products(start), *(infinite,) * 3)
     if settled is None:
         c = lax.fori_loop(0, limit, lambda _, c: measured(c), c)
     else:
-        c = _until(settled, measured, c, limit)
+        go_on = lambda c: (c.sweep < limit) & ~settled(c.states, c.error)  # noqa: E731
+        c = lax.while_loop(go_on, measured, c)
     contraction = rms(c.residual) / rms(c.before)
     return Relaxed(c.states, c.residual, c.error, contraction, c.sweep)
-
-
-def _until(settled: Settled, measured: Sweep, c: _Carry, limit: int) -> _Carry:
-    def go_on(carry):
-        c, active = carry
-        return (c.sweep < limit) & active.any()
-
-    def body(carry):
-        c, active = carry
-        c = measured(c, active)
-        return c, active & ~settled(c.states, c.error)
-
-    return lax.while_loop(go_on, body, (c, jnp.ones(c.error.shape, bool)))[0]
 
 
 ASTRAY = 0.5  # estimated error relative to the displacement of a lost example
@@ -265,11 +232,9 @@ def settles(
 
     def settled(states, error):
         moved = norm(displacement(states))
-        if settings.per_example:
-            return error <= settings.tolerance * moved
         counted = (error <= ASTRAY * moved) | jnp.isinf(error) | count_all
         left, scale = (rms(jnp.where(counted, n, 0.0)) for n in (error, moved))
-        return jnp.broadcast_to(left <= settings.tolerance * scale, error.shape)
+        return left <= settings.tolerance * scale
 
     return settled
 
