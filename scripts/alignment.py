@@ -64,7 +64,7 @@ def variants(loss_fn, samples):
         },
         **{
             f"alr {encode}": alr(loss_fn, encode=encode, **common)
-            for encode in ("noise", "loss", "product", "signal")
+            for encode in ("noise", "loss", "product")
         },
         **{
             f"one layer, {noise}": lr(

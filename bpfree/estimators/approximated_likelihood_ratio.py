@@ -8,8 +8,9 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import perturbation
 from bpfree.estimators.base import EstimatorTransformation
-from bpfree.estimators.settings import Sigma, check_choice
+from bpfree.estimators.settings import Sigma, check_choice, find_baseline
 from bpfree.program.trace import LossFn, NodeFilter
+from bpfree.sampling.baselines import NONE, Baseline, Table
 from bpfree.sampling.noise import Plan, gaussian
 
 _SCALE = (jnp.pi / 2) ** 0.5  # 1 / E|eps| of a standard normal
@@ -20,12 +21,11 @@ def _sign_plan() -> Plan:
     return gaussian()._replace(score=lambda noise: _SCALE * jnp.sign(noise))
 
 
-# What is a sign -> (plan, encode_weights, encode_signals).
+# What is a sign -> (plan, whether the centred losses are signs).
 _ENCODINGS = {
-    "noise": (_sign_plan, None, None),
-    "loss": (gaussian, jnp.sign, None),
-    "product": (_sign_plan, jnp.sign, None),
-    "signal": (gaussian, None, jnp.sign),
+    "noise": (_sign_plan, False),
+    "loss": (gaussian, True),
+    "product": (_sign_plan, True),
 }
 
 
@@ -38,7 +38,7 @@ def approximated_likelihood_ratio(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str = "clean",
+    baseline: str | Table | Baseline = "clean",
     nodes: NodeFilter = None,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
@@ -59,7 +59,6 @@ def approximated_likelihood_ratio(
       grows by pi / 2: cosine [1 + (pi/2) (d + 1) / (K R)]^(-1/2).
     * "loss": sign(L_k - c) eps, one bit per sample and example.
     * "product": sign((L_k - c) eps), one bit per entry and nothing else.
-    * "signal": the sign of the whole signal, averaged over the samples.
 
     Signals meet the clean inputs of the layers. The loss is always centred: without a
     baseline a positive loss would leave sign(L eps) = sign(eps), which says nothing.
@@ -70,8 +69,8 @@ def approximated_likelihood_ratio(
     size of each example's gradient: a descent direction, measured, of no known scale.
 
     Args:
-      encode: "noise", "loss", "product" or "signal".
-      baseline: "clean", "leave_one_out" or "batch".
+      encode: "noise", "loss" or "product".
+      baseline: as in `bpfree.node_perturbation`, but "none".
       loss_fn, num_samples, sigma, seed, chunk_size, antithetic, nodes, sharding: as in
         `bpfree.likelihood_ratio`.
       example_batch: likewise.
@@ -85,8 +84,8 @@ def approximated_likelihood_ratio(
 
     Reference: Zhang, Jiang, Liu, Liang, Peng and Xu, "Approximated Likelihood Ratio: A
     Forward-Only and Parallel Framework for Boosting Neural Network Training" (2024),
-    arXiv:2403.12320. Its abstract does not say which factor is encoded; these are the
-    four candidates.
+    arXiv:2403.12320. Its abstract does not say which factor is encoded; these are
+    the candidates.
 
     Example:
         >>> tx = bpfree.approximated_likelihood_ratio(loss_fn, num_samples=4)
@@ -95,12 +94,16 @@ def approximated_likelihood_ratio(
         {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("encode", encode, tuple(_ENCODINGS))
-    if baseline == "none":
+    compared = find_baseline(baseline)
+    if compared is NONE:
         raise ValueError(
             "signs need a centred loss: choose baseline='clean', 'leave_one_out' or "
             "'batch'"
         )
-    plan, of_weights, of_signals = _ENCODINGS[encode]
+    plan, of_losses = _ENCODINGS[encode]
+    if of_losses:
+        centred = compared.weights
+        compared = compared._replace(weights=lambda table: jnp.sign(centred(table)))
     return perturbation.build(
         loss_fn,
         plan=plan(),
@@ -108,11 +111,9 @@ def approximated_likelihood_ratio(
         sigma=sigma,
         chunk_size=chunk_size,
         antithetic=antithetic,
-        baseline=baseline,
+        baseline=compared,
         nodes=nodes,
         sharding=sharding,
         seed=seed,
         example_batch=example_batch,
-        encode_weights=of_weights,
-        encode_signals=of_signals,
     )

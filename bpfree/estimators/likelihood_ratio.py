@@ -12,6 +12,7 @@ from bpfree.estimators import perturbation
 from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.settings import Credit, Sigma, check_choice
 from bpfree.program.trace import LossFn, NodeFilter
+from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.distributions import group_of, laplace, orthogonal, sobol, student_t
 from bpfree.sampling.loop import whole_number
 from bpfree.sampling.noise import Plan, gaussian
@@ -38,7 +39,7 @@ def likelihood_ratio(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str = "clean",
+    baseline: str | Table | Baseline = "clean",
     pairing: str = "noisy",
     nodes: NodeFilter = None,
     noise: str = "gaussian",
@@ -84,7 +85,7 @@ def likelihood_ratio(
         dJ / d log sigma = E[(L - c) sum (s(eps) eps - 1)]. Needs example_batch.
       baseline: "clean" (L_0 of the example), "leave_one_out" (mean loss of the other
         draws), "batch" (mean noisy loss of the other examples in the same sample) or
-        "none". All are unbiased; see `bpfree.node_perturbation`.
+        "none", all of them unbiased; or a function, as in `bpfree.node_perturbation`.
       noise: its density, of variance 1. "gaussian": s = eps. "laplace": s = sqrt(2)
         sign(eps). "student_t" (5 degrees of freedom): s = 6 eps / (3 + eps^2). Three
         more are Gaussian too, every sample by itself, so that the contract is unchanged,

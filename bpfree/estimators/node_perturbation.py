@@ -10,6 +10,7 @@ from bpfree.estimators import perturbation
 from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.settings import Credit, Sigma, check_choice
 from bpfree.program.trace import LossFn, NodeFilter
+from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.noise import gaussian, rademacher
 
 NOISE = {"rademacher": rademacher, "gaussian": gaussian}
@@ -23,7 +24,7 @@ def node_perturbation(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str = "clean",
+    baseline: str | Table | Baseline = "clean",
     pairing: str = "clean",
     nodes: NodeFilter = None,
     noise: str = "rademacher",
@@ -63,7 +64,9 @@ def node_perturbation(
       antithetic: use pairs eps, -eps of the same example; num_samples must be even. The
         signal is then (L_+ - L_-) / (2 sigma) eps.
       baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws), "batch"
-        (mean noisy loss of the other examples in the same sample) or "none".
+        (mean noisy loss of the other examples in the same sample) or "none"; or a
+        function of all L_k - L_0, a table (draws, samples of a draw, *loss shape), to the
+        weights of the noise.
       pairing: "clean": signals meet the clean layer inputs once. "noisy": each sample
         meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
       nodes: predicate on names, or names with wildcards ("layers/*"); the rest are no

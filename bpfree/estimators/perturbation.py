@@ -115,9 +115,8 @@ def make_estimator(
                 gradient = found.gradient
             else:
                 found = _clean(run, signals)
-                signal = runs.encoded(settings.encode_signals, found.gradient)
                 with jax.named_scope("bpfree.pull"):
-                    gradient = pull(signal)
+                    gradient = pull(found.gradient)
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
         injected = sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
@@ -147,8 +146,7 @@ def _sigma_of(settings: Settings, state, program) -> NodeTree:
 def _is_forward_only(run: Run) -> bool:
     """Whether the noisy passes tell all: no clean pass is made then."""
     holds = any(site.kind == "hold" for site in run.program.sites)
-    centre = run.settings.baseline in ("clean", "leave_one_out")
-    clean = run.settings.pairing == "clean" or centre
+    clean = run.settings.pairing == "clean" or run.settings.baseline.clean
     return not (clean or holds or run.program.has_aux)
 
 
@@ -184,9 +182,9 @@ def _is_apart(run: Run) -> bool:
     """
     settings, program = run.settings, run.program
     layout = settings.schedule.layouts[0]
-    if settings.pairing == "noisy" or settings.encode_signals is not None:
+    if settings.pairing == "noisy" or layout.devices == 1:
         return False
-    if layout.devices == 1 or tags.has_custom_vjp(program.jaxpr):
+    if tags.has_custom_vjp(program.jaxpr):
         return False
     signals = sum(math.prod(site.shape) for site in program.nodes)
     parameters = sum(p.size for p in jax.tree.leaves(run.args[0]))

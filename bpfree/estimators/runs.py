@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from bpfree.estimators import layerwise
 from bpfree.estimators.derivative import linearized
-from bpfree.estimators.settings import Encode, Settings
+from bpfree.estimators.settings import Settings
 from bpfree.program import interpreter, passes
 from bpfree.program.trace import NodeTree, Program
+from bpfree.sampling import baselines
 from bpfree.sampling.credit import rule_weights
 from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
@@ -109,8 +110,8 @@ def slopes(run: Run, weights, noise) -> NodeTree:
 def changes(run: Run, weights) -> NodeTree:
     """{nodes of the part: mean square of L_k - L_0, summed over the samples}."""
     settings = run.settings
-    measured = settings.baseline == "clean" and settings.encode_weights is None
-    if not (measured and settings.derivative == "finite_difference"):
+    compared = settings.baseline is baselines.CLEAN
+    if not (compared and settings.derivative == "finite_difference"):
         return {}
     squares = weights.reshape(len(weights), -1) ** 2
     return {"/".join(sorted(run.part.names)): squares.mean(1).sum()}
@@ -122,57 +123,26 @@ def beside(run: Run, weights) -> NodeTree:
     return rule_weights(run.settings.credit, weights, run.part.nodes)
 
 
-def encoded(encode: Encode, tree):
-    return tree if encode is None else jax.tree.map(encode, tree)
-
-
-# --------------------------------------------------------------------------- baselines
-
-
 def weigh(run: Run):
-    """`(draws, losses of the chunk) -> centred losses`, (samples, B) or (samples,)."""
-    baseline, encode = run.settings.baseline, run.settings.encode_weights
-    if baseline == "leave_one_out":
-        table = _left_out(run)
-        shape = run.program.losses.shape
-        return lambda draws, losses: encoded(encode, table[draws].reshape(-1, *shape))
+    """`(draws, () -> their losses) -> weights`, (samples, *loss shape)."""
+    settings, shape = run.settings, run.program.losses.shape
+    baseline = settings.baseline
+    noisy = losses(run) if baseline.whole else None
 
-    def centred(draws, losses):
-        found = losses()
-        if baseline == "clean" and run.settings.derivative == "finite_difference":
+    def table(found):
+        if baseline.clean and settings.derivative == "finite_difference":
             found = found - run.clean[None]
-        if baseline == "batch":
-            found = found - _others(found)
-        return encoded(encode, found.astype(jnp.float32))
+        if baseline.whole:
+            found = found.astype(jnp.float32)
+        return found.reshape(-1, settings.plan.group, *shape)
 
-    return centred
+    def evaluate(draws):
+        return table(noisy(deltas(run, draw(run, draws))))
 
+    made = baselines.weigher(baseline, run.part.layout, evaluate)
 
-def _others(losses: jax.Array) -> jax.Array:
-    """For each example the mean loss of all others in the same sample; (K, B).
+    def weights(draws, losses):
+        of_draws = made(draws, lambda: table(losses()))
+        return of_draws.reshape(-1, *shape).astype(jnp.float32)
 
-    With its own loss in the mean, an example's term would shrink by 1 - 1/B.
-    """
-    total = losses.sum(1, keepdims=True)
-    return (total - losses) / (losses.shape[1] - 1)
-
-
-def _left_out(run: Run) -> jax.Array:
-    """L_k minus the mean loss of all other draws, for every sample: (draws, G, B).
-
-    The whole draw is left out, not the sample alone: its members share noise, and a
-    baseline that depends on a sample's noise would bias its term. Takes the losses of all
-    samples before the first is credited, so noise is drawn twice.
-    """
-    found = losses(run)
-    group = run.settings.plan.group
-
-    def chunk(draws):
-        table = found(deltas(run, draw(run, draws)))
-        table = table - run.clean[None]  # a shift, for rounding
-        return (), table.reshape(-1, group, *run.clean.shape).astype(jnp.float32)
-
-    table = sum_over_draws(chunk, run.part.layout)[1]
-    of_draw = table.sum(1, keepdims=True)
-    others = (of_draw.sum(0, keepdims=True) - of_draw) / (table.shape[0] * group - group)
-    return table - others
+    return weights

@@ -1,43 +1,36 @@
 """What a perturbation estimator is made of, checked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from bpfree.estimators.derivative import DERIVATIVES
 from bpfree.estimators.layerwise import Budget, Schedule, make_schedule
 from bpfree.program.trace import LossFn, NodeFilter, Program
+from bpfree.sampling import baselines
+from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.credit import Rule, check_names
 from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Sigma, check_resolution, check_sigma
 
-BASELINES = ("clean", "leave_one_out", "batch", "none")
 PAIRINGS = ("clean", "noisy")
 Credit = Rule | Mapping[str, Rule] | None
-Encode = Callable[[jax.Array], jax.Array] | None
 
 
 class Settings(NamedTuple):
-    """The arguments of a constructor; see there for the meaning.
-
-    `encode_weights` and `encode_signals` replace the centred losses, and the signals of
-    the clean pairing, by a code of fewer bits.
-    """
+    """The arguments of a constructor; see there for the meaning."""
 
     loss_fn: LossFn
     plan: Plan
     schedule: Schedule
     sigma: Sigma | None
-    baseline: str
+    baseline: Baseline
     pairing: str
     nodes: NodeFilter
     derivative: str
     credit: Credit
     sigma_optimizer: optax.GradientTransformation | None
-    encode_weights: Encode
-    encode_signals: Encode
     redraw: bool
 
 
@@ -51,14 +44,12 @@ def make_settings(
     antithetic: bool,
     nodes: NodeFilter,
     sharding: Any,
-    baseline: str = "clean",
+    baseline: str | Table | Baseline = "clean",
     pairing: str = "clean",
     layerwise: bool = False,
     derivative: str = "finite_difference",
     credit: Credit = None,
     sigma_optimizer: optax.GradientTransformation | None = None,
-    encode_weights: Encode = None,
-    encode_signals: Encode = None,
     own_noise: bool = False,
     redraw: bool = False,
 ) -> Settings:
@@ -66,7 +57,7 @@ def make_settings(
 
     With `own_noise` the system makes noise itself, and sigma may be None.
     """
-    check_choice("baseline", baseline, BASELINES)
+    compared = find_baseline(baseline)
     check_choice("pairing", pairing, PAIRINGS)
     check_choice("derivative", derivative, DERIVATIVES)
     if derivative == "finite_difference" and not (own_noise and sigma is None):
@@ -81,8 +72,8 @@ def make_settings(
             "pairing='noisy' needs noise with a density, whose score it uses; Rademacher "
             "signs have none. Use noise='gaussian' or pairing='clean'."
         )
-    measured = (baseline, pairing, antithetic) != ("clean", "clean", False)
-    if derivative == "jvp" and measured:
+    plain = compared is baselines.CLEAN and pairing == "clean" and not antithetic
+    if derivative == "jvp" and not plain:
         raise ValueError(
             "derivative='jvp' measures no losses, so it takes no other baseline than "
             "'clean' and no antithetic pairs; and it is taken at the clean values, so "
@@ -91,34 +82,29 @@ def make_settings(
     if redraw and (
         (pairing, derivative, layerwise, sharding, sigma_optimizer)
         != ("clean", "finite_difference", False, None, None)
-        or baseline == "leave_one_out"
+        or compared.whole
     ):
         raise ValueError(
             "redraw=True keeps one loss of every sample and example, and no noise: it "
             "takes pairing='clean', derivative='finite_difference', no layerwise=, no "
-            "sharding=, a sigma that is not learned, and another baseline than "
-            "'leave_one_out'"
+            "sharding=, a sigma that is not learned, and no baseline that takes all "
+            "losses at once, as 'leave_one_out' does"
         )
     schedule = make_schedule(plan, num_samples, chunk_size, sharding, layerwise)
     fewest = min(layout.num_draws for layout in schedule.layouts)
-    if baseline == "leave_one_out" and fewest < 2:
-        raise ValueError(
-            "baseline='leave_one_out' needs at least two draws, here "
-            f"num_samples >= {2 * plan.group}"
-        )
+    if compared.whole:
+        check_draws(fewest, plan)
     return Settings(
         loss_fn,
         plan,
         schedule,
         sigma,
-        baseline,
+        compared,
         pairing,
         frozen(nodes),
         derivative,
         credit,
         sigma_optimizer,
-        encode_weights,
-        encode_signals,
         redraw,
     )
 
@@ -153,6 +139,27 @@ def _check_learned(sigma: Sigma | None, optimizer) -> None:
         )
 
 
+def find_baseline(
+    baseline: str | Table | Baseline, names: Sequence[str] = tuple(baselines.NAMES)
+) -> Baseline:
+    """The baseline of a name, or of a function of the table of all L_k - L_0."""
+    if isinstance(baseline, Baseline):
+        return baseline
+    if callable(baseline):
+        return Baseline(baseline)
+    check_choice("baseline", baseline, tuple(names))
+    return baselines.NAMES[baseline]
+
+
+def check_draws(count: int, plan: Plan) -> None:
+    """ValueError for too few draws for a baseline that takes all losses at once."""
+    if count < 2:
+        raise ValueError(
+            "a baseline that takes the losses of all samples ('leave_one_out') needs at "
+            f"least two draws, here num_samples >= {2 * plan.group}"
+        )
+
+
 def check_choice(what: str, value: Any, choices: tuple) -> None:
     if value not in choices:
         raise ValueError(f"{what}={value!r} is unknown; choose one of {choices}")
@@ -163,7 +170,7 @@ def check_program(settings: Settings, program: Program) -> None:
     check_names(settings.credit, program.nodes)
     if settings.sigma is not None and settings.derivative == "finite_difference":
         check_resolution(settings.sigma, program)
-    if settings.baseline != "batch":
+    if not settings.baseline.across:
         return
     if settings.credit is not None:
         raise ValueError(

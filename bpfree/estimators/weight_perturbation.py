@@ -8,7 +8,6 @@ in one loop over the samples; or, where u needs all losses at once, in two, of w
 second draws the same noise again.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,9 +18,10 @@ from bpfree.estimators import weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import BAD_SIGMA, NO_FAULT, Estimate
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.settings import check_choice
+from bpfree.estimators.settings import check_choice, check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.trace import LossFn, split_aux
+from bpfree.sampling.baselines import Baseline, Table, weigher
 from bpfree.sampling.loop import sum_over_draws
 from bpfree.sampling.noise import antithetic_plan
 from bpfree.sampling.scale import Number, check_number
@@ -35,7 +35,7 @@ def weight_perturbation(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str = "clean",
+    baseline: str | Table | Baseline = "clean",
     shaping: str | None = None,
     rank: int | None = None,
     noise: str = "rademacher",
@@ -72,7 +72,8 @@ def weight_perturbation(
         not the result. Default 1, and 8 with `rank`.
       antithetic: use pairs z, -z; num_samples must be even.
       baseline: c is "clean" (the loss at theta), "leave_one_out" (mean of the other
-        draws) or "none".
+        draws) or "none"; or a function of the changes of all losses, (draws, samples of a
+        draw), to the weights of the noise.
       shaping: None; "centred_ranks", from -1/2 to 1/2, where equal losses share a rank
         and those that are not finite the worst; "standardise", to mean 0 and variance 1.
       rank: None for dense noise, or r for z = A B^T / sqrt(r) wherever it takes fewer
@@ -102,18 +103,18 @@ def weight_perturbation(
         {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(weight_noise.PLANS))
-    check_choice("baseline", baseline, ("clean", "leave_one_out", "none"))
-    check_choice("shaping", shaping, tuple(SHAPING))
+    compared = find_baseline(baseline, ("clean", "leave_one_out", "none"))
+    check_choice("shaping", shaping, (None, *SHAPING))
     check_number(sigma)
     weight_noise.check_rank(rank)
     plan = weight_noise.PLANS[noise]
     pairs = antithetic_plan(plan) if antithetic else plan
     layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
-    if (baseline == "leave_one_out" or shaping) and layout.num_draws < 2:
-        raise ValueError(
-            "baseline='leave_one_out' and shaping need at least two draws, here "
-            f"num_samples >= {2 * pairs.group}"
-        )
+    if shaping is not None:
+        centred, shape = compared.weights, SHAPING[shaping]
+        compared = compared._replace(weights=lambda t: shape(centred(t)), whole=True)
+    if compared.whole:
+        check_draws(layout.num_draws, pairs)
 
     def estimate(key, args, state, wanted) -> Estimate:
         clean, aux = split_aux(loss_fn(*args))
@@ -126,16 +127,20 @@ def weight_perturbation(
             return weight_noise.draw(plan, rank, key, index, moved)
 
         change = _change(loss_fn, args, clean, jax.eval_shape(draw, layout.num_draws))
-        centre = _mean(clean) if baseline == "none" else jnp.float32(0)
+        centre = jnp.float32(0) if compared.clean else _mean(clean)
 
         def losses(noise):
             return centre + jax.vmap(lambda z: change(z, signs * scale))(noise)
 
-        weigh = _weigh(baseline, shaping, losses, draw, layout)
+        def evaluate(draws):
+            return losses(jax.vmap(draw)(draws))
+
+        weigh = weigher(compared, layout, evaluate)
 
         def credit(draws):
             noise = jax.vmap(draw)(draws)
-            return weight_noise.credit(weigh(draws, noise) @ signs, noise), ()
+            weights = weigh(draws, lambda: losses(noise))
+            return weight_noise.credit(weights @ signs, noise), ()
 
         sums = sum_over_draws(credit, layout)[0]
         sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
@@ -166,28 +171,7 @@ def _mean(losses: jax.Array) -> jax.Array:
     return losses.mean().astype(jnp.float32)
 
 
-def _weigh(baseline, shaping, losses, draw, layout):
-    """`(draws, noise) -> weights (draws, G)`; if it takes all losses, they come first."""
-    if baseline != "leave_one_out" and shaping is None:
-        return lambda draws, noise: losses(noise)
-
-    def chunk(draws):
-        return (), losses(jax.vmap(draw)(draws))
-
-    table = sum_over_draws(chunk, layout)[1]
-    if baseline == "leave_one_out":
-        table = table - _left_out(table)
-    table = SHAPING[shaping](table)
-    return lambda draws, noise: table[draws]
-
-
 # ----------------------------------------------------- from losses to weights: (draws, G)
-
-
-def _left_out(losses: jax.Array) -> jax.Array:
-    """For each draw the mean loss of all others, (draws, 1)."""
-    of_draw = losses.sum(1, keepdims=True)
-    return (of_draw.sum(0, keepdims=True) - of_draw) / (losses.size - losses.shape[1])
 
 
 def _centred_ranks(losses: jax.Array) -> jax.Array:
@@ -204,8 +188,7 @@ def _standardised(losses: jax.Array) -> jax.Array:
     return (losses - losses.mean()) / jnp.where(spread > 0, spread, 1.0)
 
 
-SHAPING: dict[str | None, Callable[[jax.Array], jax.Array]] = {
-    None: lambda losses: losses,
+SHAPING: dict[str, Table] = {
     "centred_ranks": _centred_ranks,
     "standardise": _standardised,
 }
