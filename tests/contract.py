@@ -26,7 +26,6 @@ PERTURBATION = (
     "chunk_size",
     "antithetic",
     "baseline",
-    "pairing",
     "nodes",
     "sharding",
 )
@@ -42,7 +41,7 @@ WEIGHTS = (
     "example_batch",
 )
 # Those that divide by the size of the perturbation are centred by the clean loss, always.
-NORMALIZED = tuple(p for p in PERTURBATION if p not in ("baseline", "pairing"))
+NORMALIZED = tuple(p for p in PERTURBATION if p != "baseline")
 
 
 # Unbiased as a control variate; its optimiser outside strict promotion.
@@ -113,7 +112,14 @@ ESTIMATORS = (
         bpfree.likelihood_ratio,
         contract="smoothed",
         parameters=PERTURBATION,
-        extras=("noise", "layerwise", "credit", "sigma_optimizer", "example_batch"),
+        extras=(
+            "pairing",
+            "noise",
+            "layerwise",
+            "credit",
+            "sigma_optimizer",
+            "example_batch",
+        ),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),
@@ -121,7 +127,7 @@ ESTIMATORS = (
         "approximated_likelihood_ratio",
         bpfree.approximated_likelihood_ratio,
         contract="aligned",
-        parameters=tuple(p for p in PERTURBATION if p != "pairing"),
+        parameters=PERTURBATION,
         extras=("encode", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
@@ -166,7 +172,7 @@ ESTIMATORS = (
         "learned_feedback",
         bpfree.learned_feedback,
         contract="aligned",
-        parameters=tuple(p for p in PERTURBATION if p not in ("baseline", "pairing")),
+        parameters=NORMALIZED,
         extras=("example_batch", "shrinkage", "predictor", "teacher", "fit"),
         small=_FEEDBACK | {"num_samples": 4},
         trains=_FEEDBACK | {"num_samples": 32, "sigma": 0.05},

@@ -209,7 +209,6 @@ def test_layerwise_costs_half_of_full_passes():
         ({"derivative": "vjp"}, "derivative='vjp' is unknown"),
         ({"derivative": "jvp", "baseline": "none"}, "takes no other baseline"),
         ({"derivative": "jvp", "antithetic": True}, "no antithetic pairs"),
-        ({"derivative": "jvp", "pairing": "noisy", "noise": "gaussian"}, "clean values"),
     ],
 )
 def test_wrong_arguments(options, message):

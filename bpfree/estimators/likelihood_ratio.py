@@ -121,6 +121,7 @@ def likelihood_ratio(
         {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(NOISE))
+    check_choice("pairing", pairing, ("clean", "noisy"))
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
     whole = [whole_number("num_samples", count) for count in counts]
     draws = math.gcd(*(count // 2 if antithetic else count for count in whole))
@@ -133,7 +134,7 @@ def likelihood_ratio(
         chunk_size=chunk_size,
         antithetic=antithetic,
         baseline=baseline,
-        pairing=pairing,
+        noisy=pairing == "noisy",
         nodes=nodes,
         sharding=sharding,
         credit=credit,

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from bpfree.estimators import perturbation
-from bpfree.estimators.base import EstimatorTransformation
-from bpfree.estimators.settings import Credit, Sigma, check_choice
+from bpfree.estimators import perturbation, redrawn
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.settings import Credit, Sigma, check_choice, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.noise import gaussian, rademacher
@@ -25,7 +25,6 @@ def node_perturbation(
     chunk_size: int | None = None,
     antithetic: bool = False,
     baseline: str | Table | Baseline = "clean",
-    pairing: str = "clean",
     nodes: NodeFilter = None,
     noise: str = "rademacher",
     credit: Credit = None,
@@ -67,8 +66,6 @@ def node_perturbation(
         (mean noisy loss of the other examples in the same sample) or "none"; or a
         function of all L_k - L_0, a table (draws, samples of a draw, *loss shape), to the
         weights of the noise.
-      pairing: "clean": signals meet the clean layer inputs once. "noisy": each sample
-        meets its own noisy inputs (needs noise="gaussian"; it is the likelihood ratio).
       nodes: predicate on names, or names with wildcards ("layers/*"); the rest are no
         nodes for this estimator.
       noise: "rademacher" (32 signs to a random word) or "gaussian".
@@ -93,10 +90,10 @@ def node_perturbation(
     Raises:
       ValueError: unknown choice, bad count or sigma, no nodes, losses that are not (B,);
         counts per node that are not layer-wise or name other nodes; "jvp" with another
-        baseline, pairs or noisy pairing, or where no derivative reaches the losses;
-        `redraw` with baseline="leave_one_out", noisy pairing, "jvp", `layerwise` or
-        `sharding`; baseline="batch" with `credit`, a node whose noise the batch shares,
-        or a batch of fewer than two examples.
+        baseline or pairs, or where no derivative reaches the losses; `redraw` with a
+        baseline of all losses, "jvp", `layerwise` or `sharding`; baseline="batch" with
+        `credit`, a node whose noise the batch shares, or a batch of fewer than two
+        examples.
 
     Reference: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in
     linear feedforward networks", Neural Computation 17 (2005); Hiratani et al., "On the
@@ -109,7 +106,7 @@ def node_perturbation(
         {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(NOISE))
-    return perturbation.build(
+    settings = make_settings(
         loss_fn,
         plan=NOISE[noise](),
         num_samples=num_samples,
@@ -117,13 +114,11 @@ def node_perturbation(
         chunk_size=chunk_size,
         antithetic=antithetic,
         baseline=baseline,
-        pairing=pairing,
         nodes=nodes,
         sharding=sharding,
         credit=credit,
         layerwise=layerwise,
         derivative=derivative,
-        redraw=redraw,
-        seed=seed,
-        example_batch=example_batch,
     )
+    make = redrawn.make_estimator if redraw else perturbation.make_estimator
+    return transformation(make(settings), loss_fn, seed, example_batch)

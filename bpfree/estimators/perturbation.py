@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.estimators import redrawn, runs
+from bpfree.estimators import runs
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import (
     BAD_SIGMA,
@@ -92,25 +92,18 @@ def make_estimator(
         return init_scales(settings.sigma, settings.sigma_optimizer, sites)
 
     def estimate(key, args, state, wanted) -> Estimate:
-        program = traced(settings, *args)
-        warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
-        key = tags.fold_in_shards(key, program.losses)
-        sigma = _sigma_of(settings, state, program)
-        run = Run(settings, program, args, key, sigma, None, {})
+        run = begin(settings, key, args, state, wanted)
+        program = run.program
         if _is_forward_only(run):
             aux, clean, found = None, None, _noisy(run)
             gradient, value, sizes = found.gradient, found.loss, found.sizes
-        elif settings.redraw:
-            found = Found({})
-            gradient, clean, aux, sizes = redrawn.estimate(run)
-            value = clean.mean()
         else:
             run = run._replace(apart=_is_apart(run))
             out, values, pull = _clean_pass(run)
             clean, aux = split_aux(out)
             noisy = program.holding(values)
             run = run._replace(program=noisy, clean=clean, values=values)
-            if settings.pairing == "noisy":
+            if settings.noisy:
                 found = _noisy(run)
                 gradient = found.gradient
             else:
@@ -118,7 +111,7 @@ def make_estimator(
                 with jax.named_scope("bpfree.pull"):
                     gradient = pull(found.gradient)
             value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
-        injected = sigma if settings.derivative == "finite_difference" else {}
+        injected = run.sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
         fault = find_fault(program, sizes, injected, clean, changes)
         slopes = tags.sum_shards(found.slopes, program.losses, lax.pmean)
@@ -126,6 +119,16 @@ def make_estimator(
         return Estimate(gradient, value, aux, fault, inner)
 
     return of_losses(settings.loss_fn, estimate, init)
+
+
+def begin(settings: Settings, key, args, state, wanted) -> Run:
+    """One update, before its clean pass; raises and warns of what the trace shows."""
+    program = traced(settings, *args)
+    warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
+    key = tags.fold_in_shards(key, program.losses)
+    return Run(
+        settings, program, args, key, _sigma_of(settings, state, program), None, {}
+    )
 
 
 def traced(settings: Settings, params, batch, key=None) -> Program:
@@ -146,7 +149,7 @@ def _sigma_of(settings: Settings, state, program) -> NodeTree:
 def _is_forward_only(run: Run) -> bool:
     """Whether the noisy passes tell all: no clean pass is made then."""
     holds = any(site.kind == "hold" for site in run.program.sites)
-    clean = run.settings.pairing == "clean" or run.settings.baseline.clean
+    clean = not run.settings.noisy or run.settings.baseline.clean
     return not (clean or holds or run.program.has_aux)
 
 
@@ -182,7 +185,7 @@ def _is_apart(run: Run) -> bool:
     """
     settings, program = run.settings, run.program
     layout = settings.schedule.layouts[0]
-    if settings.pairing == "noisy" or layout.devices == 1:
+    if settings.noisy or layout.devices == 1:
         return False
     if tags.has_custom_vjp(program.jaxpr):
         return False

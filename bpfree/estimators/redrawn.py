@@ -16,7 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from bpfree.estimators import runs
+from bpfree.estimators import perturbation, runs
+from bpfree.estimators.estimate import Estimate, Estimator
+from bpfree.estimators.objective import of_losses
+from bpfree.estimators.settings import Settings
 from bpfree.program import interpreter, passes, tags
 from bpfree.program.loops import in_segments, with_starts
 from bpfree.program.tags import Site
@@ -28,7 +31,30 @@ from bpfree.sampling.scale import rms, scaled
 SEGMENT = 16  # steps of a loop that are pulled side by side, from a carry that is kept
 
 
-def estimate(run: runs.Run):
+def make_estimator(settings: Settings) -> Estimator:
+    """The estimator of the module docstring, of all nodes at once.
+
+    Raises ValueError for what needs the noise kept.
+    """
+    measured = settings.derivative == "finite_difference" and not settings.baseline.whole
+    (layout,) = settings.schedule.layouts[:1]
+    if not measured or settings.schedule.layerwise or layout.sharding is not None:
+        raise ValueError(
+            "redraw=True keeps one loss of every sample and example, and no noise: it "
+            "takes derivative='finite_difference', no layerwise=, no sharding=, and no "
+            "baseline that takes all losses at once, as 'leave_one_out' does"
+        )
+
+    def estimate(key, args, state, wanted) -> Estimate:
+        run = perturbation.begin(settings, key, args, state, wanted)
+        gradient, clean, aux, sizes = _estimate(run)
+        fault = perturbation.find_fault(run.program, sizes, run.sigma, clean)
+        return Estimate(gradient, clean, aux, fault)
+
+    return of_losses(settings.loss_fn, estimate)
+
+
+def _estimate(run: runs.Run):
     """(gradient, losses of the clean pass, aux, {node: rms of its values})."""
     loops: list[Any] = []
 

@@ -51,7 +51,7 @@ class Run(NamedTuple):
 def split(run: Run) -> list[Run]:
     """One run for each part: all nodes, or each of them."""
     parts = layerwise.parts(run.settings.schedule, run.program)
-    cached = len(parts) > 1 and run.settings.pairing == "clean"
+    cached = len(parts) > 1 and not run.settings.noisy
     known = passes.clean_values(run.program, run.args) if cached else None
     share = 1 / len(parts)
 

@@ -14,7 +14,6 @@ from bpfree.sampling.credit import Rule, check_names
 from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Sigma, check_resolution, check_sigma
 
-PAIRINGS = ("clean", "noisy")
 Credit = Rule | Mapping[str, Rule] | None
 
 
@@ -26,12 +25,11 @@ class Settings(NamedTuple):
     schedule: Schedule
     sigma: Sigma | None
     baseline: Baseline
-    pairing: str
+    noisy: bool
     nodes: NodeFilter
     derivative: str
     credit: Credit
     sigma_optimizer: optax.GradientTransformation | None
-    redraw: bool
 
 
 def make_settings(
@@ -45,20 +43,19 @@ def make_settings(
     nodes: NodeFilter,
     sharding: Any,
     baseline: str | Table | Baseline = "clean",
-    pairing: str = "clean",
+    noisy: bool = False,
     layerwise: bool = False,
     derivative: str = "finite_difference",
     credit: Credit = None,
     sigma_optimizer: optax.GradientTransformation | None = None,
     own_noise: bool = False,
-    redraw: bool = False,
 ) -> Settings:
     """Check the arguments of a constructor; raises ValueError with the choices.
 
-    With `own_noise` the system makes noise itself, and sigma may be None.
+    With `noisy` each sample's signals meet its own layer inputs. With `own_noise` the
+    system makes noise itself, and sigma may be None.
     """
     compared = find_baseline(baseline)
-    check_choice("pairing", pairing, PAIRINGS)
     check_choice("derivative", derivative, DERIVATIVES)
     if derivative == "finite_difference" and not (own_noise and sigma is None):
         check_sigma(sigma)
@@ -67,28 +64,10 @@ def make_settings(
         _check_learned(sigma, sigma_optimizer)
     if antithetic:
         plan = antithetic_plan(plan)
-    if pairing == "noisy" and plan.score is None:
-        raise ValueError(
-            "pairing='noisy' needs noise with a density, whose score it uses; Rademacher "
-            "signs have none. Use noise='gaussian' or pairing='clean'."
-        )
-    plain = compared is baselines.CLEAN and pairing == "clean" and not antithetic
-    if derivative == "jvp" and not plain:
+    if derivative == "jvp" and (compared is not baselines.CLEAN or antithetic):
         raise ValueError(
             "derivative='jvp' measures no losses, so it takes no other baseline than "
-            "'clean' and no antithetic pairs; and it is taken at the clean values, so "
-            "pairing='clean'"
-        )
-    if redraw and (
-        (pairing, derivative, layerwise, sharding, sigma_optimizer)
-        != ("clean", "finite_difference", False, None, None)
-        or compared.whole
-    ):
-        raise ValueError(
-            "redraw=True keeps one loss of every sample and example, and no noise: it "
-            "takes pairing='clean', derivative='finite_difference', no layerwise=, no "
-            "sharding=, a sigma that is not learned, and no baseline that takes all "
-            "losses at once, as 'leave_one_out' does"
+            "'clean' and no antithetic pairs"
         )
     schedule = make_schedule(plan, num_samples, chunk_size, sharding, layerwise)
     fewest = min(layout.num_draws for layout in schedule.layouts)
@@ -100,12 +79,11 @@ def make_settings(
         schedule,
         sigma,
         compared,
-        pairing,
+        noisy,
         frozen(nodes),
         derivative,
         credit,
         sigma_optimizer,
-        redraw,
     )
 
 

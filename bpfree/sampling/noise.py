@@ -28,7 +28,7 @@ class Plan(NamedTuple):
       group: samples in one draw, G.
       draw: `(key, shape, batch_axis) -> (G, *shape)`, float32.
       score: noise -> minus the derivative of its log density, or None where the noise
-        has no density (then only the clean pairing is an estimator).
+        has no density.
     """
 
     group: int
