@@ -30,14 +30,13 @@ from bpfree.estimators.approximated_likelihood_ratio import (
     approximated_likelihood_ratio,
 )
 from bpfree.estimators.backprop import backprop
-from bpfree.estimators.base import STATIC, static_args
+from bpfree.estimators.base import static_args
 from bpfree.estimators.combine import combine
 from bpfree.estimators.forward_gradient import forward_gradient
 from bpfree.estimators.iterative_node_perturbation import iterative_node_perturbation
 from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
-from bpfree.estimators.presets import lr2021, ulr
 from bpfree.estimators.reading import aux, fault_message, metrics, value
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
@@ -50,7 +49,6 @@ __version__ = "0.1.0"
 __all__ = [
     "BackpropagationWarning",
     "INFERRED",
-    "STATIC",
     "activity_node_perturbation",
     "approximated_likelihood_ratio",
     "aux",
@@ -73,7 +71,6 @@ __all__ = [
     "layered",
     "learned_feedback",
     "likelihood_ratio",
-    "lr2021",
     "metrics",
     "node",
     "node_perturbation",
@@ -87,7 +84,6 @@ __all__ = [
     "static_args",
     "supervised",
     "tag_linen",
-    "ulr",
     "value",
     "weight_perturbation",
     "within_hops",

@@ -180,18 +180,6 @@ ESTIMATORS = (
 )
 
 
-def _preset(name: str, contract: str = "smoothed") -> Row:
-    return Row(
-        name,
-        getattr(bpfree, name),
-        contract,
-        tuple(p for p in NORMALIZED if p != "antithetic"),
-        extras=("example_batch",),
-        small={"num_samples": 4},
-        trains={},
-    )
-
-
 def _of_energy(name: str, contract: str, extras: tuple[str, ...], **small: Any) -> Row:
     return Row(
         name,
@@ -218,8 +206,6 @@ _SHORT = eq.Relaxation(8, 8, 8, factor=1.0, tolerance=None)
 # Made of the estimators above, or of an energy: what they estimate is tested elsewhere
 # (test_sigma, test_equilibrium, test_combine), and here that they keep the interface.
 FURTHER = (
-    _preset("lr2021"),
-    _preset("ulr"),
     _of_energy(
         "equilibrium_propagation",
         "nudged",

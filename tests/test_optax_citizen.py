@@ -192,8 +192,6 @@ OF_LOSSES = {
     "weight_perturbation": bpfree.weight_perturbation,
     "forward_gradient": bpfree.forward_gradient,
     "learned_feedback": lambda f: bpfree.learned_feedback(f, example_batch=BATCH),
-    "lr2021": bpfree.lr2021,
-    "ulr": bpfree.ulr,
     "decorrelate": lambda f: bpfree.decorrelate(optax.sgd(0.1), f, example_batch=BATCH),
 }
 OF_ENERGIES = {

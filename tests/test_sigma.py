@@ -300,20 +300,6 @@ def test_a_scheduled_sigma_that_values_outgrow_is_a_fault(baseline):
     assert f"smallest safe sigma is {safe:.2g}" in text
 
 
-# ------------------------------------------------------------------------------- presets
-
-
-def test_presets_are_the_likelihood_ratio_with_the_papers_choices():
-    lr, loss = bpfree.likelihood_ratio, problems.linear_loss
-    for preset, options in (
-        (bpfree.lr2021, {"noise": "laplace", "sigma": 2**0.5, "num_samples": 10}),
-        (bpfree.ulr, {"antithetic": True, "sigma": 0.1, "num_samples": 100}),
-    ):
-        made = preset(loss), lr(loss, baseline="none", **options)
-        a, b = (problems.estimates(tx, LINEAR, BATCH, 1) for tx in made)
-        gates.assert_close(a, b, rtol=0.0)
-
-
 def test_signs_are_refused_without_a_baseline():
     with pytest.raises(ValueError, match="signs need a centred loss"):
         bpfree.approximated_likelihood_ratio(problems.mlp_loss, baseline="none")

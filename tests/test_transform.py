@@ -89,7 +89,7 @@ def test_sigma_as_a_schedule_of_the_step():
 
 @pytest.mark.parametrize("make", [bpfree.likelihood_ratio, bpfree.node_perturbation])
 def test_inject_hyperparams_turns_sigma_into_state(make):
-    injected = optax.inject_hyperparams(make, static_args=bpfree.STATIC)(
+    injected = optax.inject_hyperparams(make, static_args=bpfree.static_args(make))(
         LOSS, sigma=0.05, num_samples=2, antithetic=True, baseline="clean"
     )
     update = jax.jit(lambda s: injected.update(ZEROS, s, PARAMS, batch=BATCH))

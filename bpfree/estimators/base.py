@@ -19,22 +19,6 @@ from bpfree.estimators.objective import Objective, is_energy
 from bpfree.program.trace import arguments, split_aux
 from bpfree.sampling import seeds
 
-# Arguments that `optax.inject_hyperparams` must leave alone, of those that every
-# perturbation estimator has; `static_args` names all of a given one.
-STATIC = (
-    "loss_fn",
-    "num_samples",
-    "seed",
-    "chunk_size",
-    "antithetic",
-    "baseline",
-    "pairing",
-    "nodes",
-    "noise",
-    "sharding",
-    "example_batch",
-)
-
 
 class Fault(NamedTuple):
     """The first step (int32, -1: none) whose numbers went wrong, and where (int32)."""
