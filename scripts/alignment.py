@@ -55,7 +55,7 @@ def variants(loss_fn, samples):
         "wp gaussian": wp(loss_fn, noise="gaussian", **common),
         "wp rank 1": wp(loss_fn, rank=1, **common),
         "wp rank 4": wp(loss_fn, rank=4, **common),
-        "wp centred ranks": wp(loss_fn, shaping="centred_ranks", **common),
+        "wp standardise": wp(loss_fn, baseline="standardise", **common),
         "fg nodes": fg(loss_fn, num_samples=samples),
         "fg weights": fg(loss_fn, tangents="weights", num_samples=samples),
         **{

@@ -155,7 +155,7 @@ ESTIMATORS = (
         bpfree.weight_perturbation,
         contract="aligned",
         parameters=WEIGHTS,
-        extras=("sigma", "antithetic", "baseline", "rank", "shaping"),
+        extras=("sigma", "antithetic", "baseline", "rank"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.01},
     ),

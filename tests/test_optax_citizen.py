@@ -174,7 +174,7 @@ def test_small_seeds_keep_their_stream_and_large_ones_do_not_wrap():
 
 
 def test_settings_that_were_accepted_and_ignored():
-    with pytest.raises(ValueError, match="baseline='batch' is unknown"):
+    with pytest.raises(ValueError, match="baseline='batch' compares examples"):
         bpfree.weight_perturbation(LOSS, baseline="batch")
     with pytest.raises(ValueError, match="num_samples=3000000000 must be below"):
         bpfree.node_perturbation(LOSS, num_samples=3_000_000_000)

@@ -1,4 +1,4 @@
-"""Weight perturbation: the gradient on average, its noise, shaping, replay and cost."""
+"""Weight perturbation: the gradient on average, its noise, baselines, replay and cost."""
 
 import functools
 
@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree.estimators import weight_noise, weight_perturbation
+from bpfree.estimators import weight_noise
 from tests import problems
 from tests.statistics import LIMIT, assert_close, flat, mean_gate
 
@@ -197,10 +197,6 @@ def left_out(losses, group=1):
     return (draws - np.asarray(others)[:, None]).ravel()
 
 
-def ranks(losses):
-    return np.argsort(np.argsort(losses)) / (len(losses) - 1) - 0.5
-
-
 SHAPES = {
     "clean": ({}, clean),
     "none": ({"baseline": "none"}, lambda losses: losses),
@@ -209,9 +205,8 @@ SHAPES = {
         {"baseline": "leave_one_out", "antithetic": True, "noise": "gaussian"},
         functools.partial(left_out, group=2),
     ),
-    "ranks": ({"shaping": "centred_ranks"}, ranks),
     "standardise": (
-        {"shaping": "standardise", "rank": 1, "noise": "gaussian"},
+        {"baseline": "standardise", "rank": 1, "noise": "gaussian"},
         lambda losses: (losses - losses.mean()) / losses.std(),
     ),
 }
@@ -231,23 +226,6 @@ def test_the_chunk_size_does_not_change_the_estimate(rank):
     options = {"num_samples": 10, "repeats": 1, "sigma": 0.1, "rank": rank}
     one, all_at_once = (estimates(chunk_size=c, **options) for c in (1, 10))
     assert_close(one, all_at_once, rtol=1e-5, atol=1e-6)
-
-
-def test_centred_ranks():
-    """Equal losses share a rank; those that are not finite share the worst."""
-    losses = jnp.asarray([[3.0], [jnp.nan], [1.0], [3.0], [jnp.inf]])
-    found = weight_perturbation._centred_ranks(losses)
-    assert found.ravel().tolist() == [-0.125, 0.375, -0.5, -0.125, 0.375]
-    flat_losses = jnp.ones((4, 1))
-    assert not weight_perturbation._centred_ranks(flat_losses).any()
-    assert not weight_perturbation._standardised(flat_losses).any()
-
-
-def test_shaping_keeps_the_direction_of_small_steps():
-    found = estimates(repeats=256, shaping="centred_ranks")
-    mean = flat(found, repeats=True).mean(0)
-    truth = flat(TRUTH)
-    assert mean @ truth / np.linalg.norm(mean) / np.linalg.norm(truth) > 0.98
 
 
 # -------------------------------------------------------------------------------- noise
@@ -291,9 +269,7 @@ def mesh_of(**axes):
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"rank": 1, "shaping": "centred_ranks"}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "baseline": "standardise"}], ids=str)
 def test_eight_devices_give_the_estimate_of_one(options):
     options = {"num_samples": 40, "sigma": 0.1, "chunk_size": 2} | options
     sharding = NamedSharding(mesh_of(sample=8), PartitionSpec("sample"))
@@ -346,7 +322,7 @@ def compiled(num_samples=64, **options):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
-    "options", [{}, {"rank": 1}, {"shaping": "centred_ranks"}], ids=str
+    "options", [{}, {"rank": 1}, {"baseline": "standardise"}], ids=str
 )
 def test_memory_does_not_grow_with_the_samples(options):
     few, many = (
@@ -354,7 +330,7 @@ def test_memory_does_not_grow_with_the_samples(options):
     )
     parameters = 4 * (256 * 64 + 64 * 64)
     assert parameters < few < 12 * parameters
-    numbers = 6 if "shaping" in options else 0  # for each sample: its loss, rank, ...
+    numbers = 6 if "baseline" in options else 0  # for each sample: its loss, rank, ...
     assert many <= 1.2 * few + 8 * numbers * 1024
 
 
@@ -377,8 +353,6 @@ def test_factors_skip_the_first_product_and_never_form_the_matrix():
         ({"num_samples": 3, "antithetic": True}, "antithetic samples come in pairs"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"baseline": "leave_one_out", "num_samples": 1}, "at least two draws"),
-        ({"shaping": "centred_ranks", "num_samples": 1}, "at least two draws"),
-        ({"shaping": "ranks"}, "shaping='ranks' is unknown.*centred_ranks"),
         ({"baseline": "mean"}, "baseline='mean' is unknown"),
         ({"noise": "laplace"}, "noise='laplace' is unknown"),
         ({"sigma": 0.0}, "sigma=0.0 must be a positive"),

@@ -1,7 +1,7 @@
 """Weight perturbation (WP): SPSA and evolution strategies.
 
     L_k      = mean loss at theta + sigma z_k                  forward passes
-    u        = shape(L - c)                                    K numbers
+    u        = baseline(L)                                     K numbers
     gradient = 1 / (K sigma) sum_k u_k z_k                     noise, and no pass
 
 in one loop over the samples; or, where u needs all losses at once, in two, of which the
@@ -36,7 +36,6 @@ def weight_perturbation(
     chunk_size: int | None = None,
     antithetic: bool = False,
     baseline: str | Table | Baseline = "clean",
-    shaping: str | None = None,
     rank: int | None = None,
     noise: str = "rademacher",
     sharding: NamedSharding | None = None,
@@ -55,11 +54,10 @@ def weight_perturbation(
 
     Contract: aligned. The expectation is the gradient of the mean clean loss with an
     error O(sigma^2); for noise="gaussian" and rank=None it is the gradient of the loss
-    smoothed over the weights, at any sigma. With `shaping` the scale of the loss is lost
-    and only a direction is left.
+    smoothed over the weights, at any sigma.
 
-    Memory does not depend on num_samples, but for a few numbers a sample with shaping or
-    baseline="leave_one_out": noise is never stored, there it is drawn again.
+    Memory does not depend on num_samples, but for a few numbers a sample with a baseline
+    that takes all losses at once: noise is never stored, there it is drawn again.
 
     Args:
       loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`. Marks in
@@ -71,11 +69,8 @@ def weight_perturbation(
       chunk_size: samples evaluated side by side (on each device); sets memory and speed,
         not the result. Default 1, and 8 with `rank`.
       antithetic: use pairs z, -z; num_samples must be even.
-      baseline: c is "clean" (the loss at theta), "leave_one_out" (mean of the other
-        draws) or "none"; or a function of the changes of all losses, (draws, samples of a
-        draw), to the weights of the noise.
-      shaping: None; "centred_ranks", from -1/2 to 1/2, where equal losses share a rank
-        and those that are not finite the worst; "standardise", to mean 0 and variance 1.
+      baseline: as in `bpfree.node_perturbation`, but "batch", for mean losses: the
+        table is (draws, samples of a draw).
       rank: None for dense noise, or r for z = A B^T / sqrt(r) wherever it takes fewer
         numbers than the parameter. Products x (W + sigma z) are evaluated as x W + sigma
         (x A) B^T / sqrt(r), the first term once (see `bpfree.program.lowrank`).
@@ -103,16 +98,16 @@ def weight_perturbation(
         {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("noise", noise, tuple(weight_noise.PLANS))
-    compared = find_baseline(baseline, ("clean", "leave_one_out", "none"))
-    check_choice("shaping", shaping, (None, *SHAPING))
+    compared = find_baseline(baseline)
+    if compared.across:
+        raise ValueError(
+            "baseline='batch' compares examples, which share the noise of parameters"
+        )
     check_number(sigma)
     weight_noise.check_rank(rank)
     plan = weight_noise.PLANS[noise]
     pairs = antithetic_plan(plan) if antithetic else plan
     layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
-    if shaping is not None:
-        centred, shape = compared.weights, SHAPING[shaping]
-        compared = compared._replace(weights=lambda t: shape(centred(t)), whole=True)
     if compared.whole:
         check_draws(layout.num_draws, pairs)
 
@@ -169,26 +164,3 @@ def _change(loss_fn, args, clean, noise):
 
 def _mean(losses: jax.Array) -> jax.Array:
     return losses.mean().astype(jnp.float32)
-
-
-# ----------------------------------------------------- from losses to weights: (draws, G)
-
-
-def _centred_ranks(losses: jax.Array) -> jax.Array:
-    finite = jnp.where(jnp.isfinite(losses), losses, jnp.inf).ravel()
-    order = jnp.sort(finite)
-    below = jnp.searchsorted(order, finite, side="left")
-    not_above = jnp.searchsorted(order, finite, side="right")
-    rank = (below + not_above - 1).astype(jnp.float32) / 2
-    return (rank / (losses.size - 1) - 0.5).reshape(losses.shape)
-
-
-def _standardised(losses: jax.Array) -> jax.Array:
-    spread = losses.std()
-    return (losses - losses.mean()) / jnp.where(spread > 0, spread, 1.0)
-
-
-SHAPING: dict[str, Table] = {
-    "centred_ranks": _centred_ranks,
-    "standardise": _standardised,
-}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bpfree.sampling.loop import Layout, sum_over_draws
 
@@ -59,12 +60,24 @@ def _other_examples(table: jax.Array) -> jax.Array:
     return centred.reshape(table.shape)
 
 
+def _standardised(table: jax.Array) -> jax.Array:
+    """Mean 0 and variance 1 over the samples: the scale of the loss is lost."""
+    spread = table.std((0, 1), keepdims=True)
+    return (table - table.mean((0, 1), keepdims=True)) / jnp.where(spread > 0, spread, 1)
+
+
 CLEAN = Baseline(lambda table: table, whole=False)
 NONE = Baseline(lambda table: table, clean=False, whole=False)
 LEAVE_ONE_OUT = Baseline(_left_out)
 BATCH = Baseline(_other_examples, clean=False, whole=False, across=True)
 
-NAMES = {"clean": CLEAN, "leave_one_out": LEAVE_ONE_OUT, "batch": BATCH, "none": NONE}
+NAMES = {
+    "clean": CLEAN,
+    "leave_one_out": LEAVE_ONE_OUT,
+    "batch": BATCH,
+    "none": NONE,
+    "standardise": Baseline(_standardised),
+}
 
 
 def weigher(baseline: Baseline, layout: Layout, evaluate: Table):
