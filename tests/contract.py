@@ -146,7 +146,7 @@ ESTIMATORS = (
         bpfree.activity_node_perturbation,
         contract="descent",
         parameters=NORMALIZED,
-        extras=("noise", "reference", "norm", "scaling", "derivative", "example_batch"),
+        extras=("noise", "reference", "norm", "derivative", "example_batch"),
         small={"num_samples": 4},
         trains={"num_samples": 32, "sigma": 0.05},
     ),

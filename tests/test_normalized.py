@@ -47,9 +47,9 @@ def test_of_one_node_activity_based_is_iterative():
     gates.assert_close(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm, power", [("global", 1.0), ("per_layer", 0.5)])
-def test_the_weights_are_those_of_the_equation(norm, power):
-    """n^p dL / (B ||da||^2), of nodes of any shape, one of them shared by the batch."""
+@pytest.mark.parametrize("norm", normalized.NORMS)
+def test_the_weights_are_those_of_the_equation(norm):
+    """n dL / (B ||da||^2), of nodes of any shape, one of them shared by the batch."""
     random = np.random.default_rng(0)
     shapes = {"first": (5, 3), "behind": (2, 5), "shared": (4,)}
     axes = {"first": 0, "behind": 1, "shared": None}
@@ -65,12 +65,11 @@ def test_the_weights_are_those_of_the_equation(norm, power):
     if norm == "global":
         squares = dict.fromkeys(squares, sum(squares.values()))
         counts = dict.fromkeys(counts, 9)
-    scale = normalized.Scale(norm, power)
     found = normalized.weigh(
-        jnp.asarray(losses), jax.tree.map(jnp.asarray, moved), nodes, scale
+        jnp.asarray(losses), jax.tree.map(jnp.asarray, moved), nodes, norm
     )
     for k in shapes:
-        expected = counts[k] ** power * losses / (5 * squares[k])
+        expected = counts[k] * losses / (5 * squares[k])
         np.testing.assert_allclose(found[k], expected, rtol=1e-12, err_msg=k)
 
 
@@ -335,7 +334,6 @@ def test_what_two_passes_report():
         ({"reference": "noisy", "derivative": "jvp"}, "need a clean one"),
         ({"reference": "dirty"}, "reference='dirty' is unknown"),
         ({"norm": "local"}, "norm='local' is unknown"),
-        ({"scaling": "log_n"}, "scaling='log_n' is unknown"),
         ({"noise": "laplace"}, "noise='laplace' is unknown"),
         ({"sigma": -1.0}, "must be a positive number"),
     ],

@@ -26,7 +26,6 @@ def activity_node_perturbation(
     noise: str = "gaussian",
     reference: str = "clean",
     norm: str = "global",
-    scaling: str = "n",
     derivative: str = "finite_difference",
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
@@ -60,8 +59,6 @@ def activity_node_perturbation(
         product for every pair). The value is then the mean loss of the first passes, aux
         that of the very first; memory grows by an aux for every pair.
       norm: "global", or "per_layer": n_l da_l / ||da_l||^2 for each node.
-      scaling: "n", or "sqrt_n", the square root of N (of early papers; too small a
-        gradient, by that factor).
       loss_fn, seed, chunk_size, antithetic, nodes, noise, derivative, sharding: as in
         `bpfree.node_perturbation`.
       example_batch: likewise.
@@ -87,8 +84,6 @@ def activity_node_perturbation(
     check_choice("noise", noise, tuple(NOISE))
     check_choice("reference", reference, REFERENCES)
     check_choice("norm", norm, normalized.NORMS)
-    check_choice("scaling", scaling, tuple(normalized.SCALINGS))
-    scale = normalized.Scale(norm, normalized.SCALINGS[scaling])
     noisy = reference == "noisy"
     if noisy:
         two_pass.check(loss_fn, sigma, antithetic, derivative)
@@ -108,10 +103,10 @@ def activity_node_perturbation(
     )
 
     def signals(run):
-        return normalized.signals(run, normalized.activity, scale)
+        return normalized.signals(run, normalized.activity, norm)
 
     if noisy:
-        estimator = two_pass.make_estimator(settings, scale)
+        estimator = two_pass.make_estimator(settings, norm)
     else:
         estimator = perturbation.make_estimator(settings, signals=signals)
     return transformation(estimator, loss_fn, seed, example_batch)

@@ -81,7 +81,5 @@ def iterative_node_perturbation(
         derivative=derivative,
         seed=seed,
         example_batch=example_batch,
-        signals=lambda run: normalized.signals(
-            run, normalized.own_noise, normalized.Scale()
-        ),
+        signals=lambda run: normalized.signals(run, normalized.own_noise, "global"),
     )

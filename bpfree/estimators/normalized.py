@@ -1,15 +1,14 @@
 """Signals that are normalised by the size of the perturbation, not by sigma.
 
-    signal_l = 1 / (B K) sum_k  n^p dL_k da_lk / ||da_k||^2
+    signal_l = 1 / (B K) sum_k  n dL_k da_lk / ||da_k||^2
 
 for every example, with dL the change of its loss, da_l the change of node l, n the
-number of values that ||da||^2 sums over, and p = 1 (or 1/2, in early papers). For one
-node with isotropic noise and p = 1 the expectation is the gradient to first order,
+number of values that ||da||^2 sums over: all nodes ("global"), or each its own. For one
+node with isotropic noise the expectation is the gradient to first order,
 whatever the scale of the noise.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +23,6 @@ from bpfree.sampling.noise import credit
 from bpfree.sampling.scale import at_least_float32
 
 NORMS = ("global", "per_layer")
-SCALINGS = {"n": 1.0, "sqrt_n": 0.5}
-
-
-class Scale(NamedTuple):
-    """What ||da||^2 sums over, all nodes or each its own, and the exponent p of n."""
-
-    norm: str = "global"
-    power: float = 1.0
 
 
 def own_noise(changes: NodeTree, deltas: NodeTree):
@@ -45,7 +36,7 @@ def activity(changes: NodeTree, deltas: NodeTree):
     return {n: at_least_float32(y) + own[n] for n, y in changes.items()}
 
 
-def signals(run: Run, measure, scale: Scale) -> NodeTree:
+def signals(run: Run, measure, norm: str) -> NodeTree:
     """Clean pairing: accumulated over the samples; see `perturbation`.
 
     Args:
@@ -57,7 +48,7 @@ def signals(run: Run, measure, scale: Scale) -> NodeTree:
         deltas = runs.deltas(run, runs.draw(run, draws))
         losses, changes = change(deltas)
         moved = measure(changes, deltas)
-        weights = weigh(losses, moved, run.part.nodes, scale)
+        weights = weigh(losses, moved, run.part.nodes, norm)
         return {
             s.name: credit(weights[s.name], moved[s.name], s.batch_axis)
             for s in run.part.nodes
@@ -75,8 +66,8 @@ def _change(run: Run):
     return lambda deltas: jax.tree.map(jnp.subtract, observe(deltas), clean)
 
 
-def weigh(losses: jax.Array, moved, nodes, scale: Scale) -> NodeTree:
-    """{node: n^p dL / (B ||da||^2)}, (samples, B), or (samples,) for losses ().
+def weigh(losses: jax.Array, moved, nodes, norm: str) -> NodeTree:
+    """{node: n dL / (B ||da||^2)}, (samples, B), or (samples,) for losses ().
 
     Without a batch axis (a node shared by the batch, one loss for it) every value counts.
     """
@@ -99,13 +90,11 @@ def weigh(losses: jax.Array, moved, nodes, scale: Scale) -> NodeTree:
         {s.name: square(s) for s in nodes},
         {s.name: count(s) for s in nodes},
     )
-    if scale.norm == "global":
+    if norm == "global":
         squares = dict.fromkeys(squares, sum(squares.values()))
         counts = dict.fromkeys(counts, sum(counts.values()))
     size = math.prod(examples)
     return {
-        name: (counts[name] ** scale.power * losses / (size * squares[name])).astype(
-            moved[name].dtype
-        )
+        name: (counts[name] * losses / (size * squares[name])).astype(moved[name].dtype)
         for name in squares
     }

@@ -59,7 +59,7 @@ def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
         )
 
 
-def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
+def make_estimator(settings: Settings, norm: str) -> Estimator:
     """The estimator of the module docstring: K pairs, and a weight product for each."""
 
     def estimate(key, args, state, wanted) -> Estimate:
@@ -71,7 +71,7 @@ def make_estimator(settings: Settings, scale: normalized.Scale) -> Estimator:
             sigma = scales(settings.sigma, state.count, program.nodes)
         (part,) = layerwise.parts(settings.schedule, program)
         run = Run(settings, program, args, key, sigma, None, {}, part)
-        gradient, firsts = _gradient(run, own[0] if own else key, scale)
+        gradient, firsts = _gradient(run, own[0] if own else key, norm)
         return Estimate(
             jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, args[0]),
             firsts.value.mean(),
@@ -86,7 +86,7 @@ def _of_shard(key, batch):
     return reduce(tags.fold_in_shards, jax.tree.leaves(batch), key)
 
 
-def _gradient(run: Run, key, scale: normalized.Scale):
+def _gradient(run: Run, key, norm: str):
     """(gradient, what the K first passes report)."""
     nodes, count = run.part.nodes, run.num_samples
 
@@ -101,7 +101,7 @@ def _gradient(run: Run, key, scale: normalized.Scale):
             return over_samples(run.part.layout, one)(*keys, *deltas)
 
         (losses, _), vjp, (pair, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
-        weights = normalized.weigh(pair.change, pair.changes, nodes, scale)
+        weights = normalized.weigh(pair.change, pair.changes, nodes, norm)
         terms = {
             s.name: per_sample(
                 weights[s.name], pair.changes[s.name], s.batch_axis
