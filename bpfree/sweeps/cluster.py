@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import submitit
+
 from bpfree.sweeps import schedule, worker
 from bpfree.training.names import ConfigError
 
@@ -18,14 +20,8 @@ def make_start(cluster: str, options: Mapping[str, Any]) -> schedule.Start:
       cluster: "slurm", "local" or "debug".
       options: submitit's parameters, {"timeout_min": 60, "slurm_partition": "gpu"} say.
 
-    Raises ConfigError: submitit is not installed, or refuses an option.
+    Raises ConfigError: submitit refuses an option.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError(
-            f"--cluster needs submitit ({error}): pip install -e '.[cluster]'"
-        ) from error
 
     def start(
         workdir: Path, names: Sequence[str], slot: schedule.Slot

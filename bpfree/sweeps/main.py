@@ -8,6 +8,7 @@
 a killed sweep stopped.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from bpfree.sweeps import cluster, points, report, schedule, search
+from bpfree.sweeps import points, report, schedule
 from bpfree.sweeps.ledger import Record
 from bpfree.training import command_line, config_files
 from bpfree.training.names import ConfigError
@@ -73,11 +74,23 @@ def _sweep() -> None:
 def _start() -> schedule.Start:
     if not _CLUSTER.value:
         return schedule.start_process
-    return cluster.make_start(_CLUSTER.value, dict(map(_option, _OPTIONS.value)))
+    options = dict(map(_option, _OPTIONS.value))
+    return _optional("cluster", "submitit").make_start(_CLUSTER.value, options)
+
+
+def _optional(name: str, package: str) -> Any:
+    """The module `name` of sweeps, which the extra of that name serves."""
+    try:
+        return importlib.import_module(f"bpfree.sweeps.{name}")
+    except ImportError as error:
+        raise ConfigError(
+            f"--{name} needs {package} ({error}): pip install -e '.[{name}]'"
+        ) from error
 
 
 def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
     """(trials in all, records of this directory)."""
+    search = _optional("search", "Optuna")
     file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
     seed = zlib.crc32(f"{command_line.config().seed} {workdir.name}".encode())
     records = search.search(

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optuna
+from optuna.trial import TrialState
+
 from bpfree.sweeps import ledger, result, schedule, worker
 from bpfree.sweeps.points import Point
 from bpfree.training import metrics
@@ -24,12 +27,6 @@ Space = Mapping[str, Sequence[Any]]
 
 def make_study(kind: str, seed: int, storage: str) -> Any:
     """Optuna's study `bpfree` in a storage (URL), made or joined; raises ConfigError."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError(
-            f"--search needs Optuna ({error}): pip install -e '.[search]'"
-        ) from error
     if kind not in SEARCHES:
         raise unknown("--search", kind, SEARCHES)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -117,19 +114,19 @@ class _Hunt(NamedTuple):
 
     def take_up(self) -> None:
         """Queue again what a killed search of this directory had begun."""
-        for trial in self._trials("RUNNING"):
+        for trial in self._trials(TrialState.RUNNING):
             if trial.user_attrs.get("workdir") == str(self.book.workdir):
                 self.study.enqueue_trial(trial.params)
-                self.study.tell(trial.number, state=_states().FAIL)
+                self.study.tell(trial.number, state=TrialState.FAIL)
 
     def ask(self) -> list[str] | None:
         """The next proposal that is not known yet, None behind the last."""
-        while self._trials("WAITING") or self._count() < self.trials:
+        while self._trials(TrialState.WAITING) or self._count() < self.trials:
             trial = self.study.ask()
             trial.set_user_attr("workdir", str(self.book.workdir))
             point = self.make_point(suggest(trial, self.space))
             if point.name in self.running:
-                self._close(trial, state=_states().PRUNED)  # the same one, again
+                self._close(trial, state=TrialState.PRUNED)  # the same one, again
                 continue
             self.running[point.name] = trial, point
             folder = worker.folder_of(self.book.workdir, point.name)
@@ -165,12 +162,11 @@ class _Hunt(NamedTuple):
 
     def _settle(self, name: str, found: result.Result) -> None:
         trial, point = self.running.pop(name)
-        states = _states()
         if found["status"] == "done":
             self._close(trial, found["validation_accuracy"])
         else:
             pruned = found["status"] == "pruned"
-            self._close(trial, state=states.PRUNED if pruned else states.FAIL)
+            self._close(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         if name not in ledger.read(self.book.workdir):
             self.book.note(point, found)
 
@@ -180,21 +176,11 @@ class _Hunt(NamedTuple):
 
     def _count(self) -> int:
         """Trials that run or are closed; not those that were taken up again."""
-        closed = [t for t in self._trials(*_ENDED) if t.user_attrs.get("closed")]
-        return len(self._trials("RUNNING")) + len(closed)
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(t.state.name == "RUNNING" or "closed" in t.user_attrs for t in trials)
 
-    def _trials(self, *names: str) -> list[Any]:
-        states = tuple(getattr(_states(), name) for name in names)
-        return self.study.get_trials(deepcopy=False, states=states)
-
-
-_ENDED = ("COMPLETE", "PRUNED", "FAIL")
-
-
-def _states() -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState
+    def _trials(self, state: TrialState) -> list[Any]:
+        return self.study.get_trials(deepcopy=False, states=(state,))
 
 
 def _logs(folder: Path) -> list[metrics.Record]:
