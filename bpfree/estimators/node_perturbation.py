@@ -64,9 +64,10 @@ def node_perturbation(
         signal is then (L_+ - L_-) / (2 sigma) eps.
       baseline: "clean" (L_0), "leave_one_out" (mean loss of the other draws), "batch"
         (mean noisy loss of the other examples in the same sample) or "none";
-        "standardise" (mean 0 and variance 1 over the samples: a direction, of no known
-        scale); or a function of the table of all L_k - L_0, (draws, samples of a draw,
-        *loss shape), to the weights of the noise.
+        "standardise" (mean 0 and variance 1 over the samples) and "centred_ranks" (ranks
+        over the samples, from -1/2 to 1/2) keep a direction, of no known scale; or a
+        function of the table of all L_k - L_0, (draws, samples of a draw, *loss shape),
+        to the weights of the noise.
       nodes: predicate on names, or names with wildcards ("layers/*"); the rest are no
         nodes for this estimator.
       noise: "rademacher" (32 signs to a random word) or "gaussian".

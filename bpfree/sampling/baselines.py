@@ -9,6 +9,7 @@ The samples of a draw share noise (an antithetic pair). A term stays unbiased if
 weight is the loss less something that does not depend on the noise of its draw.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,6 +67,24 @@ def _standardised(table: jax.Array) -> jax.Array:
     return (table - table.mean((0, 1), keepdims=True)) / jnp.where(spread > 0, spread, 1)
 
 
+def _centred_ranks(table: jax.Array) -> jax.Array:
+    """Ranks over the samples, for each example by itself, from -1/2 to 1/2.
+
+    Equal losses share a rank, and those that are not finite the worst.
+    """
+
+    def ranks(losses):
+        order = jnp.sort(losses)
+        below = jnp.searchsorted(order, losses, side="left")
+        not_above = jnp.searchsorted(order, losses, side="right")
+        return (below + not_above - 1).astype(jnp.float32) / 2
+
+    losses = jnp.where(jnp.isfinite(table), table, jnp.inf)
+    losses = losses.reshape(-1, math.prod(table.shape[2:]))
+    found = jax.vmap(ranks, 1, 1)(losses)
+    return (found / (len(losses) - 1) - 0.5).reshape(table.shape)
+
+
 CLEAN = Baseline(lambda table: table, whole=False)
 NONE = Baseline(lambda table: table, clean=False, whole=False)
 LEAVE_ONE_OUT = Baseline(_left_out)
@@ -77,6 +96,7 @@ NAMES = {
     "batch": BATCH,
     "none": NONE,
     "standardise": Baseline(_standardised),
+    "centred_ranks": Baseline(_centred_ranks),
 }
 
 
