@@ -8,6 +8,8 @@ With independent estimates e_r of one gradient g, in each group of parameters,
     bias      |E e - slope g| / |g|, what averaging does not take away
 
 so that the mean of n estimates has cosine slope / sqrt(slope^2 + bias^2 + variance / n).
+bias^2 is estimated by the mean of <e_r, e_s> / |g|^2 over pairs r != s, without the parts
+along g. Its expectation is exact; where there is no bias it is negative half of the time.
 """
 
 import math
@@ -30,14 +32,28 @@ OVERALL = "(all)"
 
 
 class Alignment(NamedTuple):
-    """Of one group of parameters; see the module docstring. nan where g is zero.
+    """How estimates of one group of parameters compare with its true gradient g.
+
+    The equations stand in the docstring of `bpfree.diagnostics`. All numbers are relative
+    to g, and nan where g is zero.
 
     Attributes:
       cosine, cosine_std: mean and standard deviation over single estimates.
       slope, slope_error: mean and its standard error.
-      variance, bias: relative to |g|^2 and |g|; the bias has the noise of the measurement
-        taken off, and is 0 where nothing is left.
+      variance: of a single estimate, relative to |g|^2.
+      bias_squared, bias_squared_error: estimate of bias^2, negative by chance, and its
+        standard error, which takes four repeats: infinite with fewer.
       norm: |g|.
+
+    Example:
+        >>> from bpfree.diagnostics import Alignment
+        >>> a = Alignment(0.5, 0.1, 1.0, 0.05, 3.0, 0.04, 0.2, 1.0)
+        >>> a.is_biased, a.bias
+        (False, 0.0)
+        >>> round(a.cosine_of_mean(9), 3)
+        0.866
+        >>> round(a.estimates_for(0.9), 1)
+        12.8
     """
 
     cosine: float
@@ -45,18 +61,37 @@ class Alignment(NamedTuple):
     slope: float
     slope_error: float
     variance: float
-    bias: float
+    bias_squared: float
+    bias_squared_error: float
     norm: float
 
+    @property
+    def is_biased(self) -> bool:
+        """Whether bias^2 is more than three standard errors above 0."""
+        return self.bias_squared > 3 * self.bias_squared_error
+
+    @property
+    def bias(self) -> float:
+        """Relative to |g|; 0 where it is not distinguishable from 0."""
+        return math.sqrt(self.bias_squared) if self.is_biased else 0.0
+
+    @property
+    def bias_error(self) -> float:
+        """Standard error of the bias; without one, the bias that would have been seen."""
+        if self.is_biased:
+            return self.bias_squared_error / (2 * self.bias)
+        return math.sqrt(max(self.bias_squared, 0.0) + 3 * self.bias_squared_error)
+
     def cosine_of_mean(self, estimates: float) -> float:
-        """Cosine with g of the mean of so many estimates."""
+        """Cosine with g of the mean of so many `estimates`."""
         spread = self.bias**2 + self.variance / estimates
         return self.slope / math.sqrt(self.slope**2 + spread)
 
     def estimates_for(self, cosine: float) -> float:
-        """Estimates whose mean has this cosine; inf if the bias (or sign) forbids it.
+        """Estimates whose mean has this `cosine`; inf if the bias (or sign) forbids it.
 
-        Times the estimator's own `num_samples`, it is the samples needed.
+        Times the estimator's own `num_samples`, it is the samples needed. Raises
+        ValueError unless 0 < cosine < 1.
         """
         if not 0 < cosine < 1:
             raise ValueError(f"cosine={cosine} must be between 0 and 1")
@@ -64,6 +99,14 @@ class Alignment(NamedTuple):
             return math.inf
         allowed = self.slope**2 * (1 / cosine**2 - 1) - self.bias**2
         return self.variance / allowed if allowed > 0 else math.inf
+
+    def bias_in_words(self) -> str:
+        """The bias with its standard error, or that it is not distinguishable from 0."""
+        if self.is_biased:
+            return f"{self.bias:.2g} +- {self.bias_error:.1g}"
+        if math.isfinite(self.bias_error):
+            return f"not distinguishable from 0 (below {self.bias_error:.2g})"
+        return f"not distinguishable from 0 (takes {_FEWEST} estimates)"
 
 
 class Report(NamedTuple):
@@ -87,14 +130,15 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         width = max(map(len, self.groups))
         lines = [
-            f"{'group':<{width}}  cosine          slope             variance      bias"
-            "   estimates for cosine 0.9"
+            f"{'group':<{width}}  cosine          slope             variance"
+            "  estimates for cosine 0.9   bias"
         ]
         for name, a in self.groups.items():
+            needed = a.estimates_for(0.9)
             lines.append(
                 f"{name:<{width}}  {a.cosine:.3f} +- {a.cosine_std:.3f}"
                 f"  {a.slope:.3f} +- {a.slope_error:.3f}"
-                f"  {a.variance:10.3g}  {a.bias:8.2g}  {a.estimates_for(0.9):10.3g}"
+                f"  {a.variance:10.3g}  {needed:24.3g}   {a.bias_in_words()}"
             )
         lines.append(
             f"{self.repeats} estimates; one update costs {self.cost:.1f} inferences"
@@ -161,12 +205,17 @@ def make_meter(
 
 
 class _Products(NamedTuple):
-    """Inner products of the estimates e_r, their mean m and the truth g, leaf by leaf."""
+    """Inner products of the estimates e_r, the means m_i of parts of them, and g."""
 
     along: jax.Array  # <e_r, g>, (repeats, leaves)
     squares: jax.Array  # |e_r|^2, (repeats, leaves)
-    mean: jax.Array  # |m|^2, (leaves,)
+    means_along: jax.Array  # <m_i, g>, (parts, leaves)
+    means: jax.Array  # <m_i, m_j>, (parts, parts, leaves)
     norm: jax.Array  # |g|^2, (leaves,)
+
+
+_FEWEST = 4  # estimates from whose pairs a standard error is known
+_PARTS = 16  # means of so many parts of the estimates are kept, at most
 
 
 def _inner_products(estimator, repeats):
@@ -185,23 +234,36 @@ def _inner_products(estimator, repeats):
         def estimate(key):
             return estimator.estimator.estimate(key, params, batch, state).gradient
 
-        def mean(make, keys, look=lambda gradient: ()):
-            def add(total, key):
+        def means(make, keys, parts, look=lambda gradient: ()):
+            def add(totals, at):
+                index, key = at
                 gradient = _as_float32(make(key))
-                return jax.tree.map(jnp.add, total, gradient), look(gradient)
+                add_to = lambda t, g: t.at[index % parts].add(g)  # noqa: E731
+                return jax.tree.map(add_to, totals, gradient), look(gradient)
 
-            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-            total, seen = jax.lax.scan(add, zeros, keys)
-            return jax.tree.map(lambda t: t / len(keys), total), seen
+            zeros = lambda p: jnp.zeros((parts, *p.shape), jnp.float32)  # noqa: E731
+            totals = jax.tree.map(zeros, params)
+            totals, seen = jax.lax.scan(add, totals, (jnp.arange(len(keys)), keys))
+            sizes = jnp.bincount(jnp.arange(len(keys)) % parts, length=parts)
+            divide = jax.vmap(lambda total, n: total / n.astype(jnp.float32))
+            return jax.tree.map(lambda t: divide(t, sizes), totals), seen
 
         keys = jax.random.split(key, repeats)
         if truth is None:
-            truth, _ = mean(exact, keys if random else keys[:1])
+            truth, _ = means(exact, keys if random else keys[:1], 1)
+            truth = jax.tree.map(lambda m: m[0], truth)
         g = _as_float32(truth)
-        average, (along, squares) = mean(
-            estimate, keys, lambda e: (_by_leaf(e, g), _by_leaf(e, e))
+        look = lambda e: (_by_leaf(e, g), _by_leaf(e, e))  # noqa: E731
+        parts = min(repeats, _PARTS)
+        averages, (along, squares) = means(estimate, keys, parts, look)
+        to_all = lambda a: jax.lax.map(lambda b: _by_leaf(a, b), averages)  # noqa: E731
+        return _Products(
+            along,
+            squares,
+            jax.lax.map(lambda m: _by_leaf(m, g), averages),
+            jax.lax.map(to_all, averages),
+            _by_leaf(g, g),
         )
-        return _Products(along, squares, _by_leaf(average, average), _by_leaf(g, g))
 
     return run
 
@@ -222,18 +284,46 @@ def _alignment(by_leaf: _Products, members: list[int]) -> Alignment:
     norm = float(p.norm) or math.nan
     cosines = p.along / np.sqrt(np.maximum(p.squares, 1e-30) * norm)
     slopes = p.along / norm
-    variance = max(0.0, (p.squares.sum() - repeats * p.mean) / (repeats - 1)) / norm
-    off_axis = p.mean / norm - slopes.mean() ** 2
-    by_chance = (variance - slopes.var(ddof=1)) / repeats
+    sizes = np.bincount(np.arange(repeats) % len(p.means)) / repeats
+    mean_square = sizes @ p.means @ sizes
+    spread = (p.squares.sum() - repeats * mean_square) / (repeats - 1)
+    off_axis = p.means / norm - np.outer(p.means_along, p.means_along) / norm**2
+    squared, error = _mean_of_pairs(off_axis)
     return Alignment(
         cosine=float(cosines.mean()),
         cosine_std=float(cosines.std(ddof=1)),
         slope=float(slopes.mean()),
         slope_error=float(slopes.std(ddof=1) / math.sqrt(repeats)),
-        variance=float(variance),
-        bias=float(np.sqrt(np.maximum(off_axis - by_chance, 0.0))),
+        variance=max(0.0, float(spread)) / norm,
+        bias_squared=squared,
+        bias_squared_error=math.hypot(error, _ROUNDING * float(p.squares.mean()) / norm),
         norm=math.sqrt(norm),
     )
+
+
+_ROUNDING = 1e-6  # relative error of an inner product of many float32
+
+
+def _mean_of_pairs(products: np.ndarray) -> tuple[float, float]:
+    """Mean of <m_i, m_j> over pairs i != j, and its standard error.
+
+    With row means h_i, <m_i, m_j> = mean + a_i + a_j + rest, where a_i is
+    (n - 1) / (n - 2) (h_i - mean). The rows differ because a true bias has another
+    product with each m_i, and by the rest. The variance of the jackknife, 4 var(h) / n,
+    counts the rest nearly twice, so 2 (n - 3) / (n (n - 1)^2) var(rest) comes off.
+    """
+    n = len(products)
+    pairs = ~np.eye(n, dtype=bool)
+    mean = float(products[pairs].mean())
+    if n < _FEWEST:
+        return mean, math.inf
+    rows = np.where(pairs, products, 0.0).sum(1) / (n - 1)
+    effects = (rows - mean) * (n - 1) / (n - 2)
+    rest = (products - mean - effects[:, None] - effects[None])[pairs]
+    rest_variance = (rest**2).sum() / (n * (n - 3))
+    doubled = 2 * (n - 3) / (n * (n - 1) ** 2) * rest_variance
+    least = 2 / (n * (n - 1)) * rest_variance
+    return mean, math.sqrt(max(4 * rows.var(ddof=1) / n - doubled, least))
 
 
 def _groups(loss_fn, params, batch) -> dict[str, list[int]]:

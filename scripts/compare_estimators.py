@@ -84,7 +84,9 @@ def row(name: str, cost: float, loss_fn, nets, data) -> dict:
         "cosine_std": np.mean([a.cosine_std for a in found]),
         "slope": np.mean([a.slope for a in found]),
         "variance": np.mean([a.variance for a in found]),
-        "needed": np.mean([a._replace(bias=0.0).estimates_for(0.9) for a in found])
+        "needed": np.mean(
+            [a._replace(bias_squared=0.0).estimates_for(0.9) for a in found]
+        )
         * samples,
     }
 

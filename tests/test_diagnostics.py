@@ -60,16 +60,60 @@ def test_backprop_is_perfect():
 def test_scale_spread_and_bias_are_told_apart():
     g = flat(TRUTH)
     ones = np.ones_like(g)
-    off_axis = ones - g * (g @ ones) / (g @ g)
     report = measured(made_up(scale=2.0, spread=0.5, bias=0.3), repeats=1024).overall
     slope = 2.0 + 0.3 * (g @ ones) / (g @ g)
     assert abs(report.slope - slope) < 5 * report.slope_error < 0.2
     assert report.variance == pytest.approx(0.25 * g.size / (g @ g), rel=0.15)
-    assert report.bias == pytest.approx(
-        0.3 * np.linalg.norm(off_axis) / np.linalg.norm(g), rel=0.1
-    )
+    assert report.bias == pytest.approx(truth_of(0.3), rel=0.1)
+    assert abs(report.bias - truth_of(0.3)) < 5 * report.bias_error < 0.5 * report.bias
     unbiased = measured(made_up(scale=2.0, spread=0.5), repeats=1024).overall
-    assert unbiased.bias < 0.3 * report.bias
+    assert unbiased.bias == 0 and unbiased.bias_error < 0.3 * report.bias
+
+
+def truth_of(bias):
+    """Length of the constant vector `bias`, without its part along g, over |g|."""
+    g = flat(TRUTH)
+    ones = np.ones_like(g)
+    off_axis = ones - g * (g @ ones) / (g @ g)
+    return bias * np.linalg.norm(off_axis) / np.linalg.norm(g)
+
+
+@pytest.mark.parametrize("bias, biased", [(0.0, False), (1.0, True)])
+@pytest.mark.parametrize("repeats", [4, 19])
+def test_the_bias_is_as_uncertain_as_its_standard_error_says(bias, biased, repeats):
+    tx = made_up(spread=0.5, bias=bias)
+    meter = diagnostics.make_meter(tx, PARAMS, BATCH, repeats=repeats)
+    found = [
+        meter(PARAMS, BATCH, seed=seed, state=tx.init(PARAMS)).overall
+        for seed in range(100)
+    ]
+    squared, errors = np.array([a[5:7] for a in found]).T
+    deviations = squared - truth_of(bias) ** 2
+    spread = squared.std(ddof=1)
+    assert abs(deviations.mean()) < 4 * spread / 10
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(spread, rel=0.5)
+    assert np.mean([a.is_biased == biased for a in found]) >= 0.95
+    assert found[0].is_biased == biased
+    words = found[0].bias_in_words()
+    if biased:
+        assert words == f"{found[0].bias:.2g} +- {found[0].bias_error:.1g}"
+    else:
+        assert words.startswith("not distinguishable from 0 (below ")
+        assert math.isfinite(found[0].estimates_for(0.9))
+
+
+def test_two_estimates_say_nothing_of_the_bias():
+    report = measured(bpfree.node_perturbation(problems.mlp_loss), repeats=2)
+    assert report.overall.bias_in_words() == (
+        "not distinguishable from 0 (takes 4 estimates)"
+    )
+    assert "not distinguishable from 0" in str(report)
+
+
+def test_any_number_of_estimates_gives_the_variance():
+    report = measured(made_up(spread=0.5), repeats=17).overall
+    g = flat(TRUTH)
+    assert report.variance == pytest.approx(0.25 * g.size / (g @ g), rel=0.3)
 
 
 def test_estimates_for_a_cosine_are_as_many_as_are_needed():
