@@ -117,3 +117,20 @@ def test_a_rate_that_is_far_too_large_is_the_first_cause_and_not_sigma():
     text = message(update(update(tx.init(PARAMS), PARAMS), grown), params=grown)
     assert text.startswith("step 1: the values of node 'h' have grown so large")
     assert "the largest parameter, " in text and "e+18" in text
+    assert text.endswith("Lower the learning rate or clip the update "
+                         "(optax.clip_by_global_norm).")  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [1000.0, 1e20])
+def test_training_at_a_learning_rate_of_1000_does_not_blame_sigma(rate):
+    def loss(params, batch):
+        h = jax.nn.relu(batch["x"] @ params["w1"])
+        return ((h @ params["w2"]) ** 2).sum(1)
+
+    params = {k: PARAMS[k].astype(jnp.float32) for k in ("w1", "w2")}
+    batch = {"x": BATCH["x"].astype(jnp.float32)}
+    tx = problems.lenient(optax.chain(noisy(loss, sigma=0.05), optax.adam(rate)))
+    params, state = problems.train(tx, params, batch, steps=4)
+    text = bpfree.fault_message(state, loss, params, batch)
+    assert text.startswith("step 1: ") and "smallest safe sigma" not in text
+    assert "ower the learning rate" in text and "the largest parameter, " in text

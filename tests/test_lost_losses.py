@@ -47,3 +47,18 @@ def test_a_loss_that_does_not_change_is_no_fault():
 def test_an_exact_derivative_takes_no_differences():
     shifted = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e7)  # noqa: E731
     assert fault(bpfree.node_perturbation, shifted, derivative="jvp") is None
+
+
+def test_losses_that_have_grown_are_not_cured_by_a_constant():
+    """At step 0 nothing was lost: the growth is the first cause, and the rate's doing."""
+    loss = lambda p, b: outputs(p, b) ** 2 + p["shift"]  # noqa: E731
+    params = PARAMS | {"shift": jnp.float32(0)}
+    grown = params | {"shift": jnp.float32(1e7)}
+    tx = bpfree.node_perturbation(loss, num_samples=64, sigma=1e-2)
+    _, state = tx.update(None, tx.init(params), params, batch=BATCH)
+    _, state = tx.update(None, state, grown, batch=BATCH)
+    text = bpfree.fault_message(state, loss, grown, BATCH)
+    assert text.startswith(
+        "step 1: the losses have grown so large that their differences"
+    )
+    assert "'shift', reaches 1e+07. Lower the learning rate" in text

@@ -130,28 +130,60 @@ def fault_message(
     if step < 0:
         found = (s.fault_message() for s in _links(state) if hasattr(s, "fault_message"))
         return next(filter(None, found), None)
+    what, remedy = _cause(step, code, loss_fn, params, batch)
+    return f"step {step}: {what}. {remedy}."
+
+
+_RATE = "Lower the learning rate or clip the update (optax.clip_by_global_norm)"
+
+
+def _cause(step: int, code: int, loss_fn, params, batch) -> tuple[str, str]:
+    """What went wrong, and what to do. After the first step, at which the same settings
+    passed, numbers that have grown are the cause, and not a sigma that is too small."""
+    path, size = _largest(params)
+    by_now = f"by now the largest parameter, {path!r}, reaches {size:.2g}"
+    if code == BAD_SIGMA:
+        return "sigma is not a positive number", "Check its schedule"
+    if code == BAD_RELAXATION:
+        return (
+            "half of the examples still moved by a tenth in the last sweep of the free "
+            "phase",
+            "Allow more sweeps, or damp them with Relaxation(factor=0.5)",
+        )
     if code == BAD_LOSS:
         what = "a loss is not finite although every node is"
-    elif code == BAD_SIGMA:
-        what = "sigma is not a positive number"
-    elif code == LOST_LOSS:
-        what = (
-            "noise moves the losses by less than the spacing of numbers of their size, "
-            "so that their differences are rounding errors: subtract a constant inside "
-            "the loss function, add its terms up in float64, or raise sigma"
-        )
-    elif code == BAD_GRADIENT:
+        return what, f"Check the batch and the loss function; {by_now}"
+    if code == BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
-    elif code == BAD_RELAXATION:
-        what = (
-            "half of the examples still moved by a tenth in the last sweep of the free "
-            "phase; allow more sweeps, or damp them with Relaxation(factor=0.5)"
+        return what, f"Lower sigma or the learning rate; {by_now}"
+    if code == LOST_LOSS:
+        lost = "their differences are rounding errors"
+        if step:
+            return f"the losses have grown so large that {lost}; {by_now}", _RATE
+        return (
+            "noise moves the losses by less than the spacing of numbers of their size, "
+            f"so that {lost}: subtract a constant inside the loss function, add its "
+            "terms up in float64, or raise sigma",
+            "Losses that are large from the start hide what the noise does to them",
         )
-    else:
-        what = _node_fault(step, code, loss_fn, params, batch)
+    key = jax.random.key(0) if takes_key(loss_fn) else None
+    name_of = site_names(loss_fn, params, batch, key)
+    if code > SMALL_SIGMA:
+        what = f"node {name_of[code]!r} is not finite"
+        return what, f"Check the batch, or lower the learning rate; {by_now}"
+    name = name_of[SMALL_SIGMA - code]
+    if step:
+        return (
+            f"the values of node {name!r} have grown so large that noise of this sigma "
+            f"is lost to rounding in them (or sigma has fallen); {by_now}",
+            _RATE,
+        )
+    safe = smallest_at(name, loss_fn, params, batch, key)
     return (
-        f"step {step}: {what}. Lower the learning rate, clip the update "
-        "(optax.clip_by_global_norm), or check the batch and sigma."
+        f"the noise is lost to rounding at node {name!r}: sigma is too small for the "
+        f"precision of its values; at these parameters the smallest safe sigma is "
+        f"{safe:.2g}",
+        "Raise sigma or the precision of the node",
     )
 
 
@@ -161,24 +193,3 @@ def _largest(params) -> tuple[str, float]:
     sizes = [float(jnp.max(jnp.abs(leaf), initial=0)) for leaf in leaves]
     pairs = zip(param_paths(params), sizes, strict=True)
     return max(pairs, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])
-
-
-def _node_fault(step: int, code: int, loss_fn, params, batch) -> str:
-    key = jax.random.key(0) if takes_key(loss_fn) else None
-    name_of = site_names(loss_fn, params, batch, key)
-    if code > SMALL_SIGMA:
-        return f"node {name_of[code]!r} is not finite"
-    name = name_of[SMALL_SIGMA - code]
-    if step:  # the same sigma was safe before
-        path, size = _largest(params)
-        return (
-            f"the values of node {name!r} have grown so large that noise of this sigma "
-            f"is lost to rounding in them (or sigma has fallen); by now the largest "
-            f"parameter, {path!r}, reaches {size:.2g}"
-        )
-    safe = smallest_at(name, loss_fn, params, batch, key)
-    return (
-        f"the noise is lost to rounding at node {name!r}: sigma is too small for the "
-        f"precision of its values; at these parameters the smallest safe sigma is "
-        f"{safe:.2g}"
-    )
