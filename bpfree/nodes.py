@@ -6,8 +6,8 @@ per batch), or `(losses, aux)`:
 
 * `record`   run, and return the value of every node and kernel input;
 * `inject`   run with `y + delta` at the nodes, forward only;
-* `pullback` run with the graph cut behind every node, and return the product of each
-  block's own Jacobian with a signal: nothing crosses a node.
+* `pullback` run with the graph cut at every node, and return the product of each block's
+  own Jacobian with a signal: nothing crosses a node.
 
 With y_l the nodes, s_l the signals and theta the parameters,
 
@@ -69,7 +69,11 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = INFERRE
 
 
 def kernel_input(x: jax.Array, path: str) -> jax.Array:
-    """Mark `x` as what the kernel at `path` multiplies; read by `record` only.
+    """Mark `x` as what the kernel at `path` multiplies; only `record` reads the mark.
+
+    Args:
+      x: input of the kernel, any shape.
+      path: of the kernel in the parameters, such as "Dense_0/kernel".
 
     Example:
         >>> bpfree.kernel_input(jnp.arange(3.0), "Dense_0/kernel").tolist()
@@ -82,10 +86,14 @@ def hold(x: jax.Array, name: str) -> jax.Array:
     """Mark `x` as a statistic of the clean pass; the identity under plain autodiff.
 
     Noisy passes (`inject`, and every perturbation estimator) use the value that `x` has
-    in the clean pass, whatever their noise does to it, and no derivative passes through
-    it, in the clean pass neither: their gradient is that of the loss with `x` a constant.
-    Batch normalisation needs this, or the noise of one example would reach the losses of
-    all others; the adapters hold its mean and variance. A repeated `name` gets `#1`, ...
+    in the clean pass, so that noise does not change it. No derivative passes through it,
+    in the clean pass neither: the estimated gradient is that of the loss with `x` held
+    constant. Without this, the noise of one example would reach the losses of all others
+    through batch normalisation; the adapters hold its mean and variance.
+
+    Args:
+      x: array of any shape and type.
+      name: a repeated name gets `#1`, `#2`, ... in order of appearance.
 
     Example:
         >>> def centred(params, batch):
@@ -98,9 +106,19 @@ def hold(x: jax.Array, name: str) -> jax.Array:
 
 
 def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
-    """`(params, batch[, key]) -> (output of loss_fn, {node: y}, {kernel path: input})`.
+    """Run a loss function and return the value of every node.
 
-    Values keep their shape; inside `lax.scan` they gain a leading time axis.
+    Args:
+      loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`.
+      nodes: predicate on names, or names with wildcards; the others are no nodes. None:
+        all.
+
+    Returns:
+      `(params, batch[, key]) -> (output of loss_fn, {node: y}, {kernel path: input})`.
+      Values keep their shape; inside `lax.scan` they gain a leading time axis.
+
+    Raises:
+      ValueError (when called): losses of another shape.
 
     Example:
         >>> losses, values, inputs = bpfree.record(loss_fn)(params, batch)
@@ -124,11 +142,19 @@ def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
 
 
 def inject(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
-    """`(params, batch, {node: delta}[, key]) -> (output of loss_fn, {node: y})`.
+    """Run a loss function forward with `y + delta` at its nodes.
 
-    Runs forward with `y + delta` behind each node named in the dict; `y` is the value
-    before its own delta, downstream of the earlier ones. Raises ValueError for unknown
-    names and wrong shapes. What is held (`bpfree.hold`) costs a clean pass before.
+    Args:
+      loss_fn, nodes: as in `bpfree.record`.
+
+    Returns:
+      `(params, batch, {node: delta}[, key]) -> (output of loss_fn, {node: y})`. A delta
+      has the shape of its node; a node that is left out gets none. `y` is the value
+      before the node's own delta, and contains the effect of the earlier ones. A value
+      that is held (`bpfree.hold`) costs a clean pass first.
+
+    Raises:
+      ValueError (when called): unknown names or wrong shapes.
 
     Example:
         >>> deltas = {"output": jnp.ones((5, 2))}
@@ -149,13 +175,27 @@ def inject(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
 
 
 def pullback(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
-    """`(params, batch[, key]) -> (output of loss_fn, {node: y}, pull)`.
+    r"""Run a loss function, and return the map from signals at the nodes to a gradient.
 
-    `pull({node: signal})` returns the params-shaped sum over blocks of their own
-    Jacobian applied to their signal (a node left out has signal zero), plus the
-    derivative of the mean loss in the block behind the last node. A signal is an
-    estimate of d(mean loss)/dy, so it includes the 1/B. Raises ValueError when a block
-    has no derivative at all (see `bpfree.blocks`).
+    .. math:: \text{pull}(s) = \sum_l \Big(\frac{\partial y_l}{\partial\theta}\Big)^{\!T}
+        s_l + \frac{\partial}{\partial\theta}\, \text{mean}(L)
+
+    where both derivatives hold every earlier node constant, so that no signal crosses a
+    node. The second term is that of the block that ends at the loss.
+
+    Args:
+      loss_fn, nodes: as in `bpfree.record`.
+
+    Returns:
+      `(params, batch[, key]) -> (output of loss_fn, {node: y}, pull)`. The gradient
+      `pull({node: signal})` has the shape of params. A signal has the shape of its node
+      and estimates d(mean loss)/dy, so it includes the 1/B; one left out is zero.
+
+    Raises:
+      ValueError (when called): a block has no derivative at all (see `bpfree.blocks`).
+
+    Source: Schulman et al., "Gradient estimation using stochastic computation graphs",
+    NeurIPS 2015, arXiv:1506.05254.
 
     Example:
         >>> losses, values, pull = bpfree.pullback(loss_fn)(params, batch)
@@ -181,11 +221,22 @@ def pullback(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
 
 
 def blocks(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -> Blocks:
-    """What is differentiated between the nodes; `print` it.
+    """What an estimator differentiates between the nodes; `print` it.
 
-    Per block: its parameters, how many weight products its derivative contains, and how
-    many of those carry an error signal through a weight. Nothing is computed; shapes
-    (ShapeDtypeStructs) are enough. Raises ValueError as `pullback` does.
+    Says for each block its parameters, how many weight products its derivative contains,
+    and how many of those carry an error signal through a weight, as backprop does at
+    every layer. Nothing is computed.
+
+    Args:
+      loss_fn, nodes: as in `bpfree.record`.
+      params, batch, key: the arguments of `loss_fn`; ShapeDtypeStructs are enough.
+
+    Returns:
+      A tuple of blocks in program order, each with `name`, `params`, `products`,
+      `carried`.
+
+    Raises:
+      ValueError: a node or a parameter has no derivative in its block.
 
     Example:
         >>> print(bpfree.blocks(loss_fn, params, batch))

@@ -27,7 +27,23 @@ def fgsm(
 ) -> jax.Array:
     """Fast gradient sign method: x + epsilon sign(dL/dx), clipped to the bounds.
 
-    Reference: Goodfellow, Shlens and Szegedy, ICLR 2015.
+    Args:
+      loss: `(x (B, ...), label (B,)) -> losses (B,)`, of the net that is differentiated.
+      x, label: the examples, float, and their labels.
+      epsilon: largest change of an entry, in units of x.
+      bounds: smallest and largest value of an entry.
+
+    Returns:
+      The attacked x, of the same shape.
+
+    Source: Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial
+    examples", ICLR 2015, arXiv:1412.6572.
+
+    Example:
+        >>> loss = lambda x, label: (x.sum(1) - label) ** 2
+        >>> x, label = jnp.full((2, 3), 0.5), jnp.zeros(2)
+        >>> bpfree.robustness.fgsm(loss, x, label, 0.1)[0].tolist()
+        [0.6000000238418579, 0.6000000238418579, 0.6000000238418579]
     """
     return jnp.clip(x + epsilon * jnp.sign(_slope(loss, x, label)), *bounds)
 
@@ -47,10 +63,24 @@ def pgd(
     """Projected gradient ascent from random starts; of each example the worst end.
 
     Args:
-      key: consumed. step_size: of a signed step; 2.5 epsilon / steps by default.
-      restarts: independent starts, uniform in the box.
+      loss, x, label, epsilon, bounds: as in `bpfree.robustness.fgsm`.
+      key: PRNG key of the starts; consumed.
+      steps: signed gradient steps from each start.
+      step_size: of a step; None is 2.5 epsilon / steps.
+      restarts: independent starts, uniform in the box of half-width epsilon.
 
-    Reference: Madry et al., ICLR 2018.
+    Returns:
+      The attacked x, of the same shape.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks",
+    ICLR 2018, arXiv:1706.06083.
+
+    Example:
+        >>> loss = lambda x, label: (x.sum(1) - label) ** 2
+        >>> x, label = jnp.full((2, 3), 0.5), jnp.zeros(2)
+        >>> worst = bpfree.robustness.pgd(loss, x, label, 0.1, key=jax.random.key(0))
+        >>> bool(jnp.allclose(worst, 0.6))
+        True
     """
     size = 2.5 * epsilon / steps if step_size is None else step_size
 
@@ -80,7 +110,22 @@ def mi_fgsm(
 ) -> jax.Array:
     """Iterated FGSM along a running sum of gradients, each of L1 norm 1.
 
-    Reference: Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018.
+    Args:
+      loss, x, label, epsilon, bounds: as in `bpfree.robustness.fgsm`.
+      steps: of size epsilon / steps.
+      decay: factor of the running sum in each step.
+
+    Returns:
+      The attacked x, of the same shape.
+
+    Source: Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018,
+    arXiv:1710.06081.
+
+    Example:
+        >>> loss = lambda x, label: (x.sum(1) - label) ** 2
+        >>> x, label = jnp.full((2, 3), 0.5), jnp.zeros(2)
+        >>> bool(jnp.allclose(bpfree.robustness.mi_fgsm(loss, x, label, 0.1), 0.6))
+        True
     """
 
     def step(_, carry):
@@ -112,7 +157,22 @@ def random_search(
     It needs `steps` evaluations of the loss and no derivative.
 
     Args:
-      key: consumed.
+      loss, x, label, epsilon, bounds: as in `bpfree.robustness.fgsm`.
+      key: PRNG key of the signs; consumed.
+      steps: evaluations of the loss.
+      share: of an example's inputs, redrawn in the first step, in 0 .. 1.
+
+    Returns:
+      The attacked x, of the same shape.
+
+    Example:
+        >>> loss = lambda x, label: (x > 0.55).sum(1) - label  # no derivative
+        >>> x, label = jnp.full((2, 3), 0.5), jnp.zeros(2)
+        >>> found = bpfree.robustness.random_search(
+        ...     loss, x, label, 0.1, key=jax.random.key(0), steps=50
+        ... )
+        >>> loss(found, label).tolist()
+        [3.0, 3.0]
     """
     size = x[0].size
 
@@ -145,17 +205,48 @@ def _projected(y: jax.Array, x: jax.Array, epsilon: float, bounds: Bounds) -> ja
 
 
 def gaussian(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
-    """Normal noise of that standard deviation."""
+    """Normal noise of standard deviation `severity` is added to x. Nothing is clipped.
+
+    Args:
+      key: PRNG key; consumed.
+      x: examples (B, ...), float.
+      severity: as above, in units of x or as a share.
+
+    Example:
+        >>> bpfree.robustness.gaussian(jax.random.key(0), jnp.ones((2, 3)), 0.1).shape
+        (2, 3)
+    """
     return x + severity * jax.random.normal(key, x.shape, x.dtype)
 
 
 def uniform(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
-    """Uniform noise in +- severity."""
+    """Uniform noise in +- `severity` is added to x. Nothing is clipped.
+
+    Args:
+      key: PRNG key; consumed.
+      x: examples (B, ...), float.
+      severity: as above, in units of x or as a share.
+
+    Example:
+        >>> bpfree.robustness.uniform(jax.random.key(0), jnp.ones((2, 3)), 0.1).shape
+        (2, 3)
+    """
     return x + jax.random.uniform(key, x.shape, x.dtype, -severity, severity)
 
 
 def salt_and_pepper(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
-    """That share of the inputs set to 0 or 1."""
+    """A share `severity` of the entries is set to 0 or 1, at random. Nothing is clipped.
+
+    Args:
+      key: PRNG key; consumed.
+      x: examples (B, ...), float.
+      severity: as above, in units of x or as a share.
+
+    Example:
+        >>> key, x = jax.random.key(0), jnp.ones((2, 3))
+        >>> bpfree.robustness.salt_and_pepper(key, x, 0.1).shape
+        (2, 3)
+    """
     where_key, value_key = jax.random.split(key)
     where = jax.random.bernoulli(where_key, severity, x.shape)
     value = jax.random.bernoulli(value_key, 0.5, x.shape).astype(x.dtype)
@@ -163,22 +254,57 @@ def salt_and_pepper(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
 
 
 def contrast(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
-    """Contrast lowered by that share, around each example's mean."""
+    """Contrast is lowered by the share `severity`, around each example's mean.
+
+    Nothing is clipped.
+
+    Args:
+      key: not used.
+      x: examples (B, ...), float.
+      severity: as above, in units of x or as a share.
+
+    Example:
+        >>> x = jnp.array([[0.0, 1.0]])
+        >>> bpfree.robustness.contrast(jax.random.key(0), x, 0.5).tolist()
+        [[0.25, 0.75]]
+    """
     del key
     mean = x.mean(tuple(range(1, x.ndim)), keepdims=True)
     return mean + (1 - severity) * (x - mean)
 
 
 def brightness(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
-    """So much added to all inputs."""
+    """`severity` is added to all entries. Nothing is clipped.
+
+    Args:
+      key: not used.
+      x: examples (B, ...), float.
+      severity: as above, in units of x or as a share.
+
+    Example:
+        >>> x = jnp.array([[0.0, 1.0]])
+        >>> bpfree.robustness.brightness(jax.random.key(0), x, 0.5).tolist()
+        [[0.5, 1.5]]
+    """
     del key
     return x + severity
 
 
 def blur(key: jax.Array, x: jax.Array, severity: float) -> jax.Array:
-    """Images (B, H, W, C) under a Gaussian of that standard deviation in pixels.
+    """Images under a Gaussian of standard deviation `severity`, seven pixels wide.
 
-    Raises ValueError for examples that are no images.
+    Args:
+      key: not used.
+      x: images (B, H, W, C), float.
+      severity: standard deviation in pixels.
+
+    Raises:
+      ValueError: examples that are no images.
+
+    Example:
+        >>> x = jnp.ones((1, 4, 4, 1))
+        >>> bool(jnp.allclose(bpfree.robustness.blur(jax.random.key(0), x, 1.0), x))
+        True
     """
     del key
     if x.ndim != 4:
@@ -213,9 +339,22 @@ def corrupted(
     """x under one of `CORRUPTIONS`, clipped to the bounds.
 
     Args:
-      key: consumed. severity: 1 to 5.
+      name: "gaussian", "uniform", "salt_and_pepper", "contrast", "brightness" or "blur".
+      key: PRNG key; consumed.
+      x: examples (B, ...), float.
+      severity: 1 to 5; `CORRUPTIONS` says what they mean.
+      bounds: smallest and largest value of an entry.
 
-    Raises ValueError for an unknown name or severity.
+    Returns:
+      The corrupted x, of the same shape.
+
+    Raises:
+      ValueError: an unknown name or severity.
+
+    Example:
+        >>> x = jnp.full((1, 2), 0.5)
+        >>> bpfree.robustness.corrupted("contrast", jax.random.key(0), x, 5).tolist()
+        [[0.5, 0.5]]
     """
     if name not in CORRUPTIONS or severity not in range(1, 6):
         raise ValueError(
@@ -227,5 +366,15 @@ def corrupted(
 
 
 def accuracy(apply: Callable[[Any], jax.Array], x: jax.Array, label: jax.Array):
-    """Share of the examples whose largest logit, of `apply(x)`, is the label's."""
+    """Share of the examples whose largest logit is that of the label, float32 ().
+
+    Args:
+      apply: `x -> logits (B, classes)`.
+      x, label: the examples and their labels (B,).
+
+    Example:
+        >>> logits = jnp.array([[0.0, 1.0], [2.0, 1.0]])
+        >>> float(bpfree.robustness.accuracy(lambda x: x, logits, jnp.array([1, 1])))
+        0.5
+    """
     return (apply(x).argmax(-1) == label).mean(dtype=jnp.float32)

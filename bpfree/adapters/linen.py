@@ -10,12 +10,23 @@ from bpfree.adapters.batch_norm import held_statistics
 
 
 def tag_linen(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` with the batch statistics of all Linen BatchNorms run inside it held.
+    """`fn` with the batch statistics of all Linen BatchNorms that run inside it held.
 
     Nodes need no tags, they are found; see `bpfree.hold` for what holding means.
 
     Args:
       fn: any function that applies Linen modules, such as `model.apply`.
+
+    Returns:
+      A function of the same arguments.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> model = nn.BatchNorm(use_running_average=False)
+        >>> variables = model.init(jax.random.key(0), batch["x"])
+        >>> apply = bpfree.tag_linen(model.apply)
+        >>> apply(variables, batch["x"], mutable=["batch_stats"])[0].shape
+        (5, 3)
     """
 
     def held(*args, **kwargs):

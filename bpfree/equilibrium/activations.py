@@ -10,22 +10,54 @@ from jax import lax
 
 
 def shifted_sigmoid(z: jax.Array) -> jax.Array:
-    """1 / (1 + exp(-4 z + 2)): slope 1 at z = 1/2."""
+    """1 / (1 + exp(-4 z + 2)), with slope 1 at z = 1/2.
+
+    Args:
+      z: drive of a neuron, any shape, real or complex.
+
+    Example:
+        >>> float(bpfree.equilibrium.shifted_sigmoid(jnp.float32(0.5)))
+        0.5
+    """
     return lax.logistic(4.0 * z - 2.0)
 
 
 def dsilu(z: jax.Array) -> jax.Array:
-    """(SiLU(z) - SiLU(z - 2)) / 2, a smooth clip(z/2, 0, 1); SiLU(z) = z logistic(z)."""
+    """(SiLU(z) - SiLU(z - 2)) / 2, a smooth clip(z/2, 0, 1); SiLU(z) = z logistic(z).
+
+    Args:
+      z: drive of a neuron, any shape, real or complex.
+
+    Example:
+        >>> round(float(bpfree.equilibrium.dsilu(jnp.float32(1.0))), 3)
+        0.5
+    """
     return 0.5 * (z * lax.logistic(z) - (z - 2.0) * lax.logistic(z - 2.0))
 
 
 def hard_sigmoid(z: jax.Array) -> jax.Array:
-    """clip(z / 2, 0, 1)."""
+    """clip(z / 2, 0, 1). Not holomorphic: for real nudging only.
+
+    Args:
+      z: drive of a neuron, any shape, real.
+
+    Example:
+        >>> float(bpfree.equilibrium.hard_sigmoid(jnp.float32(0.5)))
+        0.25
+    """
     return jnp.clip(0.5 * z, 0.0, 1.0)
 
 
 def identity(z: jax.Array) -> jax.Array:
-    """z: linear networks, and linear output neurons."""
+    """z itself, for linear networks and linear output neurons.
+
+    Args:
+      z: drive of a neuron, any shape, real or complex.
+
+    Example:
+        >>> float(bpfree.equilibrium.identity(jnp.float32(0.5)))
+        0.5
+    """
     return z
 
 

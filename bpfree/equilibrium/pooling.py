@@ -12,7 +12,19 @@ from jax import lax
 
 
 class Pool(NamedTuple):
-    """A pooling: `fn(z)`, and `pull(z, v) = (dfn/dz)^T v` at z."""
+    """A pooling, as `bpfree.layered` takes it with a convolution.
+
+    Attributes:
+      name: for messages.
+      fn: `z (B, H, W, C) -> (B, H/s, W/s, C)`.
+      pull: `(z, v) -> (dfn/dz)^T v` at z.
+
+    Example:
+        >>> pool = bpfree.equilibrium.average_pool(2)
+        >>> z = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> pool.pull(z, jnp.ones((1, 1, 1, 1))).ravel().tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
 
     name: str
     fn: Callable[[jax.Array], jax.Array]
@@ -20,7 +32,20 @@ class Pool(NamedTuple):
 
 
 def average_pool(window: int = 2) -> Pool:
-    """The mean of each window."""
+    """The mean of each window.
+
+    Args:
+      window: s, side of the square window. Rows and columns that fill no whole window are
+        left out.
+
+    Returns:
+      A `bpfree.equilibrium.Pool`.
+
+    Example:
+        >>> z = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> round(float(bpfree.equilibrium.average_pool(2).fn(z)[0, 0, 0, 0]), 2)
+        1.5
+    """
 
     def fn(z):
         return _windows(z, window).mean((2, 4))
@@ -36,7 +61,25 @@ def average_pool(window: int = 2) -> Pool:
 def softmax_pool(window: int = 2, temperature: float = 1.0) -> Pool:
     """The softmax-weighted mean, P = sum_j z_j exp(z_j/T) / sum_j exp(z_j/T).
 
-    Holomorphic: T -> 0 is the maximum, T -> inf the mean (Laborieux & Zenke 2022).
+    Holomorphic. T -> 0 is the maximum, T -> inf the mean.
+
+    Args:
+      window: s, side of the square window. Rows and columns that fill no whole window are
+        left out.
+      temperature: T, positive.
+
+    Returns:
+      A `bpfree.equilibrium.Pool`.
+
+    Raises:
+      ValueError: a temperature that is not positive.
+
+    Source: Laborieux and Zenke 2022, arXiv:2209.00530.
+
+    Example:
+        >>> z = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> round(float(bpfree.equilibrium.softmax_pool(2).fn(z)[0, 0, 0, 0]), 2)
+        2.49
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive")
@@ -61,7 +104,20 @@ def softmax_pool(window: int = 2, temperature: float = 1.0) -> Pool:
 
 
 def max_pool(window: int = 2) -> Pool:
-    """The maximum of each window: not holomorphic, for real nudging only."""
+    """The maximum of each window: not holomorphic, for real nudging only.
+
+    Args:
+      window: s, side of the square window. Rows and columns that fill no whole window are
+        left out.
+
+    Returns:
+      A `bpfree.equilibrium.Pool`.
+
+    Example:
+        >>> z = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> round(float(bpfree.equilibrium.max_pool(2).fn(z)[0, 0, 0, 0]), 2)
+        3.0
+    """
 
     def fn(z):
         return _windows(z, window).max((2, 4))

@@ -107,16 +107,18 @@ def learned_feedback(
     the draw. The last node is not perturbed: its gradient is the loss's own derivative.
 
     Contract: with shrinkage lambda = 1 the prediction is a control variate, and the
-    estimate is unbiased for the gradient of the clean loss up to O(sigma^2), whatever the
+    estimate is unbiased for the gradient of the clean loss up to O(sigma^2), with any
     predictor. With lambda = 0 the estimate has the bias of the predictor and no noise of
-    the draw. Between, both shrink linearly.
+    the draw. In between, both shrink linearly.
 
     Args:
       example_batch: a batch, or ShapeDtypeStructs of one: shapes of the predictor.
-      num_samples: K, noisy forward passes. sigma: scale of the noise.
+      num_samples: K, noisy forward passes of the batch.
+      sigma: scale of the noise in units of a node's value, a number or a schedule.
       shrinkage: lambda in [0, 1].
-      predictor: `bpfree.predictors.chained()` (the default: backprop through learned
-        weights of its own) or `.direct(gate=..., per=...)` (a matrix from the error).
+      predictor: `bpfree.predictors.chained()` (the default: backprop through a second set
+        of weights, which is learned) or `.direct(gate=..., per=...)` (a matrix from the
+        error).
       teacher: what the predictor learns from. "losses": it descends the mean of r^2 / 2,
         one number for each noisy pass and example. "responses": it descends the squared
         error of its guess of how noise at a node moves the next node, one number for each

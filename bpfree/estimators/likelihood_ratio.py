@@ -62,15 +62,15 @@ def likelihood_ratio(
 
     for noise eps of density f, mean 0 and variance 1, and any baseline c that does not
     depend on eps. The estimate is the mean over K samples and the batch. No derivative of
-    the loss or of anything behind a node is needed: thresholds and the 0-1 loss train,
+    the loss or of anything after a node is needed: thresholds and the 0-1 loss train,
     with sigma about the distance of a node's values from the threshold.
 
     Contract: with pairing="noisy" (the default; Jacobians at each sample's own noisy
     inputs) unbiased for the gradient of the *smoothed* loss J_sigma, at any sigma. With
     pairing="clean" (Jacobians at the clean inputs; about half the cost) aligned: it is
     node perturbation with Gaussian noise, expectation grad L + O(sigma^2). Layer-wise,
-    the block in front of node l gets the gradient of the loss smoothed at node l alone,
-    and the block behind the last node that of the mean of these losses.
+    the block that ends at node l gets the gradient of the loss smoothed at node l alone,
+    and the block after the last node that of the mean of these losses.
 
     One forward pass: pairing="noisy" with baseline="none" or "batch" needs no clean pass
     and makes none, so that num_samples=1 is a single pass; `bpfree.value` is the mean
@@ -86,6 +86,7 @@ def likelihood_ratio(
       baseline: "clean" (L_0 of the example), "leave_one_out" (mean loss of the other
         draws), "batch" (mean noisy loss of the other examples in the same sample) or
         "none", all of them unbiased; or a function, as in `bpfree.node_perturbation`.
+      pairing: "noisy" or "clean", the inputs of a layer that a sample's signal meets.
       noise: its density, of variance 1. "gaussian": s = eps. "laplace": s = sqrt(2)
         sign(eps). "student_t" (5 degrees of freedom): s = 6 eps / (3 + eps^2). Three
         more are Gaussian too, every sample by itself, so that the contract is unchanged,
@@ -98,8 +99,8 @@ def likelihood_ratio(
         perturbed entries of an example.
       loss_fn, num_samples, seed, chunk_size, antithetic, nodes, layerwise, credit: as in
         `bpfree.node_perturbation`.
-      sharding, example_batch: likewise. Coupled groups are
-        evaluated side by side, whatever chunk_size says.
+      sharding, example_batch: likewise. Coupled groups are evaluated side by side, even
+        where chunk_size is smaller.
 
     Returns:
       An optax transformation; pass `batch=` to `update`.

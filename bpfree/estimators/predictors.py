@@ -18,11 +18,24 @@ from bpfree.program.interpreter import Run
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, name_hash, split_aux
 
+__all__ = ["Clean", "Predictor", "chained", "direct"]
+
 _SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does lasting harm
 
 
 class Clean(NamedTuple):
-    """A clean pass: the traced loss, its arguments, the values of nodes and holds."""
+    """A clean pass, as predictors see it.
+
+    Attributes:
+      program: the traced loss function, with its nodes.
+      args: `(params, batch[, key])`.
+      values: {node: its value}, and the values that are held.
+
+    Example:
+        >>> clean = bpfree.predictors.Clean(None, args=(params, batch), values={})
+        >>> clean.values
+        {}
+    """
 
     program: Program
     args: tuple
@@ -30,15 +43,19 @@ class Clean(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """How to predict the gradient at the nodes.
+    """How to predict the gradient at the nodes; an argument of `bpfree.learned_feedback`.
 
     Attributes:
       init: `(key, clean) -> weights`, from the shapes of `clean`; consumes the key.
       predict: `(weights, clean) -> {node: dL_b/dy}`, shaped as the nodes; exact at the
         last node, where it is the loss's own derivative.
       respond: `(weights, clean, moves) -> {node: change of its value}` for small changes
-        `moves` of the values behind the nodes; None if the predictor has no model of it.
+        `moves` of the values at the nodes; None if the predictor has no model of it.
       dead: `clean -> names` of hidden nodes for which it has no derivative to work with.
+
+    Example:
+        >>> bpfree.predictors.direct().respond is None
+        True
     """
 
     init: Callable[[jax.Array, Clean], Any]
@@ -90,6 +107,14 @@ def chained() -> Predictor:
     It takes any model, several successors of a node included, and shares weights where
     the model does. Matrices start near zero, and vectors (biases, scales of norms) at the
     values of the model's. A block without a derivative (a threshold) is an error.
+
+    Example:
+        >>> tx = bpfree.learned_feedback(
+        ...     loss_fn, example_batch=batch, predictor=bpfree.predictors.chained()
+        ... )
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, state.inner.weights)
+        {'w1': (3, 4), 'w2': (4, 2)}
     """
 
     def init(key, clean):
@@ -146,7 +171,19 @@ def direct(gate: str = "derivative", per: str = "position") -> Predictor:
       per: "position", a row of B_l for each entry of the node; "channel", one for each
         entry of its last axis but the batch's.
 
-    Raises ValueError for an unknown choice.
+    Raises:
+      ValueError: an unknown choice.
+
+    Example:
+        >>> tx = bpfree.learned_feedback(
+        ...     loss_fn,
+        ...     example_batch=batch,
+        ...     predictor=bpfree.predictors.direct(gate="learned"),
+        ...     teacher="losses",
+        ... )
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> state.inner.weights["hidden"]["matrix"].shape
+        (2, 4)
     """
     if gate not in _GATES or per not in ("position", "channel"):
         raise ValueError(

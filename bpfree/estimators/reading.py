@@ -54,7 +54,12 @@ def find_state(state: Any, name: str | None = None) -> EstimatorState:
 def value(state: Any, name: str | None = None) -> jax.Array:
     """Mean clean loss of the last step, float32 (), infinite before the first one.
 
-    Arguments as in `find_state`.
+    Args:
+      state: of an optax chain with one bpfree estimator in it, or of the estimator.
+      name: part of the path to the estimator, where there are several ("0", "lr").
+
+    Raises:
+      ValueError: no estimator in the state, or several that `name` does not tell apart.
 
     Example:
         >>> tx = optax.chain(bpfree.backprop(loss_fn), optax.sgd(0.1))
@@ -69,7 +74,13 @@ def value(state: Any, name: str | None = None) -> jax.Array:
 
 
 def aux(state: Any, name: str | None = None) -> Any:
-    """Aux of the last clean pass, or None; arguments as in `find_state`.
+    """What the loss function returned as aux in the last clean pass, or None.
+
+    Args:
+      state, name: as in `bpfree.value`.
+
+    Raises:
+      ValueError: as `bpfree.value`.
 
     Example:
         >>> def with_aux(params, batch):
@@ -83,9 +94,16 @@ def aux(state: Any, name: str | None = None) -> Any:
 
 
 def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
-    """What the estimator, and the links behind it, say of the last step.
+    """Measurements of the estimator, and of the links to its right, in the last step.
 
-    {name: float32 ()}; {} for most.
+    Args:
+      state, name: as in `bpfree.value`.
+
+    Returns:
+      {name: float32 ()}; empty for most estimators.
+
+    Raises:
+      ValueError: as `bpfree.value`.
 
     Example:
         >>> tx = optax.chain(bpfree.backprop(loss_fn), optax.sgd(0.1))
@@ -93,19 +111,19 @@ def metrics(state: Any, name: str | None = None) -> dict[str, jax.Array]:
         >>> bpfree.metrics(state)
         {}
     """
-    behind = [link.metrics for link in _links(state) if hasattr(link, "metrics")]
-    said = getattr(find_state(state, name).inner, "metrics", {})
-    return {k: v for found in (said, *behind) for k, v in found.items()}
+    links = [link.metrics for link in _links(state) if hasattr(link, "metrics")]
+    own = getattr(find_state(state, name).inner, "metrics", {})
+    return {k: v for found in (own, *links) for k, v in found.items()}
 
 
 def _links(state: Any) -> list[Any]:
-    """The states of a chain that say something of themselves, and other leaves."""
+    """The states of a chain that have metrics or faults, and other leaves."""
 
-    def speaks(node):
-        told = hasattr(node, "metrics") or hasattr(node, "fault_message")
-        return told or isinstance(node, EstimatorState)
+    def reports(node):
+        has_report = hasattr(node, "metrics") or hasattr(node, "fault_message")
+        return has_report or isinstance(node, EstimatorState)
 
-    return jax.tree.leaves(state, is_leaf=speaks)
+    return jax.tree.leaves(state, is_leaf=reports)
 
 
 def fault_message(
@@ -113,7 +131,18 @@ def fault_message(
 ) -> str | None:
     """What went wrong first, in words, or None. Reads a few numbers from the device.
 
-    Of the estimator, or else of the links behind it.
+    The state keeps the first step whose numbers were bad: a node, loss or gradient that
+    is not finite, a sigma that is not positive or that rounding swallows, losses whose
+    differences are rounding errors. Numbers that have grown since the first step are
+    named as the cause, with the largest parameter, and not sigma. Faults of the links to
+    the right of the estimator come after its own.
+
+    Args:
+      state, name: as in `bpfree.value`.
+      loss_fn, params, batch: of the estimator; they give the node its name.
+
+    Raises:
+      ValueError: as `bpfree.value`.
 
     Example:
         >>> tx = optax.chain(bpfree.backprop(loss_fn), optax.sgd(0.1))

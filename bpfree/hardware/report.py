@@ -61,6 +61,13 @@ class Report(NamedTuple):
       compile_seconds: how long the compiler took.
       inference: seconds of plain inference of the examples that a step processes, at
         least; None if it was not asked for.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+        >>> found = hardware.report(lambda a, b: a @ b, (x, x), "cpu:1")
+        >>> found.flops, found.devices, found.step_seconds
+        (1024.0, 1, None)
     """
 
     target: Target
@@ -105,11 +112,6 @@ def report(
 ) -> Report:
     """Compile `step(*args)` for a target and say what it costs; nothing is run.
 
-    >>> from bpfree import hardware
-    >>> x = jax.ShapeDtypeStruct((256, 256), np.float32)
-    >>> hardware.report(lambda a, b: a @ b, (x, x), "cpu:1").flops == 2 * 256**3
-    True
-
     Args:
       step: a function of arrays; made by `jax.jit`, it keeps its donations.
       args: arrays, or their shapes. A sharding over `hardware.mesh(target, ...)` is kept;
@@ -118,8 +120,18 @@ def report(
       steps: training steps in one call.
       inference: seconds that plain inference takes, `report(...).step_seconds` of it.
 
-    Raises HardwareError: the target is unknown, its compiler is not installed, or the
-    program does not fit (a TPU's compiler refuses it).
+    Returns:
+      A `Report`; print it for a table.
+
+    Raises:
+      HardwareError: the target is unknown, its compiler is not installed, or the program
+        does not fit (a TPU's compiler refuses it).
+
+    Example:
+        >>> from bpfree import hardware
+        >>> x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+        >>> hardware.report(lambda a, b: a @ b, (x, x), "cpu:1").flops == 2 * 256**3
+        True
     """
     target = targets.find(target) if isinstance(target, str) else target
     placed, devices = _placed(args, targets.devices(target))

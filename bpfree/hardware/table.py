@@ -6,7 +6,18 @@ from bpfree.hardware.report import GROUPS, TOO_MUCH, Report
 
 
 def table(reports: Mapping[str, Report]) -> str:
-    """Lines of text: a column for each report, one device and one step in each."""
+    """Reports in columns, as lines of text; each is for one device and one step.
+
+    Args:
+      reports: {heading: Report}.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+        >>> report = hardware.report(lambda a, b: a @ b, (x, x), "cpu:1")
+        >>> print(hardware.table({"product": report}).splitlines()[0])
+        cpu:1, one device and step:
+    """
     columns = list(reports.values())
     rows = [("", list(reports))] if any(reports) else []
     rows += [("devices", [f"{r.devices} of {r.target.size}" for r in columns])]

@@ -22,7 +22,16 @@ GB, TB = 1e9, 1e12
 
 
 class HardwareError(ValueError):
-    """What cannot be compiled for a target; the message says what to change."""
+    """What cannot be compiled for a target; the message says what to change.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> try:
+        ...     hardware.find("h1000:8")
+        ... except hardware.HardwareError as error:
+        ...     print(str(error)[:46])
+        target 'h1000:8' is unknown. Did you mean 'h10
+    """
 
 
 class Chip(NamedTuple):
@@ -93,8 +102,14 @@ class Target(NamedTuple):
     Attributes:
       text: as the user writes it.
       kind: "tpu", "cuda" or "cpu".
-      chip: None for a CPU, of which no data sheet is known.
+      chip: its data sheet; None for a CPU, of which none is known.
       shape: chips along each axis of a TPU's slice; (devices,) otherwise.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> target = hardware.find("tpu:v5e:4x4")
+        >>> target.kind, target.shape, target.size
+        ('tpu', (4, 4), 16)
     """
 
     text: str
@@ -111,7 +126,17 @@ class Target(NamedTuple):
 def find(text: str) -> Target:
     """The target of a name such as "tpu:v5e:4x4", "h100:8" or "cpu:8".
 
-    Raises HardwareError: the name is none of a target, with the choices.
+    Args:
+      text: kind of chip and size: "tpu:" with v4, v5e, v5p or v6e and the chips along
+        each axis; a100, h100, h200, b200 or cpu and the number of devices.
+
+    Raises:
+      HardwareError: the name is none of a target; the message lists the choices.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> hardware.find("h100:8").size
+        8
     """
     is_tpu = text.startswith("tpu:")
     name, _, size = text.removeprefix("tpu:").partition(":")
@@ -145,8 +170,17 @@ def stay_on_cpu(target: Target) -> None:
 def devices(target: Target | str) -> list[Any]:
     """The devices of a target; for absent ones JAX compiles, and runs nothing.
 
-    Raises HardwareError: the compiler is not installed, there are fewer CPU devices, or
-    no such slice exists.
+    Args:
+      target: a `Target`, or its name.
+
+    Raises:
+      HardwareError: the compiler is not installed, there are fewer CPU devices, or no
+        such slice exists.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> [device.platform for device in hardware.devices("cpu:1")]
+        ['cpu']
     """
     target = find(target) if isinstance(target, str) else target
     if target.kind == "cpu":
@@ -176,7 +210,17 @@ _CUDA = "jax_cuda13_plugin jax_cuda12_plugin"
 def mesh(target: Target | str, **axes: int) -> Mesh:
     """A mesh on the devices of a target: `mesh("h100:8", sample=4, data=2)`.
 
-    Raises HardwareError: as `devices`; or the axes do not take all of the devices.
+    Args:
+      target: a `Target`, or its name.
+      axes: size of each axis, by name.
+
+    Raises:
+      HardwareError: as `devices`; or the axes do not take all of the devices.
+
+    Example:
+        >>> from bpfree import hardware
+        >>> dict(hardware.mesh("cpu:1", sample=1).shape)
+        {'sample': 1}
     """
     target = find(target) if isinstance(target, str) else target
     if math.prod(axes.values()) != target.size:

@@ -65,7 +65,23 @@ class Blocks(tuple[Block, ...]):
 
 
 class BackpropagationWarning(UserWarning):
-    """The user's own nodes leave a block that carries error signals through weights."""
+    """The user's own nodes leave a block that carries error signals through weights.
+
+    `update` and `init` warn once they trace the loss function, unless `nodes=` names the
+    nodes on purpose.
+
+    Example:
+        >>> def one_node(params, batch):
+        ...     h = jnp.tanh(batch["x"] @ params["w1"])
+        ...     return (bpfree.node(h @ params["w2"], "output") ** 2).sum(1)
+        >>> import warnings
+        >>> tx = bpfree.node_perturbation(one_node, num_samples=2)
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     gradient, _ = tx.update(None, tx.init(params), params, batch=batch)
+        >>> [w.category.__name__ for w in caught]
+        ['BackpropagationWarning']
+    """
 
 
 def warn_of_backpropagation(found: Blocks, nodes: Any) -> None:

@@ -51,11 +51,15 @@ def causal(axis: int = 0, reverse: bool = False, window: int | None = None) -> R
         Where nodes differ, pass `credit=` a mapping from their names to rules.
       reverse: time runs backwards (`lax.scan(..., reverse=True)`): losses up to t.
       window: W >= 1, the losses that answer; None for all from t on. 1 is the loss of the
-        step itself: exact for nodes behind the last exchange between steps, such as
+        step itself: exact for nodes after the last exchange between steps, such as
         those after a transformer's last attention.
 
-    Returns a rule. Raises ValueError for a window below 1; and when traced, for losses
-    that are not (B, T), and for a node whose axis is not T long.
+    Returns:
+      A rule, for `credit=`.
+
+    Raises:
+      ValueError: a window below 1; and when traced, losses that are not (B, T), or a
+        node whose axis is not T long.
 
     Example:
         >>> def stepwise(params, batch):  # -> losses (B, T)
@@ -101,7 +105,7 @@ def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
 
     Contract: the expectation of one loss () for the whole graph, with less variance, if
     what follows the value passes messages over at most `hops` edges; with fewer hops
-    biased. Of L message-passing layers, a pre-activation behind the l-th is L - l hops
+    biased. Of L message-passing layers, a pre-activation after the l-th is L - l hops
     from the loss: pass `credit=` a mapping from names to rules.
 
     Args:
@@ -111,8 +115,24 @@ def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
         shared by the batch, for losses (N,) of one graph. Values with a batch axis have
         the graph nodes there if losses are (N,), and `axis` is not read.
 
-    Returns a rule. Raises ValueError for an adjacency that is not square and for negative
-    hops; and when traced, if the losses or the axis have not N entries.
+    Returns:
+      A rule, for `credit=`.
+
+    Raises:
+      ValueError: an adjacency that is not square, negative hops; and when traced, losses
+        or an axis that do not have N entries.
+
+    Example:
+        >>> ring = jnp.roll(jnp.eye(5), 1, axis=0)
+        >>> def on_graph(params, features):  # -> losses (N,)
+        ...     y = bpfree.node(ring @ (features @ params["w"]), "y")
+        ...     return (y**2).sum(1)
+        >>> tx = bpfree.node_perturbation(
+        ...     on_graph, num_samples=4, credit=bpfree.within_hops(ring, 0)
+        ... )
+        >>> weights, features = {"w": jnp.ones((3, 2))}, jnp.ones((5, 3))
+        >>> tx.update(None, tx.init(weights), weights, batch=features)[0]["w"].shape
+        (3, 2)
     """
     edges = np.asarray(adjacency) != 0
     if edges.ndim != 2 or edges.shape[0] != edges.shape[1]:

@@ -31,7 +31,13 @@ from bpfree.training.workdir import WorkdirError, can_write, claimed, told
 
 
 class TrainingFault(RuntimeError):
-    """The numbers went wrong; the message says at which step and node."""
+    """The numbers went wrong; the message says at which step and node.
+
+    Example:
+        >>> from bpfree import training
+        >>> issubclass(training.TrainingFault, RuntimeError)
+        True
+    """
 
 
 class Result(NamedTuple):
@@ -44,6 +50,11 @@ class Result(NamedTuple):
       opt_state: state of the chain.
       steps: updates done, over all resumptions.
       resumed_from: updates already done when this call began; 0 for a fresh run.
+
+    Example:
+        >>> from bpfree import training
+        >>> training.Result._fields[-2:]
+        ('steps', 'resumed_from')
     """
 
     test_accuracy: float
@@ -87,6 +98,16 @@ def fit(
       WorkdirError: the directory is in use or cannot be written, its disk is full, or
         none of its checkpoints is sound.
       Interrupted: Ctrl-C or SIGTERM came; the state of some seconds later is saved.
+
+    Example:
+        >>> import tempfile
+        >>> from bpfree import training
+        >>> from bpfree.training import config_files
+        >>> config = config_files.load("digits").names["get_config"]("smoke")
+        >>> with tempfile.TemporaryDirectory() as workdir:
+        ...     result = training.fit(config, workdir)
+        >>> result.steps
+        1
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)

@@ -12,7 +12,16 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A config that cannot run; the message says what to change."""
+    """A config that cannot run; the message says what to change.
+
+    Example:
+        >>> from bpfree import training
+        >>> try:
+        ...     training.fit({"sead": 0}, "runs/never_made")
+        ... except training.ConfigError as error:
+        ...     print(type(error).__name__)
+        ConfigError
+    """
 
 
 def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:

@@ -19,6 +19,11 @@ class Trained(NamedTuple):
       variables: {"params": ..., other collections}.
       step: updates done.
       job: the run's data, chain and settings.
+
+    Example:
+        >>> from bpfree import training
+        >>> training.Trained._fields
+        ('model', 'variables', 'step', 'job')
     """
 
     model: Any
@@ -30,9 +35,26 @@ class Trained(NamedTuple):
 def load(workdir: str | Path) -> Trained:
     """Read what a run has trained; nothing in its directory changes.
 
+    Args:
+      workdir: the directory of the run.
+
+    Returns:
+      A `Trained`, with the model itself, for use without bpfree.
+
     Raises:
       ConfigError: the config does not run any more (a file of the user's is gone, say).
       WorkdirError: there is no run, or its checkpoint is damaged or of another model.
+
+    Example:
+        >>> import tempfile
+        >>> from bpfree import training
+        >>> from bpfree.training import config_files
+        >>> config = config_files.load("digits").names["get_config"]("smoke")
+        >>> with tempfile.TemporaryDirectory() as workdir:
+        ...     result = training.fit(config, workdir)
+        ...     trained = training.load(workdir)
+        >>> trained.model.apply(trained.variables, jnp.zeros((2, 8, 8, 1))).shape
+        (2, 10)
     """
     workdir = Path(workdir)
     if not (workdir / "checkpoints").is_dir():

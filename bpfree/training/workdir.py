@@ -13,7 +13,16 @@ _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class WorkdirError(RuntimeError):
-    """The working directory cannot be used as it is; says why and what to do."""
+    """The working directory cannot be used as it is; says why and what to do.
+
+    Example:
+        >>> from bpfree import training
+        >>> try:
+        ...     training.load("runs/never_made")
+        ... except training.WorkdirError as error:
+        ...     print(error)
+        runs/never_made holds no run with checkpoints
+    """
 
 
 @contextlib.contextmanager

@@ -1,20 +1,31 @@
-"""A builder step: every public name of bpfree has an entry in the API reference.
+"""A builder step: every public name of bpfree is documented.
 
-A name that has none is a warning, which `sphinx-build -W` turns into a failure.
+Each has an entry in the API reference; each function and class has an example that runs
+(a test runs them) and says what its arguments mean, in `Args:` or in backticks. What is
+missing is a warning, which `sphinx-build -W` turns into a failure.
 """
 
-from collections.abc import Iterable
+import inspect
+import re
+from collections.abc import Iterable, Iterator
 from types import ModuleType
+from typing import Any
 
 import bpfree
+import bpfree.hardware
+import bpfree.nodes
+import bpfree.training
 
 MODULES = (
     bpfree,
     bpfree.decorrelation,
     bpfree.diagnostics,
     bpfree.equilibrium,
+    bpfree.hardware,
+    bpfree.nodes,
     bpfree.predictors,
     bpfree.robustness,
+    bpfree.training,
 )
 
 
@@ -34,11 +45,70 @@ def undocumented(documented: Iterable[str]) -> list[str]:
     return sorted(wanted - set(documented))
 
 
+def public_objects() -> dict[str, Any]:
+    """{name: object} of all public functions and classes, each once."""
+    found: dict[int, tuple[str, Any]] = {}
+    for module in MODULES:
+        for name in public_names(module):
+            value = getattr(module, name.rpartition(".")[2])
+            if callable(value):
+                found.setdefault(id(value), (name, value))
+    return dict(found.values())
+
+
+_ENTRY = re.compile(r"^\s*((?:\*{0,2}\w+,\s+)*\*{0,2}\w+):", re.M)
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def arguments_in(text: str) -> set[str]:
+    """What a docstring explains: entries `a, b: ...`, and words of code in backticks."""
+    said = _ENTRY.findall(text) + _CODE.findall(text.partition("Example:")[0])
+    return {word for part in said for word in re.findall(r"\w+", part)}
+
+
+def _arguments_of(value: Any) -> list[str]:
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return []
+    return [name for name in inspect.signature(value).parameters if name != "self"]
+
+
+def _methods(cls: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(cls).items() if isinstance(cls, type) else ():
+        if name[0] != "_" and inspect.isfunction(value):
+            yield name, value
+
+
+def faults(name: str, value: Any) -> list[str]:
+    """What the docstring of a public function or class lacks, one line each."""
+    text = inspect.getdoc(value) or ""
+    if isinstance(value, type) and text.startswith(f"{value.__name__}("):
+        text = ""  # what NamedTuple writes by itself
+    found = [] if text else [f"{name} has no docstring"]
+    found += [] if ">>> " in text else [f"{name} has no example"]
+    parts = [(name, value, text)]
+    for method, function in _methods(value):
+        words = inspect.getdoc(function) or ""
+        found += [] if words else [f"{name}.{method} has no docstring"]
+        parts.append((f"{name}.{method}", function, words))
+    for part, function, words in parts:
+        missing = set(_arguments_of(function)) - arguments_in(words)
+        found += [f"{part} does not explain {arg}" for arg in sorted(missing)]
+    return found
+
+
+def all_faults() -> list[str]:
+    found = (faults(name, value) for name, value in public_objects().items())
+    return [fault for each in found for fault in each]
+
+
 def check(app, env) -> None:
     from sphinx.util import logging
 
+    warn = logging.getLogger(__name__).warning
     for name in undocumented(env.get_domain("py").objects):
-        logging.getLogger(__name__).warning("%s is in no page of the API reference", name)
+        warn("%s is in no page of the API reference", name)
+    for fault in all_faults():
+        warn("%s", fault)
 
 
 def setup(app) -> dict:
