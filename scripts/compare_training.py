@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import records
 import trainer
 from absl import app, flags
 
@@ -33,6 +34,9 @@ STEPS = flags.DEFINE_integer("steps", 3000, "updates")
 BATCH = flags.DEFINE_integer("batch", 64, "examples in a step")
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each estimator")
 RATES = flags.DEFINE_list("learning_rates", ["3e-4", "1e-3", "3e-3"], "the grid")
+RESULTS = flags.DEFINE_string(
+    "results", "", "where to write the table as JSON, if anywhere"
+)
 NAMES = flags.DEFINE_list("arms", [], "estimators of scripts/arms.py; none: all")
 SEARCH_SEED = 1000  # of the runs that choose the learning rate
 
@@ -66,7 +70,7 @@ def compile_runs(make, model, data):
     return jax.jit(jax.vmap(run))
 
 
-def compare(name, loss_fn, model, data):
+def compare(name, loss_fn, model, data) -> dict:
     example = jax.tree.map(lambda a: jnp.asarray(a[: BATCH.value]), data.train)
     params = jax.eval_shape(
         lambda: steps.init_variables(model, jax.random.key(0), example)[0]
@@ -93,6 +97,8 @@ def compare(name, loss_fn, model, data):
         f"{spread:.4f}   [{grid}]{seconds:>7.0f} s",
         flush=True,
     )
+    mean = float(np.mean(test))
+    return {"samples": samples, "cost": cost, "accuracy": mean, "accuracy_std": spread}
 
 
 def main(argv) -> None:
@@ -106,8 +112,10 @@ def main(argv) -> None:
     print(f"{DATA.value}, {MODEL.value} {','.join(WIDTHS.value)}, jax {jax.__version__}")
     print(f"{'estimator':<26}{'K':>4}{'cost':>6}{'rate':>8}{'test accuracy':>19}", end="")
     print("   [validation for each rate]")
-    for name in NAMES.value or arms.ARMS:
-        compare(name, loss_fn, model, data)
+    names = NAMES.value or arms.ARMS
+    rows = {name: compare(name, loss_fn, model, data) for name in names}
+    if RESULTS.value:
+        records.write(RESULTS.value, list(range(SEEDS.value)), rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Result files `results/*.json`: what a script measured, and how.
+
+    {"command": ..., "seeds": [...], "versions": {...}, "device": {...}, "rows": {...}}
+
+`scripts/tables.py` writes the tables of the documentation from them.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bpfree.training import metrics
+
+FOLDER = Path(__file__).parent.parent / "results"
+
+
+def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """The rows of a table, with the command that made them; floats to five digits."""
+    short = {
+        name: {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in r.items()}
+        for name, r in rows.items()
+    }
+    record = {"command": command(), "seeds": seeds, **metrics.environment()}
+    text = json.dumps({**record, "rows": short}, indent=1)
+    Path(path).write_text(text + "\n")
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def command() -> str:
+    """As it was typed, without the file that it writes."""
+    script, *flags = sys.argv
+    kept = [flag for flag in flags if not flag.startswith("--results")]
+    return f"python scripts/{Path(script).name} {shlex.join(kept)}".strip()

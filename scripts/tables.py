@@ -1,0 +1,205 @@
+"""Write the tables and figures of README and documentation from `results/*.json`.
+
+    python scripts/tables.py
+
+A page has, in place of each, the comment `<!-- results: NAME -->`, the text that the
+function of that name in this file makes, and `<!-- end -->`. A test asserts that every
+page is as this script leaves it.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import records
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/choose.md", "docs/benchmarks/*.md")
+MARKED = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+# The calls that the names of scripts/arms.py stand for.
+CALLS = {
+    "backprop": "backprop()",
+    "np": "node_perturbation()",
+    "np gaussian": 'node_perturbation(noise="gaussian")',
+    "np antithetic": "node_perturbation(antithetic=True)",
+    "np layerwise": "node_perturbation(layerwise=True)",
+    "inp": "iterative_node_perturbation()",
+    "anp": "activity_node_perturbation()",
+    "lr noisy": "likelihood_ratio(sigma=0.01)",
+    "lr noisy sigma 0.3": "likelihood_ratio(sigma=0.3)",
+    "approximated lr": "approximated_likelihood_ratio()",
+    "wp": "weight_perturbation()",
+    "wp rank 1": "weight_perturbation(rank=1)",
+    "forward gradient nodes": "forward_gradient()",
+    "forward gradient weights": 'forward_gradient(tangents="weights")',
+    "feedback responses": "learned_feedback()",
+    "feedback losses": 'learned_feedback(teacher="losses", antithetic=True)',
+    "feedback direct losses": 'learned_feedback(predictor=direct(), teacher="losses")',
+}
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def share(value: float, digits: int = 4) -> str:
+    """A number of 0 .. 1 without its leading zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("0") if value < 1 else text
+
+
+def with_spread(row: dict, key: str) -> str:
+    return f"{share(row[key])} +- {share(row[key + '_std'])}"
+
+
+def source(record: dict) -> str:
+    """The command, under its table."""
+    seeds = f"seeds {record['seeds'][0]} to {record['seeds'][-1]}"
+    where = f"{record['device']['platform'].upper()}, JAX {record['versions']['jax']}"
+    return f"\n`{record['command']}` ({seeds}; {where})\n"
+
+
+def call(name: str) -> str:
+    return f"`{CALLS[name]}`"
+
+
+def samples_for(row: dict) -> str:
+    """Samples for a cosine of 0.9, two digits; some estimates never come so near."""
+    if row["limit"] < 0.9:
+        return "never"
+    return f"{max(1.0, float(format(row['needed'], '.2g'))):,.0f}"
+
+
+def alignment() -> str:
+    record = records.read("compare_estimators")
+    rows = [
+        [
+            f"`{name}`",
+            str(r["samples"]),
+            f"{r['cosine']:.3f} +- {r['cosine_std']:.3f}",
+            f"{r['slope']:.2f}",
+            samples_for(r),
+        ]
+        for name, r in record["rows"].items()
+        if name in CALLS
+    ]
+    head = ["estimator", "samples", "cosine", "slope", "samples for 0.9"]
+    return table(head, rows) + source(record)
+
+
+def training() -> str:
+    record = records.read("compare_training")
+    rows = [
+        [f"`{n}`", str(r["samples"]), f"{r['cost']:.1f}", with_spread(r, "accuracy")]
+        for n, r in record["rows"].items()
+    ]
+    head = ["estimator", "samples", "cost", "test accuracy"]
+    return table(head, rows) + source(record)
+
+
+def learned_feedback() -> str:
+    record = records.read("learned_feedback")
+    rows = [
+        [
+            call(name),
+            str(r["passes"]),
+            with_spread(r, "mnist"),
+            with_spread(r, "fashion_mnist"),
+        ]
+        for name, r in record["rows"].items()
+    ]
+    head = ["estimator", "forward passes", "MNIST", "Fashion-MNIST"]
+    return table(head, rows) + source(record)
+
+
+def choice() -> str:
+    """The estimators of the decision page: one gradient, and a training at equal cost."""
+    one, trained = records.read("compare_estimators"), records.read("compare_training")
+    rows = [
+        [
+            call(name),
+            f"{r['cosine']:.2f}",
+            samples_for(r),
+            share(trained["rows"][name]["accuracy"], 3),
+        ]
+        for name, r in one["rows"].items()
+        if name in trained["rows"]
+    ]
+    rows.sort(key=lambda row: -float(row[-1]))
+    head = [
+        "estimator",
+        "cosine of one estimate",
+        "samples for a cosine of 0.9",
+        "test accuracy",
+    ]
+    return table(head, rows) + source(one) + source(trained)
+
+
+def digits() -> str:
+    record = records.read("digits")
+    rows = [
+        [
+            name,
+            f"`bpfree-train --config={r['config']} --config.seed=S`",
+            f"{share(_mean(r['accuracy']))} +- {share(_deviation(r['accuracy']))}",
+        ]
+        for name, r in record["rows"].items()
+    ]
+    return table(["method", "command", "test accuracy, seeds 0 to 4"], rows)
+
+
+def first_run() -> str:
+    """What README says of its first command."""
+    record = records.read("digits")
+    row = next(iter(record["rows"].values()))
+    values, seconds = row["accuracy"], row["seconds"]
+    lines = [
+        f"The first command ends with the line `test accuracy {values[0]:.4f}`. It leaves",
+        "metrics (JSON lines), a checkpoint and `learning_curve.png` in `runs/digits`.",
+        "It trains an MLP 64-128-128-10, and no error signal crosses a layer. Over seeds",
+        f"{record['seeds'][0]} to {record['seeds'][-1]} (`bpfree-train "
+        f"--config={row['config']} --config.seed=S`) the test accuracy",
+        f"is **{100 * _mean(values):.1f} %** (standard deviation "
+        f"{100 * _deviation(values):.2f}), in {seconds[0]} to {seconds[-1]} s on two",
+        "CPU cores, idle or shared.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _deviation(values: list[float]) -> float:
+    mean = _mean(values)
+    return (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+
+
+TEXTS: dict[str, Callable[[], str]] = {
+    f.__name__: f
+    for f in (alignment, training, learned_feedback, choice, digits, first_run)
+}
+
+
+def filled(text: str) -> str:
+    """A page with the text of every mark made anew; KeyError for an unknown name."""
+    return MARKED.sub(lambda m: m[1] + TEXTS[m[2]]() + m[3], text)
+
+
+def pages() -> list[Path]:
+    return [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
+
+
+def main() -> None:
+    for path in pages():
+        text = path.read_text()
+        if filled(text) != text:
+            path.write_text(filled(text))
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
