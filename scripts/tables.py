@@ -157,7 +157,7 @@ def first_run() -> str:
     row = next(iter(record["rows"].values()))
     values, seconds = row["accuracy"], row["seconds"]
     lines = [
-        f"The first command ends with the line `test accuracy {values[0]:.4f}`. It leaves",
+        f"The first command ends with `test accuracy {values[0]:.4f}`, and leaves",
         "metrics (JSON lines), a checkpoint and `learning_curve.png` in `runs/digits`.",
         "It trains an MLP 64-128-128-10, and no error signal crosses a layer. Over seeds",
         f"{record['seeds'][0]} to {record['seeds'][-1]} (`bpfree-train "
