@@ -4,7 +4,7 @@
         [--results=results/compare_estimators.json]
 
 An MLP 64-128-128-10 on 128 handwritten digits, float32, after so many steps of backprop
-with Adam, during which the predictors of learned feedback have been fitted beside it. The
+with Adam, during which the predictors of learned feedback have been fitted, too. The
 table has one row for each estimator, with as many samples as `--cost` allows: products of
 one update in units of one inference of the batch; the last column is the number of
 samples that a cosine of 0.9 takes by the variance alone. The figure has the cosine with

@@ -1,4 +1,4 @@
-"""Arrays of one's own as a data set."""
+"""The user's arrays as a data set."""
 
 import hashlib
 from collections.abc import Iterable, Mapping

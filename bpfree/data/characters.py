@@ -6,7 +6,7 @@ of what was made of it, and a run does not resume on another text.
 
 White space of any kind is one space. A paragraph that stands in several topics counts
 once, where it appears first. Of every ten paragraphs the first eight are for training,
-then one for validation, one for test; a part is one text, a line feed behind each
+then one for validation, one for test; a part is one text, a line feed after each
 paragraph.
 
 A character's number is its ASCII code - 31, 0 for a line feed, that of "?" for what is
@@ -59,7 +59,7 @@ def paragraphs(texts: Iterable[str]) -> list[str]:
 
 
 def numbers(parts: Iterable[str]) -> np.ndarray:
-    """The characters of all paragraphs, a line feed behind each, int32 (characters,)."""
+    """The characters of all paragraphs, a line feed after each, int32 (characters,)."""
     text = "".join(f"{part}\n" for part in parts)
     codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int32)
     return np.maximum(codes - 31, 0)

@@ -54,8 +54,8 @@ def activity_node_perturbation(
         noise is injected, the system's own must do (reference="noisy" only).
       reference: what a noisy pass is compared with. "clean": one clean pass. "noisy":
         another noisy pass, for systems whose noise cannot be read or switched off;
-        `loss_fn(params, batch, key)` gets a key of its own in every pass, no clean pass
-        exists, and each pair's signal meets the inputs of its own first pass (a weight
+        `loss_fn(params, batch, key)` gets a new key in every pass, no clean pass exists,
+        and each pair's signal meets the inputs of the pair's first pass (a weight
         product for every pair). The value is then the mean loss of the first passes, aux
         that of the very first; memory grows by an aux for every pair.
       norm: "global", or "per_layer": n_l da_l / ||da_l||^2 for each node.

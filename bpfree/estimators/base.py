@@ -49,7 +49,7 @@ class EstimatorState(NamedTuple):
 
 
 class EstimatorTransformation(optax.GradientTransformationExtraArgs):
-    """An optax transformation that still offers the estimator behind it."""
+    """An optax transformation that still offers its estimator."""
 
     estimator: Estimator
     loss_fn: Any  # the objective: a loss function, or an energy

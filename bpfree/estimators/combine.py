@@ -61,7 +61,7 @@ def combine(
         if not isinstance(tx, EstimatorTransformation):
             raise TypeError(
                 f"combine takes estimators, and {label!r} is a {type(tx).__name__}; "
-                "chain other transformations behind combine"
+                "chain other transformations after combine"
             )
     loss_fn = next(iter(estimators.values())).loss_fn
     if any(tx.loss_fn != loss_fn for tx in estimators.values()):

@@ -33,7 +33,7 @@ def linearized(f: Callable[[NodeTree], Any], nodes) -> Callable[[NodeTree], Any]
         if not reaches:
             raise ValueError(
                 f"derivative='jvp': no derivative reaches the losses from node {name!r} "
-                "(a threshold, an integer, a stop_gradient stands behind it), so its "
+                "(a threshold, an integer, a stop_gradient follows it), so its "
                 "signal would be zero; use derivative='finite_difference'"
             )
     return along

@@ -45,8 +45,8 @@ def iterative_node_perturbation(
     error O(sigma^2), or none with derivative="jvp"; the variance falls as 1 / (B K).
 
     Args:
-      num_samples: K for every node, or {node: K}. A sample costs what stands behind its
-        node (all of a loop, for a node inside one).
+      num_samples: K for every node, or {node: K}. A sample costs what is downstream of
+        its node (all of a loop, for a node inside one).
       loss_fn, sigma, seed, chunk_size, antithetic, nodes, noise, derivative: as in
         `bpfree.node_perturbation`.
       sharding, example_batch: likewise.

@@ -7,8 +7,8 @@ node alone: in
     dL = g_l . eps_l              (layer-wise)
 
 what the other nodes contribute is variance. The price is a set of noisy passes for each
-node; each of them evaluates only what stands behind its node, because all else has its
-clean value. Nodes inside one loop are not apart: each takes the whole loop.
+node; each of them evaluates only what is downstream of its node, because all else has
+its clean value. Nodes inside one loop are not apart: each takes the whole loop.
 """
 
 from collections.abc import Mapping

@@ -263,12 +263,12 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
         raise ValueError(
             f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
             "nodes (in a loop, at a later step), so the loss's own derivative is not its "
-            "whole gradient. Put a readout with a node of its own behind the loop, or "
-            "use node_perturbation."
+            "whole gradient. Put a readout with its own node after the loop, or use "
+            "node_perturbation."
         )
     if dead := predictor.dead(clean):
         raise ValueError(
-            f"behind the nodes {dead} the predictor finds no derivative to carry "
+            f"after the nodes {dead} the predictor finds no derivative to carry "
             "feedback through (a threshold, or no bpfree.kernel_input). Use "
             "predictor=bpfree.predictors.direct(gate='learned'), teacher='losses'."
         )

@@ -76,7 +76,7 @@ def node_perturbation(
         None: all losses of the example. With it losses may be (B, T), one for each time
         step; the objective is the mean over both.
       layerwise: perturb one node at a time. A sample then answers for its node alone, and
-        evaluates only what stands behind it (all of a loop, for a node inside one).
+        evaluates only what is downstream of it (all of a loop, for a node inside one).
       derivative: "finite_difference" (L_k - L_0 of a noisy pass) or "jvp": its first
         order in sigma, exact, by forward-mode autodiff along the noise, for programs that
         have a derivative; sigma is then not used.

@@ -4,8 +4,8 @@
 
 for every example, with dL the change of its loss, da_l the change of node l, n the
 number of values that ||da||^2 sums over: all nodes ("global"), or each its own. For one
-node with isotropic noise the expectation is the gradient to first order,
-whatever the scale of the noise.
+node with isotropic noise the expectation is the gradient to first order, at any scale of
+the noise.
 """
 
 import math

@@ -47,7 +47,7 @@ def of_losses(
       estimate: `(key, args, state, wanted) -> Estimate`, with a key for its noise, and
         the arguments of `loss_fn`: (params, batch), or (params, batch, key) with a key
         that all passes of the step share.
-      init: `params -> state` of its own.
+      init: `params -> state` of the estimator.
     """
     check_loss_fn(loss_fn)
 

@@ -268,7 +268,7 @@ def _noisy_part(run: Run) -> Found:
 
 
 def _seen(found: Found, losses, values) -> Found:
-    """With what a clean pass would have told, from the noisy ones of a chunk."""
+    """With the loss and sizes that a clean pass gives, from the noisy ones of a chunk."""
     each = at_least_float32(losses).reshape(len(losses), -1)
     sizes = {name: len(y) * rms(y) for name, y in values.items()}
     return found._replace(loss=each.mean(1).sum(), sizes=sizes)

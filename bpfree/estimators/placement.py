@@ -1,6 +1,6 @@
 """Where an estimator stands among optax transformations: first, and bare.
 
-It makes the gradient, so whatever looks at gradients, or hides parameters, has to come
+It makes the gradient, so a link that reads gradients, or hides parameters, has to come
 after it: `optax.chain(estimator, optax.MultiSteps(optimiser, 4))`.
 """
 

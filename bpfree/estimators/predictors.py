@@ -1,6 +1,6 @@
 """Predictors of the gradient at each node, for `learned_feedback`.
 
-A predictor maps weights of its own, and what the clean pass knows, to dL_b / dy for every
+A predictor maps its weights, and the values of the clean pass, to dL_b / dy for every
 node y and example b. It never reads the weights of the model.
 """
 
@@ -286,7 +286,7 @@ def _straight_through_jvp(primals, tangents):
 
 
 def _losses(clean: Clean, values: NodeTree) -> jax.Array:
-    """Losses of the block behind the last node, with the model's own parameters."""
+    """Losses of the block after the last node, with the model's own parameters."""
     (out, _) = _run(clean, clean.args[0], values, lambda site, value, y: None)
     return split_aux(out)[0]
 
@@ -326,7 +326,7 @@ def _chain_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
 
 
 def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: value):
-    """(output, taps) with `stand(value, y)` behind each node whose block gave y."""
+    """(output, taps) with `stand(value, y)` at each node whose block gave y."""
 
     def visit(site, y, values):
         value = values.get(site.name, y)

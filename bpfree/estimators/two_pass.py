@@ -1,11 +1,11 @@
 """Two noisy passes instead of a clean and a noisy one.
 
 For systems whose noise cannot be read or switched off: only losses L and node values a
-are seen, of passes that all have a key of their own. A pair of passes gives
+are seen, of passes with different keys. A pair of passes gives
 
     dL = L_1 - L_2,   da = a_1 - a_2,   signal_l = N dL da_l / ||da||^2
 
-whose noise has mean zero whatever the system's noise has; the signal meets the layer
+whose noise has mean zero, even where the system's has not; the signal meets the layer
 inputs of the first pass.
 """
 

@@ -127,7 +127,7 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """The place behind the parenthesis that closes the first one."""
+    """The place after the parenthesis that closes the first one."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")

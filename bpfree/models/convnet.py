@@ -31,7 +31,7 @@ class Model(nn.Module):
     Attributes:
       num_classes: width of the last layer, whose outputs are logits.
       channels: of the convolutions.
-      norm: "none", or "batch" for batch normalisation behind every convolution, which
+      norm: "none", or "batch" for batch normalisation after every convolution, which
         then has no bias: the norm would take it out again.
       activation: one of `bpfree.models.mlp.ACTIVATIONS`.
       image: (height, width, channels) of an example that the data set gives as a row of

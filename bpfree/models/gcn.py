@@ -17,9 +17,9 @@ class Model(nn.Module):
     """Layers H' = relu(A (H W + b)) on all nodes of the graph; logits of those asked for.
 
     A is the normalised adjacency with self-loops, as a sum over edges. Noise enters
-    behind A. In a hidden layer it moves the losses of neighbours too, so all losses
-    answer for it, unless `local_credit` says which can; behind the last layer each graph
-    node has a loss of its own.
+    after A. In a hidden layer it moves the losses of neighbours too, so all losses
+    answer for it, unless `local_credit` says which can; after the last layer each graph
+    node has its own loss.
 
     Attributes:
       num_classes: width of the last layer.

@@ -34,8 +34,8 @@ class Model(nn.Module):
       num_classes: width of the last layer, whose outputs are logits.
       hidden: widths of the hidden layers.
       activation: one of `ACTIVATIONS`.
-      adapters: rank of a branch beside every hidden layer, W x + U (V x) with U zero at
-        first, for fine-tuning with W fixed; 0 for none.
+      adapters: rank of a branch parallel to every hidden layer, W x + U (V x) with U zero
+        at first, for fine-tuning with W fixed; 0 for none.
     """
 
     num_classes: int

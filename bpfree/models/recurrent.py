@@ -16,7 +16,7 @@ class Model(nn.Module):
       num_classes: width of the last layer, whose outputs are logits.
       cell: "rnn" (tanh), "gru" or "lstm".
       hidden: units of the cell.
-      vocabulary: examples are word numbers (B, T), 0 for "no word" behind the end, which
+      vocabulary: examples are word numbers (B, T), 0 for "no word" after the end, which
         an embedding maps to `features` numbers each; 0: examples are real sequences.
       features: width of the embedding.
       sequence: (T, features) of an example that the data set gives as a row of numbers;

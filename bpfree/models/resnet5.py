@@ -10,7 +10,7 @@ from bpfree.models.mlp import activation
 class Model(nn.Module):
     """Convolutions 8-16-32-32 of 3x3, a skip around the last one, and a dense layer.
 
-    Pools by 2 behind the second convolution and by 4 before the dense layer; biases, no
+    Pools by 2 after the second convolution and by 4 before the dense layer; biases, no
     norm. 20,410 parameters for ten classes of 32 x 32 x 3 images. The net that the
     likelihood-ratio papers train on CIFAR-10, as far as their group's code shows it.
 

@@ -9,7 +9,7 @@ class Model(nn.Module):
     """Pre-norm blocks of causal attention and MLP over numbered symbols; then Dense.
 
     Every product that writes to the residual stream is one Dense layer, so that noise on
-    its output is the one noise of that sum. Norms have no parameters of their own: a
+    its output is the one noise of that sum. Norms have no parameters: a
     learned scale in front of a kernel would get its gradient through the kernel.
 
     Attributes:

@@ -24,7 +24,7 @@ class Model(nn.Module):
       pool: "max" ends a stage with 2x2 maxima, as VGG does; "stride" begins it with a
         convolution of stride 2.
       hidden: widths of dense layers between the last stage and the readout.
-      norm: "none", or "batch" for batch normalisation behind every convolution.
+      norm: "none", or "batch" for batch normalisation after every convolution.
       activation: one of `bpfree.models.mlp.ACTIVATIONS`.
       image: (height, width, channels) of an example that the data set gives as a row of
         pixels; () for data that comes as images.

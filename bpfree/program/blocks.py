@@ -27,20 +27,20 @@ _PRODUCTS = {
 }
 # Depends on a chosen input; on the batch; on a chosen input through a product.
 DERIVED, DATA, BEHIND = 1, 2, 4
-_LOSS = "(loss)"  # the block behind the last node
+_LOSS = "(loss)"  # the block after the last node
 
 
 class Block(NamedTuple):
     """One block.
 
     Attributes:
-      name: of the node that ends it; "(loss)" for the block behind the last node.
+      name: of the node that ends it; "(loss)" for the block after the last node.
       params: paths of the parameters it holds.
       products: matrix products and convolutions in its derivative; a layer's own weight
         gradient is one. What stands in a loop counts once, and so does anything we cannot
         look into (`while`, custom derivatives).
       carried: those of them that carry an error signal further, which is what backprop
-        does at every layer: through a weight, or behind another product. Elementwise
+        does at every layer: through a weight, or after another product. Elementwise
         weights are no products and are not counted.
     """
 
@@ -109,8 +109,8 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
 
     Refused: a node that does not depend on the batch but says that it has a batch axis; a
     node none of whose inputs has a derivative with respect to a parameter
-    (because it stands behind a threshold, or right behind another node), and a parameter
-    that moves the loss but that no block differentiates. Parameters behind
+    (because it follows a threshold, or another node directly), and a parameter that
+    moves the loss but that no block differentiates. Parameters under
     `lax.stop_gradient` are taken as frozen on purpose.
     """
     leaf_paths = param_paths(args[0])
@@ -135,7 +135,7 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
         ):
             raise ValueError(
                 f"parameter {path!r} moves the loss but no block has a derivative for "
-                "it: mark a node between it and the threshold behind it, or apply "
+                "it: mark a node between it and the threshold after it, or apply "
                 "jax.lax.stop_gradient to it to say that it is frozen."
             )
     return found

@@ -1,6 +1,6 @@
 """The interpreter of programs with tags.
 
-`run` evaluates a jaxpr and lets `visit` replace the value behind each tag; it descends
+`run` evaluates a jaxpr and lets `visit` replace the value at each tag; it descends
 into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
 """
 
@@ -32,7 +32,7 @@ Known = dict[tuple[int, ...], list[Any]]
 
 
 Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
-"""visit(site, y, deltas) -> (value behind the tag, {name: what to hand out})."""
+"""visit(site, y, deltas) -> (value after the tag, {name: what to hand out})."""
 
 
 def plain_scan(body, consts, carry, xs, **options):
@@ -94,9 +94,9 @@ def prefix(
 ) -> Known:
     """Values of all equations that no moved tag, and no effect, can reach.
 
-    The result is `Run.known` for evaluations that differ only behind the moved tags:
-    what they share is computed once. Loops are either wholly shared or not at all. Values
-    that are in `clean`, the result for no moved tag, are looked up there.
+    The result is `Run.known` for evaluations that differ only downstream of the moved
+    tags: what they share is computed once. Loops are either wholly shared or not at all.
+    Values that are in `clean`, the result for no moved tag, are looked up there.
     """
     known: Known = {}
     clean = clean or {}

@@ -22,7 +22,7 @@ def rows_merged(fn: Callable[..., Any], rows: int, batch: int) -> Callable[..., 
 
 
 def _merged(sizes, eqn, invals) -> list[Any]:
-    """Axes are told by their sizes: a mistake costs time, and no number changes."""
+    """Axes are recognised by their sizes: a mistake costs time, and no number changes."""
     if eqn.primitive is lax.dot_general_p:
         summed, batch = eqn.params["dimension_numbers"]
     elif eqn.primitive is lax.reduce_sum_p:
@@ -61,11 +61,11 @@ def _collapse(x, row: int, batch: int):
 
 
 def samples_inside(eqn, invals) -> list[Any]:
-    """One equation; samples of a convolution stand behind its batch, not in front.
+    """One equation; the samples of a convolution come after its batch, not before.
 
     `vmap` of a convolution makes one axis of samples and batch, samples in front. Where
     the batch is sharded no device has a piece of that axis, and the partitioner gathers
-    the whole batch on all of them. Samples behind the batch leave each piece in place.
+    the whole batch on all of them. Samples after the batch leave each piece in place.
     """
     if eqn.primitive is not lax.conv_general_dilated_p:
         return tags.bind_eqn(eqn, invals)

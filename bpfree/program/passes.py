@@ -98,7 +98,7 @@ def _of_params(program: Program, args, params):
 
 
 def _cotangents(losses, values: NodeTree, signals: NodeTree):
-    """Of the mean loss behind the last node, and of the nodes."""
+    """Of the mean loss after the last node, and of the nodes."""
     given = {
         name: signals[name].astype(y.dtype) if name in signals else jnp.zeros_like(y)
         for name, y in values.items()
@@ -114,7 +114,7 @@ def perturbed(
     Args:
       moved: names of the nodes that may get a delta; default all.
       clean: `clean_values` of the same program, for callers that move one node after
-        the other: each then evaluates only what stands behind its node.
+        the other: each then evaluates only what is downstream of its node.
     """
     run = observed(program, args, moved, clean, tap=False)
     return lambda deltas: run(deltas)[0]

@@ -152,7 +152,7 @@ def zeros(aval) -> jax.Array:
 
 
 def fold_in_shards(key: jax.Array, like: Any) -> jax.Array:
-    """A key of its own for each device of a `shard_map` over which `like` differs.
+    """A different key for each device of a `shard_map` over which `like` differs.
 
     `like` is an array, or the aval of one.
     """

@@ -1,7 +1,7 @@
 """Plans beyond signs and independent normals: heavier tails, and coupled normals.
 
-All have mean 0 and variance 1 per entry, so that sigma is a standard deviation whatever
-the noise, and a score with E[s] = 0 and E[s eps] = 1. The coupled ones draw a group of
+All have mean 0 and variance 1 per entry, so that sigma is a standard deviation for
+any noise, and a score with E[s] = 0 and E[s eps] = 1. The coupled ones draw a group of
 samples at once; every sample alone is exactly standard normal, so every estimator keeps
 its expectation, and only the spread of the mean over the group changes.
 """

@@ -1,4 +1,4 @@
-"""Data, a model and an estimator of one's own: two spirals, told apart."""
+"""Your own data, model and estimator: a classifier of two spirals."""
 
 import jax
 import jax.numpy as jnp
