@@ -12,7 +12,7 @@ and at transfer too.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -333,8 +333,13 @@ CORRUPTIONS: dict[str, tuple[Callable[..., jax.Array], tuple[float, ...]]] = {
 }
 
 
+Corruption = Literal[
+    "gaussian", "uniform", "salt_and_pepper", "contrast", "brightness", "blur"
+]
+
+
 def corrupted(
-    name: str, key: jax.Array, x: jax.Array, severity: int, bounds: Bounds = (0, 1)
+    name: Corruption, key: jax.Array, x: jax.Array, severity: int, bounds: Bounds = (0, 1)
 ) -> jax.Array:
     """x under one of `CORRUPTIONS`, clipped to the bounds.
 

@@ -10,10 +10,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import jax
+import optax
 import pytest
+from flax import linen as nn
 
 import bpfree
 
@@ -114,6 +116,43 @@ def test_every_public_name_explains_its_arguments_and_has_an_example():
     assert public_names().all_faults() == []
 
 
+def literals(annotation) -> list[str]:
+    inner = [literals(part) for part in get_args(annotation) if part is not annotation]
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for found in inner for choice in found]
+
+
+CHOICES = {
+    (name, arg): literals(parameter.annotation)
+    for name, value in PUBLIC.items()
+    if inspect.isfunction(value)
+    for arg, parameter in inspect.signature(value).parameters.items()
+    if literals(parameter.annotation)
+}
+
+
+@pytest.mark.parametrize("name, arg", CHOICES)
+def test_an_unknown_choice_is_refused_with_its_literals(name, arg, shared):
+    given = {
+        **{k: shared[k] for k in ("loss_fn", "params", "batch")},
+        "example_batch": shared["batch"],
+        "inner": optax.sgd(0.1),
+        "layers": [nn.Dense(2)],
+        "energy": bpfree.layered([nn.Dense(2)]),
+        **{"model": nn.Dense(2), "loss": optax.squared_error},
+        **{"key": jax.random.key(0), "x": jax.numpy.ones((2, 3)), "severity": 1},
+    }
+    wanted = {
+        k: given[k]
+        for k, p in inspect.signature(PUBLIC[name]).parameters.items()
+        if p.default is p.empty and k in given
+    }
+    with pytest.raises(ValueError) as raised:
+        PUBLIC[name](**wanted | {arg: "unheard of"})
+    assert [c for c in CHOICES[name, arg] if repr(c) not in str(raised.value)] == []
+
+
 def test_what_a_docstring_lacks_is_found():
     def bare(x, *, scale):
         pass
@@ -128,6 +167,13 @@ def test_what_a_docstring_lacks_is_found():
             >>> scale
         """
 
+    def open_choice(how: str = "fast"):
+        """Args:
+          how: "fast" or "slow".
+
+        >>> open_choice()
+        """
+
     class Pair(NamedTuple):
         first: int
 
@@ -139,6 +185,7 @@ def test_what_a_docstring_lacks_is_found():
         "bare does not explain x",
     ]
     assert check("documented", documented) == ["documented does not explain scale"]
+    assert check("f", open_choice) == ["f: how should be a Literal"]
     assert "Pair has no docstring" in check("Pair", Pair)
 
 

@@ -30,6 +30,11 @@ class Direct(NamedTuple):
       moment: moving average of the second moment, not yet divided by `weight`.
       weight: 1 - decay^updates, ().
       loss: mean squared correlation of the inputs that the last update saw, ().
+
+    Example:
+        >>> state = bpfree.decorrelation.foof().init(1, 3, jnp.float32)
+        >>> float(state.weight)  # no statistics yet
+        0.0
     """
 
     matrix: jax.Array
@@ -46,6 +51,17 @@ def foof(*, damping: float = 0.1, decay: float = 0.9) -> Rule:
       decay: of the moving average, at each update of the statistics.
 
     Raises ValueError: damping not positive, decay outside 0 .. 1.
+
+    Example:
+        >>> tx = bpfree.decorrelate(
+        ...     optax.adam(1e-3),
+        ...     loss_fn,
+        ...     example_batch=batch,
+        ...     rule=bpfree.decorrelation.foof(),
+        ... )
+        >>> state = tx.init(params)
+        >>> state.layers["w1"].matrix.shape
+        (1, 3, 3)
     """
     _check(damping, decay)
 
@@ -56,12 +72,34 @@ def foof(*, damping: float = 0.1, decay: float = 0.9) -> Rule:
 
 
 def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh") -> Rule:
-    """The inner optimiser works on weights of whitened inputs.
+    r"""The inner optimiser works on weights of whitened inputs.
 
-    As `foof`, and method: how the root is found. "eigh" is exact; "newton_schulz" needs
-    products only, which accelerators like.
+    .. math:: A = W P, \qquad P = (S + \lambda I)^{-1/2}
 
-    Raises ValueError: as `foof`; an unknown method.
+    It sees the gradient times P, and its update u changes A by u P.
+
+    Args:
+      damping: lambda in units of the mean eigenvalue of S.
+      decay: of the moving average, at each update of the statistics.
+      method: how the root is found. "eigh" is exact; "newton_schulz" needs products only,
+        which suits accelerators.
+
+    Returns:
+      A rule, for `bpfree.decorrelate`.
+
+    Raises:
+      ValueError: damping not positive, decay outside 0 .. 1, or an unknown method.
+
+    Example:
+        >>> tx = bpfree.decorrelate(
+        ...     optax.adam(1e-3),
+        ...     loss_fn,
+        ...     example_batch=batch,
+        ...     rule=bpfree.decorrelation.whiten(),
+        ... )
+        >>> state = tx.init(params)
+        >>> state.layers["w1"].matrix.shape
+        (1, 3, 3)
     """
     _check(damping, decay)
     roots = {"eigh": _eigh, "newton_schulz": newton_schulz}

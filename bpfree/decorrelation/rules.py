@@ -31,6 +31,13 @@ class Rule(NamedTuple):
       gradient: (state, g_A (G, O, d)) -> the gradient that the inner optimiser sees.
       update: (state, u (G, O, d)) -> the change of A that its update makes.
       folded: the weights are A = W R: they follow `state.matrix` when it moves.
+
+    Example:
+        >>> rule = bpfree.decorrelation.dbp()
+        >>> state = rule.init(1, 3, jnp.float32)
+        >>> state = rule.move(state, jax.random.normal(jax.random.key(0), (1, 8, 3)))
+        >>> rule.gradient(state, jnp.ones((1, 2, 3))).shape
+        (1, 2, 3)
     """
 
     init: Callable[..., Any]
@@ -47,6 +54,11 @@ class Moving(NamedTuple):
       matrix: R (G, d, d).
       rate: eta of the last move, (G,).
       loss: mean squared correlation of x before it, ().
+
+    Example:
+        >>> state = bpfree.decorrelation.dbp().init(1, 3, jnp.float32)
+        >>> state.matrix[0].tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
     matrix: jax.Array
@@ -76,6 +88,17 @@ def dbp(
       preserve: leave the function as it is when R moves (in no paper).
 
     Raises ValueError: kappa outside 0 .. 1, a rate that is not positive.
+
+    Example:
+        >>> tx = bpfree.decorrelate(
+        ...     optax.adam(1e-3),
+        ...     loss_fn,
+        ...     example_batch=batch,
+        ...     rule=bpfree.decorrelation.dbp(),
+        ... )
+        >>> state = tx.init(params)
+        >>> state.layers["w1"].matrix.shape
+        (1, 3, 3)
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa={kappa!r} must lie in 0 .. 1")
@@ -90,18 +113,69 @@ def dbp(
 
 
 def copi(*, rate: float | None = None, preserve: bool = False) -> Rule:
-    """Decorrelation alone: `dbp` with kappa = 0. Ahmad, Schrader, van Gerven 2023.
+    r"""Decorrelation alone: `dbp` with kappa = 0.
+
+    .. math:: R \leftarrow R - \eta\, C R
 
     The determinant of R stays, so that variances fall towards the geometric mean of the
     eigenvalues of the input's second moment.
+
+    Args:
+      rate: eta; None: found at each move, as `bpfree.decorrelation.dbp` says.
+      preserve: leave the function as it is when R moves.
+
+    Returns:
+      A rule, for `bpfree.decorrelate`.
+
+    Raises:
+      ValueError: a rate that is not positive.
+
+    Source: Ahmad, Schrader and van Gerven, "Constrained parameter inference as a
+    principle for learning", 2023.
+
+    Example:
+        >>> tx = bpfree.decorrelate(
+        ...     optax.adam(1e-3),
+        ...     loss_fn,
+        ...     example_batch=batch,
+        ...     rule=bpfree.decorrelation.copi(),
+        ... )
+        >>> state = tx.init(params)
+        >>> state.layers["w1"].matrix.shape
+        (1, 3, 3)
     """
     return dbp(0.0, rate=rate, preserve=preserve)
 
 
 def gain(*, rate: float | None = None, preserve: bool = False) -> Rule:
-    """Whitening that keeps the mean norm of the inputs. Ahmad 2024, arXiv:2407.10780.
+    r"""Whitening that keeps the mean norm of the inputs.
 
-    Not theirs: the inputs' mean is not subtracted.
+    .. math:: R \leftarrow g\, (I - \eta\, S) R, \qquad g = \text{mean}\ |z| / |x|
+
+    Unlike in the paper, the inputs' mean is not subtracted.
+
+    Args:
+      rate: eta; None: found at each move, as `bpfree.decorrelation.dbp` says.
+      preserve: leave the function as it is when R moves.
+
+    Returns:
+      A rule, for `bpfree.decorrelate`.
+
+    Raises:
+      ValueError: a rate that is not positive.
+
+    Source: Ahmad 2024, arXiv:2407.10780.
+
+    Example:
+        >>> tx = bpfree.decorrelate(
+        ...     optax.adam(1e-3),
+        ...     loss_fn,
+        ...     example_batch=batch,
+        ...     rule=bpfree.decorrelation.gain(),
+        ... )
+        >>> state = tx.init(params)
+        >>> state.layers["w1"].matrix.shape
+        (1, 3, 3)
     """
     return _moving(lambda x: decorrelating(x, 1.0, 0.0, whole=True), rate, preserve, True)
 

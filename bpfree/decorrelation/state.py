@@ -20,6 +20,12 @@ class DecorrelationState(NamedTuple):
       weights: {path: W}, shaped like the kernel; {} for rules that are not folded.
       marks: {path: A v (G, O)} for a fixed vector v: how A was left; {} likewise.
       edited: the first step that found a kernel changed by others, int32 (), or -1.
+
+    Example:
+        >>> tx = bpfree.decorrelate(optax.adam(1e-3), loss_fn, example_batch=batch)
+        >>> state = tx.init(params)
+        >>> list(state.layers), int(state.edited)
+        (['w1', 'w2'], -1)
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name; shadows tuple.count

@@ -10,7 +10,7 @@ so any estimator can feed it, and evaluation and export need nothing.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "whiten": direct.whiten,
     "foof": direct.foof,
 }
+RuleName = Literal["foof", "whiten", "dbp", "copi", "gain"]
 Layers = Callable[[str], bool] | Collection[str] | None
 
 
@@ -41,7 +42,7 @@ def decorrelate(
     loss_fn: LossFn,
     *,
     example_batch: Any,
-    rule: str | Rule = "foof",
+    rule: RuleName | Rule = "foof",
     layers: Layers = None,
     every: int = 10,
     until: int | None = None,
@@ -56,7 +57,7 @@ def decorrelate(
     Kernels are the parameters of matrix products and convolutions, found in the program
     of `loss_fn`; biases, norms and embeddings go to `inner` as they are. Statistics come
     from one more forward pass, on a part of the batch, at every move of R; R starts at
-    the identity and moves behind the update, so the first step is `inner`'s.
+    the identity and moves after the update, so the first step is `inner`'s.
 
     With `bpfree.backprop` in front this is decorrelated backpropagation (DBP), with
     `node_perturbation`, `iterative_node_perturbation` and `activity_node_perturbation`
@@ -189,9 +190,15 @@ def find_layers(
     block: int | None = None,
     channel_only: bool = False,
 ) -> dict[str, tuple[int, int, int]]:
-    """{path: (G, O, d)} of the kernels that `decorrelate` finds, R being (G, d, d).
+    """The kernels that `decorrelate` finds, {path: (G, O, d)}, R being (G, d, d).
 
-    Values may be abstract.
+    Args:
+      loss_fn, params, batch: shapes of params and batch are enough.
+      block, channel_only: as in `bpfree.decorrelate`.
+
+    Example:
+        >>> bpfree.decorrelation.find_layers(loss_fn, params, batch)
+        {'w1': (1, 4, 3), 'w2': (1, 2, 4)}
     """
     found = inputs.layers(loss_fn, params, batch, Structure(block, channel_only))
     return {path: layout.sizes for path, layout in found.items()}

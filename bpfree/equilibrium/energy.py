@@ -60,6 +60,14 @@ class Energy(NamedTuple):
       weighted: `(params, batch, phases...) -> ()`: Re sum_k w_k sum_b [Phi - beta_k C].
       parts: `(params, batch) -> {name: (function, example)}`, to be holomorphic in their
         argument where the nudging is complex.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> [state.shape for state in energy.bind(params, batch).zeros]
+        [(5, 4), (5, 2)]
     """
 
     init: Callable[[jax.Array, Any], Any]
@@ -93,7 +101,23 @@ def primitive(
       colours: groups of states to be updated at once, in order; one after the other by
         default.
 
-    For complex nudging phi and cost must take complex states beside real parameters.
+    For complex nudging phi and cost must take complex states and real parameters.
+
+    Example:
+        >>> def phi(params, states, batch):  # -> (B,)
+        ...     return ((batch["x"] @ params["w"]) * states[0]).sum(1)
+        >>> energy = bpfree.primitive(
+        ...     phi,
+        ...     lambda params, states, batch: ((states[0] - batch["t"]) ** 2).sum(1),
+        ...     states=lambda params, batch: (jnp.zeros((len(batch["x"]), 2)),),
+        ...     activation=bpfree.equilibrium.shifted_sigmoid,
+        ... )
+        >>> params = {"w": jnp.ones((3, 2))}
+        >>> batch = {"x": jnp.ones((5, 3)), "t": jnp.ones((5, 2))}
+        >>> tx = bpfree.equilibrium_propagation(energy)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> gradient["w"].shape
+        (3, 2)
     """
 
     def total(params, batch, states, beta):

@@ -90,6 +90,16 @@ def equilibrium_propagation(
 
     References: Scellier & Bengio 2017; Laborieux et al. 2021, arXiv:2006.03824 (centred);
     Laborieux & Zenke 2022, arXiv:2209.00530 (holomorphic).
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> tx = bpfree.equilibrium_propagation(energy)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
+        True
     """
     rule = centred(0.4) if nudging is None else nudging
     settings = Relaxation() if relaxation is None else relaxation

@@ -31,8 +31,32 @@ def backprop_through_time(
 ) -> EstimatorTransformation:
     """The gradient of the cost after `relaxation.free` sweeps, through all of them.
 
-    Contract: exact for the unrolled network; memory grows with the sweeps. Raises
-    ValueError for a relaxation with a tolerance, whose number of sweeps is not fixed.
+    Contract: exact for the unrolled network; memory grows with the sweeps.
+
+    Args:
+      energy: `bpfree.layered(...)` or `bpfree.primitive(...)`.
+      relaxation: `bpfree.equilibrium.Relaxation(free=..., tolerance=None)`: a fixed
+        number of sweeps.
+      seed: int or typed PRNG key; nothing is random.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: a relaxation with a tolerance, whose number of sweeps is not fixed.
+      TypeError: a loss function in place of an energy.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> tx = bpfree.backprop_through_time(
+        ...     energy, relaxation=bpfree.equilibrium.Relaxation(free=5, tolerance=None)
+        ... )
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
+        True
     """
     check_energy(energy)
     check_relaxation(relaxation)
@@ -65,8 +89,34 @@ def recurrent_backprop(
     with J = dF/dh of the Jacobi sweep at h*; lambda by iteration, until its relative
     change is below `adjoint_tolerance`.
 
-    Contract: exact up to the two tolerances, if the spectral radius of J is below 1
-    (Almeida 1987; Pineda 1987).
+    Contract: exact up to the two tolerances, if the spectral radius of J is below 1.
+
+    Args:
+      energy: `bpfree.layered(...)` or `bpfree.primitive(...)`.
+      relaxation: towards h*; by default at most 1000 sweeps, to a tolerance of 1e-7.
+      adjoint_sweeps: the most iterations of lambda.
+      adjoint_tolerance: relative change of lambda at which its iteration stops.
+      seed: int or typed PRNG key; nothing is random.
+
+    Returns:
+      An optax transformation; pass `batch=` to `update`.
+
+    Raises:
+      ValueError: settings of the relaxation that cannot be.
+      TypeError: a loss function in place of an energy.
+
+    Source: Almeida, "A learning rule for asynchronous perceptrons with feedback", 1987;
+    Pineda, "Generalization of back-propagation to recurrent neural networks", 1987.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> tx = bpfree.recurrent_backprop(energy)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
+        True
     """
     settings = Relaxation(free=1000, tolerance=1e-7) if relaxation is None else relaxation
     check_relaxation(settings)

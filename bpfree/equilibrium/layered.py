@@ -10,7 +10,7 @@ The cost reads h_L, or a readout W h_L + b that is no state.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from bpfree.equilibrium.pooling import Pool
 
 Layer = nn.Module | tuple[nn.Module, Pool]
 Fn = Callable[..., jax.Array]
+Activation = Literal["shifted_sigmoid", "dsilu", "hard_sigmoid", "tanh", "identity"]
 
 
 class Edge(NamedTuple):
@@ -67,11 +68,11 @@ class _Bound(NamedTuple):
 def layered(
     layers: Sequence[Layer],
     *,
-    activation: str | Fn = "shifted_sigmoid",
+    activation: Activation | Fn = "shifted_sigmoid",
     readout: nn.Module | None = None,
-    cost: str | Fn = "cross_entropy",
+    cost: Literal["cross_entropy", "squared_error"] | Fn = "cross_entropy",
     skips: Sequence[tuple[int, int, Layer]] = (),
-    output_activation: str | Fn | None = None,
+    output_activation: Activation | Fn | None = None,
     image: Sequence[int] = (),
     x: str = "x",
     label: str = "label",
@@ -93,6 +94,15 @@ def layered(
     Raises:
       ValueError: no layers, unknown names, skips that do not fit.
       TypeError (when used): modules other than Dense and Conv.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> relaxation = bpfree.equilibrium.Relaxation()
+        >>> bpfree.equilibrium.predict(energy, params, batch, relaxation).shape
+        (5, 2)
     """
     if not layers:
         raise ValueError("layered() needs at least one layer")

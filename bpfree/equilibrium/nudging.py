@@ -28,6 +28,11 @@ class Nudging(NamedTuple):
       coarser: coefficients of the rule with half the points, on the same points; () if
         it has only one. With errors e^(N/2) and e^N of the two, their disagreement is
         about the root of the finer one's error: large where the radius is too large.
+
+    Example:
+        >>> rule = bpfree.equilibrium.holomorphic(0.4, 4)
+        >>> rule.radius, len(rule.real), len(rule.complex)
+        (0.4, 2, 1)
     """
 
     radius: Radius
@@ -43,36 +48,97 @@ class Nudging(NamedTuple):
 
     @property
     def complex(self) -> tuple[int, ...]:
+        """Which points lie above the real axis."""
         return tuple(i for i, root in enumerate(self.roots) if root.imag != 0)
 
 
 def one_sided(beta: Radius) -> Nudging:
-    """(F'(beta) - F'(0)) / beta: classic EP, error O(beta); beta may be negative."""
+    """(F'(beta) - F'(0)) / beta: classic EP, error O(beta).
+
+    Args:
+      beta: nudging strength, a number or a traced scalar, not 0; either sign.
+
+    Returns:
+      A `bpfree.equilibrium.Nudging`.
+
+    Raises:
+      ValueError: 0, or a number that is not finite.
+
+    Example:
+        >>> rule = bpfree.equilibrium.one_sided(0.1)
+        >>> rule.coefficients
+        ((-1+0j), (1+0j))
+    """
     return _rule(abs_not_zero(beta), (0, 1), (-1, 1))
 
 
 def random_sign(beta: Radius) -> Nudging:
-    """One-sided with the sign of beta drawn for each batch: odd errors average out."""
+    """One-sided with the sign of beta drawn for each batch: odd errors average out.
+
+    Args:
+      beta: nudging strength, a number or a traced scalar, not 0.
+
+    Returns:
+      A `bpfree.equilibrium.Nudging`.
+
+    Raises:
+      ValueError: 0, or a number that is not finite.
+
+    Example:
+        >>> bpfree.equilibrium.random_sign(0.1).random_sign
+        True
+    """
     return one_sided(beta)._replace(random_sign=True)
 
 
 def centred(beta: Radius) -> Nudging:
-    """(F'(beta) - F'(-beta)) / (2 beta): error O(beta^2)."""
+    """(F'(beta) - F'(-beta)) / (2 beta): error O(beta^2).
+
+    Args:
+      beta: nudging strength, a number or a traced scalar, not 0.
+
+    Returns:
+      A `bpfree.equilibrium.Nudging`.
+
+    Raises:
+      ValueError: 0, or a number that is not finite.
+
+    Example:
+        >>> bpfree.equilibrium.centred(0.4).roots
+        ((1+0j), (-1+0j))
+    """
     return holomorphic(beta, 2)
 
 
 def holomorphic(radius: Radius, num_points: int) -> Nudging:
-    """N points on a circle in the complex plane: error O(radius^N), for N >= 2.
+    r"""N points on a circle in the complex plane: error O(radius^N), for N >= 2.
 
-    g = 1/N sum_n F'(beta_n) / beta_n, beta_n = radius exp(2 pi i n / N), the first
-    Fourier coefficient of the response (Laborieux & Zenke 2022, arXiv:2209.00530). It
-    costs N real phases for any N; N = 2 is `centred`, with no complex number.
+    .. math:: g = \frac1N \sum_{n=0}^{N-1} \frac{F'(\beta_n)}{\beta_n}, \qquad
+        \beta_n = r\, e^{2\pi i n/N}
+
+    the first Fourier coefficient of the response. N = 2 is `centred`, with no complex
+    number.
 
     The radius has to lie inside the disc where the equilibrium is analytic in beta. In a
     trained classifier that disc is a hundred times smaller for some examples than for
     most.
 
-    Raises ValueError for fewer than two points.
+    Args:
+      radius: r, a number or a traced scalar, not 0.
+      num_points: N, at least 2. N/2 + 1 phases are relaxed, the others follow by
+        symmetry.
+
+    Returns:
+      A `bpfree.equilibrium.Nudging`.
+
+    Raises:
+      ValueError: fewer than two points, or a radius that is 0 or not finite.
+
+    Source: Laborieux and Zenke 2022, arXiv:2209.00530.
+
+    Example:
+        >>> len(bpfree.equilibrium.holomorphic(0.4, 10).roots)
+        6
     """
     if num_points < 2:
         raise ValueError(

@@ -8,7 +8,13 @@ from jax import lax
 from bpfree.equilibrium import holomorphy
 from bpfree.equilibrium.energy import Energy, Phases, States
 from bpfree.equilibrium.phases import noise
-from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, relax, stacked
+from bpfree.equilibrium.relaxation import (
+    Ordering,
+    Relaxation,
+    check_relaxation,
+    relax,
+    stacked,
+)
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_energy
@@ -21,7 +27,7 @@ def online_equilibrium_propagation(
     num_points: int = 10,
     sweeps: int = 30,
     periods: int = 3,
-    ordering: str = "jacobi",
+    ordering: Ordering = "jacobi",
     factor: float = 1.0,
     noise_scale: float = 0.0,
     seed: int | jax.Array = 0,
@@ -36,7 +42,7 @@ def online_equilibrium_propagation(
     transient. There is no free phase, so `value` is the cost where the circle's mean
     state is (the mean-value property).
 
-    Contract: the gradient up to O(radius^N), and up to the lag of the states behind beta,
+    Contract: the gradient up to O(radius^N), and up to the lag of the states from beta,
     which falls with `sweeps` and, as the transient is averaged out, with `periods`.
 
     Args:
@@ -53,6 +59,16 @@ def online_equilibrium_propagation(
       ValueError: counts below their minimum; when traced, parts that are not holomorphic.
 
     Reference: Laborieux & Zenke 2022, arXiv:2209.00530.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> tx = bpfree.online_equilibrium_propagation(energy, num_points=4)
+        >>> gradient, state = tx.update(None, tx.init(params), params, batch=batch)
+        >>> jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
+        True
     """
     if num_points < 2 or sweeps < 1 or periods < 1:
         raise ValueError(

@@ -41,6 +41,20 @@ class Solution(NamedTuple):
       phases: states, points and weights, as `Energy.weighted` takes them.
       radius: |beta|, with its sign, ().
       displacement: root mean square over the batch of |h_beta - h_0|, ().
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> solution = bpfree.equilibrium.solve(
+        ...     energy.bind(params, batch),
+        ...     bpfree.equilibrium.centred(0.4),
+        ...     bpfree.equilibrium.Relaxation(),
+        ...     factor=jnp.ones(()),
+        ... )
+        >>> solution.complex is None
+        True
     """
 
     free: Relaxed
@@ -62,10 +76,30 @@ def solve(
     """Relax all phases of a nudging rule.
 
     Args:
+      dynamics: `energy.bind(params, batch)`.
+      nudging: a rule, such as `bpfree.equilibrium.centred(0.4)`.
+      settings: `bpfree.equilibrium.Relaxation(...)`.
       factor: of over-relaxation, ().
       key: of the noise, if there is any.
       sharding: its first axis spreads the nudged phases over devices: the complex ones,
         and the real ones, where the devices divide their number.
+
+    Returns:
+      A `bpfree.equilibrium.Solution`.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> solution = bpfree.equilibrium.solve(
+        ...     energy.bind(params, batch),
+        ...     bpfree.equilibrium.centred(0.4),
+        ...     bpfree.equilibrium.Relaxation(),
+        ...     factor=jnp.ones(()),
+        ... )
+        >>> solution.free.states[0].shape  # one phase of five examples
+        (1, 5, 4)
     """
     net = stacked(dynamics, settings.ordering)
     free = relax_free(net, settings, factor)
@@ -185,7 +219,22 @@ def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxe
 
 
 def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
-    """Outputs (B, classes) at the free equilibrium; factor None counts as 1."""
+    """Outputs (B, classes) at the free equilibrium.
+
+    Args:
+      energy, params, batch: the network, its parameters and inputs; the cost is not used.
+      settings: `bpfree.equilibrium.Relaxation(...)`, of which the free phase counts; its
+        factor None is 1.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> relaxation = bpfree.equilibrium.Relaxation()
+        >>> bpfree.equilibrium.predict(energy, params, batch, relaxation).shape
+        (5, 2)
+    """
     dynamics = energy.bind(params, batch)
     net = stacked(dynamics, settings.ordering)
     factor = 1.0 if settings.factor is None else settings.factor

@@ -14,7 +14,7 @@ Jacobi sweep, an even-odd sweep contracts by lambda, where
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from jax import lax
 
 from bpfree.equilibrium.energy import Dynamics, States
 
-ORDERINGS = ("even_odd", "jacobi")
+Ordering = Literal["even_odd", "jacobi"]
+ORDERINGS = get_args(Ordering)
 _SLOWEST = 0.9  # contraction beyond which an error estimate is not extrapolated
 _LARGEST_RADIUS = 0.98
 
@@ -45,12 +46,16 @@ class Relaxation(NamedTuple):
         all sweeps are made.
       noise: standard deviation of normal noise on the drives in the nudged phases,
         independent for every example, phase and sweep.
+
+    Example:
+        >>> bpfree.equilibrium.Relaxation(free=20, tolerance=None).noisy
+        False
     """
 
     free: int = 100
     nudged: int = 40
     predicted: int = 12
-    ordering: str = "even_odd"
+    ordering: Ordering = "even_odd"
     factor: float | jax.Array | None = None
     tolerance: float | jax.Array | None = 0.005
     noise: float | jax.Array = 0.0
@@ -70,6 +75,20 @@ class Relaxed(NamedTuple):
       error: (K, B), estimated distance to the fixed point, residual lambda/(1 - lambda).
       contraction: lambda of the whole batch in the last sweeps, ().
       sweeps: how many were made, int32 ().
+
+    Example:
+        >>> from flax import linen as nn
+        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
+        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
+        >>> params = energy.init(jax.random.key(0), batch["x"])
+        >>> solution = bpfree.equilibrium.solve(
+        ...     energy.bind(params, batch),
+        ...     bpfree.equilibrium.centred(0.4),
+        ...     bpfree.equilibrium.Relaxation(),
+        ...     factor=jnp.ones(()),
+        ... )
+        >>> solution.real.residual.shape  # two phases of five examples
+        (2, 5)
     """
 
     states: States

@@ -1,12 +1,13 @@
 """Activity-based node perturbation (ANP)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation, two_pass
 from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.choices import Derivative, Noise
 from bpfree.estimators.node_perturbation import NOISE
 from bpfree.estimators.settings import Sigma, check_choice, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
@@ -23,10 +24,10 @@ def activity_node_perturbation(
     chunk_size: int | None = None,
     antithetic: bool = False,
     nodes: NodeFilter = None,
-    noise: str = "gaussian",
-    reference: str = "clean",
-    norm: str = "global",
-    derivative: str = "finite_difference",
+    noise: Noise = "gaussian",
+    reference: Literal["clean", "noisy"] = "clean",
+    norm: Literal["global", "per_layer"] = "global",
+    derivative: Derivative = "finite_difference",
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:

@@ -1,6 +1,6 @@
 """Approximated likelihood ratio (ALR): one bit in place of a real number."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,21 @@ _ENCODINGS = {
     "product": (_sign_plan, True),
 }
 
+BaselineChoice = (
+    Literal["clean", "leave_one_out", "batch", "standardise"] | Table | Baseline
+)
+
 
 def approximated_likelihood_ratio(
     loss_fn: LossFn,
     *,
-    encode: str = "noise",
+    encode: Literal["noise", "loss", "product"] = "noise",
     num_samples: int = 32,
     sigma: Sigma = 0.05,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str | Table | Baseline = "clean",
+    baseline: BaselineChoice = "clean",
     nodes: NodeFilter = None,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,

@@ -8,7 +8,7 @@ With D_z L the derivative of a loss along z, by forward-mode autodiff,
 No pass runs backward and there is no sigma: E[z z^T] = I makes both right on average.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import perturbation, weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import Estimate, Estimator
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Credit, check_choice, make_settings
@@ -28,13 +29,13 @@ from bpfree.sampling.loop import sum_over_draws
 def forward_gradient(
     loss_fn: LossFn,
     *,
-    tangents: str = "nodes",
+    tangents: Literal["nodes", "weights"] = "nodes",
     num_samples: int = 32,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     nodes: NodeFilter = None,
     rank: int | None = None,
-    noise: str = "rademacher",
+    noise: Noise = "rademacher",
     credit: Credit = None,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,

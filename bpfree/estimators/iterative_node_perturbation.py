@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import normalized, perturbation
 from bpfree.estimators.base import EstimatorTransformation
+from bpfree.estimators.choices import Derivative, Noise
 from bpfree.estimators.node_perturbation import NOISE
 from bpfree.estimators.settings import Sigma, check_choice
 from bpfree.program.trace import LossFn, NodeFilter
@@ -22,8 +23,8 @@ def iterative_node_perturbation(
     chunk_size: int | None = None,
     antithetic: bool = False,
     nodes: NodeFilter = None,
-    noise: str = "gaussian",
-    derivative: str = "finite_difference",
+    noise: Noise = "gaussian",
+    derivative: Derivative = "finite_difference",
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:

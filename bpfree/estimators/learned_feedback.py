@@ -10,7 +10,7 @@ the misfit of its model of how noise at one node moves the next.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def learned_feedback(
     sigma: Number = 0.02,
     shrinkage: float = 0.0,
     predictor: predictors.Predictor | None = None,
-    teacher: str = "responses",
+    teacher: Literal["responses", "losses"] = "responses",
     fit: optax.GradientTransformation | None = None,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,

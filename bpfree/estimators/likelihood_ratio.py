@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import perturbation
 from bpfree.estimators.base import EstimatorTransformation
+from bpfree.estimators.choices import BaselineName, Pairing
 from bpfree.estimators.settings import Credit, Sigma, check_choice
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import Baseline, Table
@@ -19,6 +20,9 @@ from bpfree.sampling.noise import Plan, gaussian
 
 _SHARE = 8
 
+Density = Literal[
+    "gaussian", "shared_gaussian", "laplace", "student_t", "sobol", "orthogonal"
+]
 # Independent samples -> plan.
 NOISE: dict[str, Callable[[int], Plan]] = {
     "gaussian": lambda draws: gaussian(),
@@ -39,10 +43,10 @@ def likelihood_ratio(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str | Table | Baseline = "clean",
-    pairing: str = "noisy",
+    baseline: BaselineName | Table | Baseline = "clean",
+    pairing: Pairing = "noisy",
     nodes: NodeFilter = None,
-    noise: str = "gaussian",
+    noise: Density = "gaussian",
     credit: Credit = None,
     layerwise: bool = False,
     sharding: NamedSharding | None = None,

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import perturbation, redrawn
 from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.choices import BaselineName, Derivative, Noise
 from bpfree.estimators.settings import Credit, Sigma, check_choice, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import Baseline, Table
@@ -24,12 +25,12 @@ def node_perturbation(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str | Table | Baseline = "clean",
+    baseline: BaselineName | Table | Baseline = "clean",
     nodes: NodeFilter = None,
-    noise: str = "rademacher",
+    noise: Noise = "rademacher",
     credit: Credit = None,
     layerwise: bool = False,
-    derivative: str = "finite_difference",
+    derivative: Derivative = "finite_difference",
     redraw: bool = False,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,

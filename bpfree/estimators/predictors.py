@@ -6,7 +6,7 @@ node y and example b. It never reads the weights of the model.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,10 @@ def _small_like(key, leaf):
 # ------------------------------------------------------------------------------- direct
 
 
-def direct(gate: str = "derivative", per: str = "position") -> Predictor:
+def direct(
+    gate: Literal["derivative", "learned"] = "derivative",
+    per: Literal["position", "channel"] = "position",
+) -> Predictor:
     r"""A matrix for each node, from the error at the last one.
 
     .. math:: \hat g_l = \text{gate}_l \odot (B_l\, e), \qquad

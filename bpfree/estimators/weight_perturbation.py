@@ -8,7 +8,7 @@ in one loop over the samples; or, where u needs all losses at once, in two, of w
 second draws the same noise again.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.estimators import weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import BAD_SIGMA, NO_FAULT, Estimate
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import check_choice, check_draws, find_baseline
@@ -26,6 +27,10 @@ from bpfree.sampling.loop import sum_over_draws
 from bpfree.sampling.noise import antithetic_plan
 from bpfree.sampling.scale import Number, check_number
 
+BaselineChoice = (
+    Literal["clean", "leave_one_out", "none", "standardise"] | Table | Baseline
+)
+
 
 def weight_perturbation(
     loss_fn: LossFn,
@@ -35,9 +40,9 @@ def weight_perturbation(
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
-    baseline: str | Table | Baseline = "clean",
+    baseline: BaselineChoice = "clean",
     rank: int | None = None,
-    noise: str = "rademacher",
+    noise: Noise = "rademacher",
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:

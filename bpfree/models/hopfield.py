@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from bpfree import equilibrium
 from bpfree.equilibrium import Energy, Relaxation
+from bpfree.equilibrium.layered import Activation
 
 POOLS: dict[str, Callable[..., equilibrium.Pool]] = {
     "softmax": equilibrium.softmax_pool,
@@ -38,7 +39,7 @@ class Model:
     num_classes: int
     hidden: Sequence[int] = (256, 256)
     channels: Sequence[int] = ()
-    activation: str = "shifted_sigmoid"
+    activation: Activation = "shifted_sigmoid"
     pool: str = "softmax"
     image: Sequence[int] = ()
     sweeps: int = 100

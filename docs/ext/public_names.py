@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import bpfree
 import bpfree.hardware
@@ -39,21 +39,24 @@ def public_names(module: ModuleType) -> list[str]:
     return [f"{module.__name__}.{name}" for name in names]
 
 
-def undocumented(documented: Iterable[str]) -> list[str]:
-    """Public names that are not among the documented ones, sorted."""
-    wanted = {name for module in MODULES for name in public_names(module)}
-    return sorted(wanted - set(documented))
-
-
-def public_objects() -> dict[str, Any]:
-    """{name: object} of all public functions and classes, each once."""
+def public_values() -> dict[str, Any]:
+    """{name: value} of all public names; what has several is under the first one."""
     found: dict[int, tuple[str, Any]] = {}
     for module in MODULES:
         for name in public_names(module):
             value = getattr(module, name.rpartition(".")[2])
-            if callable(value):
-                found.setdefault(id(value), (name, value))
+            found.setdefault(id(value), (name, value))
     return dict(found.values())
+
+
+def public_objects() -> dict[str, Any]:
+    """The functions and classes among them."""
+    return {name: v for name, v in public_values().items() if callable(v)}
+
+
+def undocumented(documented: Iterable[str]) -> list[str]:
+    """Public names that are not among the documented ones, sorted."""
+    return sorted(set(public_values()) - set(documented))
 
 
 _ENTRY = re.compile(r"^\s*((?:\*{0,2}\w+,\s+)*\*{0,2}\w+):", re.M)
@@ -78,6 +81,15 @@ def _methods(cls: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _open_choices(value: Any, text: str) -> Iterator[str]:
+    """Arguments whose default is one of a few words in quotes, of type str."""
+    text = text.partition("Example:")[0]
+    for name, parameter in inspect.signature(value).parameters.items():
+        types = get_args(parameter.annotation) or (parameter.annotation,)
+        if str in types and f'"{parameter.default}"' in text:
+            yield name
+
+
 def faults(name: str, value: Any) -> list[str]:
     """What the docstring of a public function or class lacks, one line each."""
     text = inspect.getdoc(value) or ""
@@ -93,6 +105,9 @@ def faults(name: str, value: Any) -> list[str]:
     for part, function, words in parts:
         missing = set(_arguments_of(function)) - arguments_in(words)
         found += [f"{part} does not explain {arg}" for arg in sorted(missing)]
+        if not isinstance(function, type):
+            closed = _open_choices(function, words)
+            found += [f"{part}: {arg} should be a Literal" for arg in closed]
     return found
 
 
