@@ -46,8 +46,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 python_maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
+# "a, b: text" is one entry for both names.
+napoleon_use_param = napoleon_use_rtype = False
+napoleon_custom_sections = [("Attributes", "params_style")]
 
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "unsrt"

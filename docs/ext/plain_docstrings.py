@@ -8,13 +8,15 @@ import re
 
 _NAME = re.compile(r"bpfree(\.\w+)+")
 _CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
-_MARKUP = re.compile(r"\||\*(?!\s)|(?<=\w)_(?!\w)")
+# Names of arguments, which napoleon makes bold, and what is markup by chance.
+_MARKUP = re.compile(r"(\*\*[\w, ]+\*\*(?= --))|\||\*(?!\s)|(?<=\w)_(?!\w)")
 
 
 def plain(text: str) -> str:
     """Text outside of directives and examples, any number of lines."""
     pieces = _CODE.split(text)
-    pieces[::2] = [_MARKUP.sub(r"\\\g<0>", piece) for piece in pieces[::2]]
+    escaped = lambda found: found[1] or "\\" + found[0]  # noqa: E731
+    pieces[::2] = [_MARKUP.sub(escaped, piece) for piece in pieces[::2]]
     pieces[1::2] = [_linked(code) for code in pieces[1::2]]
     return "".join(pieces)
 
@@ -41,14 +43,26 @@ def rewritten(lines: list[str]) -> list[str]:
         indent = len(run[0]) - len(first)
         if first and directive is not None and indent <= directive:
             directive = None
-        if first.startswith(".. ") or (len(run) > 1 and run[0].endswith("::")):
+        literal = first == "::" or (len(run) > 1 and run[0].endswith("::"))
+        if first.startswith(".. ") or literal:
             directive = indent
         is_text = directive is None and not first.startswith(">>> ")
         result += plain("\n".join(run)).split("\n") if is_text else run
     return result
 
 
+def with_literal_blocks(lines: list[str]) -> list[str]:
+    """Indented equations of a module's docstring, line for line as they stand."""
+    result: list[str] = []
+    for run in _paragraphs(lines):
+        is_block = all(line.startswith("    ") for line in run)
+        example = run[0].lstrip().startswith((">>> ", ".. "))
+        result += ["::", "", *run] if is_block and not example else run
+    return result
+
+
 def _process(app, what, name, obj, options, lines: list[str]) -> None:
+    lines[:] = with_literal_blocks(lines) if what == "module" else lines
     lines[:] = rewritten(lines)
 
 
