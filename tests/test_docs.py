@@ -153,6 +153,13 @@ def test_an_unknown_choice_is_refused_with_its_literals(name, arg, shared):
     assert [c for c in CHOICES[name, arg] if repr(c) not in str(raised.value)] == []
 
 
+def test_the_names_of_baselines_are_literals():
+    from bpfree.estimators.choices import BaselineName
+    from bpfree.sampling import baselines
+
+    assert set(get_args(BaselineName)) == set(baselines.NAMES)
+
+
 def test_what_a_docstring_lacks_is_found():
     def bare(x, *, scale):
         pass

@@ -29,7 +29,9 @@ _ENCODINGS = {
 }
 
 BaselineChoice = (
-    Literal["clean", "leave_one_out", "batch", "standardise"] | Table | Baseline
+    Literal["clean", "leave_one_out", "batch", "standardise", "centred_ranks"]
+    | Table
+    | Baseline
 )
 
 

@@ -28,7 +28,9 @@ from bpfree.sampling.noise import antithetic_plan
 from bpfree.sampling.scale import Number, check_number
 
 BaselineChoice = (
-    Literal["clean", "leave_one_out", "none", "standardise"] | Table | Baseline
+    Literal["clean", "leave_one_out", "none", "standardise", "centred_ranks"]
+    | Table
+    | Baseline
 )
 
 
