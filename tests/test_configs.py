@@ -39,7 +39,7 @@ def smoke():
 def test_smoke_variant_trains_one_step(path, tmp_path):
     result = fit(load(path).get_config("smoke"), tmp_path)
     assert result.steps == 1
-    assert 0 <= result.test_accuracy <= 1
+    assert 0 <= result.test["accuracy"] <= 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

@@ -23,7 +23,7 @@ from bpfree.sweeps import (
     together,
 )
 from bpfree.sweeps.worker import folder_of
-from bpfree.training import ConfigError, WorkdirError, fit
+from bpfree.training import ConfigError, WorkdirError, fit, losses
 from tests.test_training import ROOT, small, standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
@@ -42,6 +42,10 @@ def get_config():
     )
     return config
 """
+
+
+ACCURACY = losses.Metric("accuracy", False, losses.accuracy)
+MEASURED = ("validation/accuracy", "test/accuracy")
 
 
 def get_config():
@@ -129,11 +133,11 @@ def shared(tmp_path_factory):
 def test_one_program_does_what_single_runs_do(shared, tmp_path):
     runs, results = shared
     alone = fit(runs.configs[2], tmp_path)
-    assert results[2]["test_accuracy"] == pytest.approx(alone.test_accuracy)
-    np.testing.assert_allclose(losses(runs.workdirs[2]), losses(tmp_path), rtol=1e-4)
+    assert results[2]["test/accuracy"] == pytest.approx(alone.test["accuracy"])
+    np.testing.assert_allclose(logged(runs.workdirs[2]), logged(tmp_path), rtol=1e-4)
 
 
-def losses(workdir):
+def logged(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [line["train/loss"] for line in lines if line["kind"] == "log"]
 
@@ -194,9 +198,8 @@ class Fake:
         Fake.started.append(list(names))
         for name in names:
             if self.status == 0:
-                summary = dict.fromkeys(("step", "seconds"), 1)
-                accuracies = {"test_accuracy": 0.5, "validation_accuracy": 0.5}
-                found = result.done(summary | accuracies, [{"train/loss": 1.0}])
+                summary = {"step": 1, "seconds": 1, **dict.fromkeys(MEASURED, 0.5)}
+                found = result.done(summary, [{"train/loss": 1.0}], ACCURACY)
                 result.write(folder_of(workdir, name), found)
 
     def poll(self):
@@ -263,12 +266,11 @@ def test_slots_share_cores_and_gpus(monkeypatch):
 
 
 def record(name, accuracy=None, **overrides):
-    summary = {"step": 20, "seconds": 1.0, "test_accuracy": 0.8}
+    summary = {"step": 20, "seconds": 1.0, "test/accuracy": 0.8}
     found = result.failed("NaN at step 3")
     if accuracy is not None:
-        found = result.done(
-            summary | {"validation_accuracy": accuracy}, [{"train/loss": 1.0}]
-        )
+        summary["validation/accuracy"] = accuracy
+        found = result.done(summary, [{"train/loss": 1.0}], ACCURACY)
     return {"name": name, "overrides": overrides, **found}
 
 
@@ -284,9 +286,9 @@ def test_report(tmp_path):
         ledger.append(tmp_path, each)
     lines = report.lines(ledger.read(tmp_path))
     assert [line.overrides["rate"] for line in lines] == [0.2, 0.1, 9.0]
-    assert lines[1].deviation("validation_accuracy") == pytest.approx(0.2 / 2**0.5)
+    assert lines[1].deviation("validation/accuracy") == pytest.approx(0.2 / 2**0.5)
     text = report.text(tmp_path)
-    assert "| rate=0.2 | 2 | 84.50 +- 0.71 | 80.00 +- 0.00 | 1.0000 | 1.0 |  |" in text
+    assert "| rate=0.2 | 2 | 0.845 +- 0.0071 | 0.8 +- 0 | 1.0000 | 1.0 |  |" in text
     assert "failed: seed=0, rate=9.0: NaN at step 3" in text
     config = folder_of(tmp_path, "c") / "config.json"
     command = f"bpfree-train --config={config} --workdir={tmp_path}-best"

@@ -1,7 +1,7 @@
 """What a sweep came to: a table, a figure, and the best config as a command.
 
 Points that differ only in the seed are rows of one line: mean and standard deviation.
-Validation accuracy chooses; test accuracy is only shown.
+The first metric on validation chooses; that on test is only shown.
 """
 
 import json
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpfree.sweeps import ledger, worker
+from bpfree.sweeps.result import validation
 from bpfree.training import metrics
+from bpfree.training.workdir import WorkdirError
 
 
 class Line(NamedTuple):
@@ -41,7 +43,7 @@ class Line(NamedTuple):
 
 
 def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
-    """One for each setting, the best mean validation accuracy first."""
+    """One for each setting, the best mean metric on validation first."""
     found: dict[str, Line] = {}
     for record in records.values():
         if record["status"] == "pruned":
@@ -50,29 +52,50 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
         key = json.dumps(settings, sort_keys=True)
         line = found.setdefault(key, Line(settings, [], []))
         (line.records if record["status"] == "done" else line.failures).append(record)
-    rank = lambda line: line.mean("validation_accuracy")  # noqa: E731
-    with_results = sorted((x for x in found.values() if x.records), key=rank)
-    return with_results[::-1] + [x for x in found.values() if not x.records]
+    finished = [line for line in found.values() if line.records]
+    metric, sign = _metric(finished)
+    rank = lambda line: -sign * line.mean(f"validation/{metric}")  # noqa: E731
+    return sorted(finished, key=rank) + [x for x in found.values() if not x.records]
 
 
-def table(found: Sequence[Line]) -> str:
-    """Markdown: settings, runs, accuracies in percent, loss, seconds a run."""
-    head = ["setting", "runs", "validation %", "test %", "loss", "seconds", "failed"]
-    rows = [head, ["---"] * len(head)]
+def _metric(found: Sequence[Line]) -> tuple[str, int]:
+    """The metric that chooses, and the sign with which it is larger for better points.
+
+    Raises WorkdirError: the points have different ones.
+    """
+    records = [record for line in found for record in line.records]
+    kinds = {(r["metric"], r["lower_is_better"]) for r in records}
+    if len(kinds) > 1:
+        names = ", ".join(sorted(name for name, _ in kinds))
+        raise WorkdirError(f"the points have different metrics, {names}: none is best")
+    name, lower = kinds.pop() if kinds else ("accuracy", False)
+    return name, -1 if lower else 1
+
+
+def table(found: Sequence[Line]) -> list[list[str]]:
+    """Rows, a head first: settings, runs, metric, loss, seconds a run."""
+    metric, _ = _metric(found)
+    keys = (f"validation/{metric}", f"test/{metric}")
+    named = [key.replace("/", " ").replace("_", " ") for key in keys]
+    rows = [["setting", "runs", *named, "loss", "seconds", "failed"]]
     for line in found:
-        accuracies = [_percent(line, k) for k in ("validation_accuracy", "test_accuracy")]
-        numbers = [f"{line.mean('loss'):.4f}", f"{line.mean('seconds'):.1f}"]
-        if not line.records:
-            accuracies, numbers = ["", ""], ["", ""]
-        runs = str(len(line.records))
-        failures = str(len(line.failures) or "")
-        rows.append([_words(line.overrides), runs, *accuracies, *numbers, failures])
+        numbers = [_spread(line, key) for key in keys]
+        numbers += [f"{line.mean('loss'):.4f}", f"{line.mean('seconds'):.1f}"]
+        counts = str(len(line.records)), str(len(line.failures) or "")
+        numbers = numbers if line.records else [""] * len(numbers)
+        rows.append([_words(line.overrides), counts[0], *numbers, counts[1]])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    rows = [head, ["---"] * len(head), *rest]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _percent(line: Line, key: str) -> str:
-    mean, deviation = 100 * line.mean(key), 100 * line.deviation(key)
-    return f"{mean:.2f}" + ("" if math.isnan(deviation) else f" +- {deviation:.2f}")
+def _spread(line: Line, key: str) -> str:
+    mean, deviation = line.mean(key), line.deviation(key)
+    return f"{mean:.4g}" + ("" if math.isnan(deviation) else f" +- {deviation:.2g}")
 
 
 def _words(overrides: Mapping[str, Any]) -> str:
@@ -92,7 +115,8 @@ def best_command(found: Sequence[Line], workdir: Path) -> str | None:
     """The command that trains the best point again; None if nothing is finished."""
     if not found or not found[0].records:
         return None
-    best = max(found[0].records, key=lambda r: r["validation_accuracy"])
+    sign = _metric(found)[1]
+    best = max(found[0].records, key=lambda record: sign * validation(record))
     config = worker.folder_of(workdir, best["name"]) / "config.json"
     again = workdir.with_name(f"{workdir.name}-best")
     command = ["bpfree-train", f"--config={config}", f"--workdir={again}"]
@@ -100,27 +124,26 @@ def best_command(found: Sequence[Line], workdir: Path) -> str | None:
 
 
 def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
-    """Validation accuracy against the step, one colour for each of the ten best."""
+    """The metric on validation against the step, a colour for each of the ten best."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(canvas)
-    axes = canvas.subplots()
+    axes, (metric, _) = canvas.subplots(), _metric(found)
     for i, line in enumerate(x for x in found[:10] if x.records):
         for j, record in enumerate(line.records):
             folder = worker.folder_of(workdir, record["name"])
             logs = metrics.logs_of(metrics.read(folder))
-            xs, ys = (
-                [r["step"] for r in logs],
-                [100 * r["validation/accuracy"] for r in logs],
-            )
+            xs = [r["step"] for r in logs]
+            ys = [r[f"validation/{metric}"] for r in logs]
             label = None if j else _words(line.overrides)
             axes.plot(xs, ys, color=f"C{i}", lw=1, alpha=0.8, label=label)
-    axes.set(xlabel="step", ylabel="validation accuracy (%)", title=workdir.name)
+    ylabel = f"validation {metric}".replace("_", " ")
+    axes.set(xlabel="step", ylabel=ylabel, title=workdir.name)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="lower right", frameon=False, fontsize="small")
+        axes.legend(loc="best", frameon=False, fontsize="small")
     canvas.savefig(path, dpi=120)
 
 
@@ -131,7 +154,7 @@ def text(workdir: Path) -> str:
     pruned = sum(r["status"] == "pruned" for r in ledger.read(workdir).values())
     command = best_command(found, workdir)
     parts = [
-        table(found),
+        markdown(table(found)),
         failures(found),
         f"pruned: {pruned}" if pruned else "",
         f"best: {command}" if command else "no point is finished",

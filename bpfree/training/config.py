@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bpfree.training import frozen, objective, pretrained
+from bpfree.training import frozen, losses, objective, pretrained
 from bpfree.training.names import ConfigError, check_known, unknown
 
 # May differ when a run is resumed.
@@ -37,6 +37,9 @@ class Settings(NamedTuple):
       frozen: names of the model's modules that never move; optional.
       objective: a loss for each example or step, and where layers have their nodes, see
         `training/objective.py`; optional.
+      loss, metrics: what is minimised, the cross-entropy by default, and what is measured
+        on validation and test, accuracy by default, see `training/losses.py`. A loss is
+        {"name": ..., **arguments} or a name alone, metrics are one or more of these.
     """
 
     seed: int
@@ -53,6 +56,8 @@ class Settings(NamedTuple):
     pretrained: dict[str, Any] = {}
     frozen: tuple[str, ...] = ()
     objective: dict[str, str] = {}
+    loss: dict[str, Any] = {}
+    metrics: tuple[dict[str, Any], ...] = ()
 
 
 _TYPES: dict[str, Any] = {
@@ -83,6 +88,8 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     begin = pretrained.check(values.pop("pretrained", {}))
     still = frozen.check(values.pop("frozen", ()))
     minimised = objective.check(values.pop("objective", {}))
+    loss = losses.read_loss(values.pop("loss", {}))
+    metrics = losses.read_metrics(values.pop("metrics", ()))
     mesh = values.pop("mesh", "")
     if not isinstance(mesh, str):
         raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
@@ -110,6 +117,8 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         pretrained=begin,
         frozen=still,
         objective=minimised,
+        loss=loss,
+        metrics=metrics,
     )
 
 

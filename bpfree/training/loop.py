@@ -1,7 +1,6 @@
 """`fit`: from a config to a trained network in a working directory."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ class Result(NamedTuple):
     """What a run comes to.
 
     Attributes:
-      test_accuracy, validation_accuracy: of the last parameters, 0 .. 1.
+      test, validation: {metric: value} of the last parameters.
       params: the model's "params" collection.
       model_state: its other collections, {} if it has none.
       opt_state: state of the chain.
@@ -46,8 +45,8 @@ class Result(NamedTuple):
       resumed_from: updates already done when this call began; 0 for a fresh run.
     """
 
-    test_accuracy: float
-    validation_accuracy: float
+    test: dict[str, float]
+    validation: dict[str, float]
     params: Any
     model_state: Any
     opt_state: Any
@@ -195,7 +194,7 @@ def _looker(job: Job) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
 def _words(log: metrics.Record) -> str:
     words = [
         f"train loss {log['train/loss']:.4f}",
-        f"validation accuracy {log['validation/accuracy']:.4f}",
+        *(f"{k.replace('/', ' ')} {log[k]:.4f}" for k in metrics.measured(log)),
         f"{log['examples_per_second']:.0f} examples/s",
     ]
     if "perturbations_per_second" in log:
@@ -218,12 +217,13 @@ def _check_fault(job, manager, state) -> None:
 
 
 def _finish(job, workdir, state, begun, write) -> Result:
-    look = jax.jit(functools.partial(steps.accuracy, job.task.model))
+    look = jax.jit(job.task.measure)
     parts = mesh.put(job.task.mesh, (job.data.test, job.data.validation))
-    test, validation = (look(state.params, state.model_state, part) for part in parts)
+    found = [look(state.params, state.model_state, part) for part in parts]
+    test, validation = jax.tree.map(float, jax.device_get(found))
     result = Result(
-        float(test),
-        float(validation),
+        test,
+        validation,
         state.params,
         state.model_state,
         state.opt_state,
@@ -237,8 +237,7 @@ def _finish(job, workdir, state, begun, write) -> Result:
 
 def _summarize(job, workdir, result) -> None:
     if result.steps >= job.settings.num_steps:
-        accuracies = result.test_accuracy, result.validation_accuracy
-        metrics.summarize(workdir, result.steps, *accuracies)
+        metrics.summarize(workdir, result.steps, result.test, result.validation)
     links = " > ".join(name for name, _ in job.settings.chain)
     plot.learning_curve(
         metrics.read(workdir), workdir / "learning_curve.png", f"{workdir.name}: {links}"

@@ -87,7 +87,8 @@ def _train() -> None:
             f"{workdir} was already finished, at step {result.steps}; --extend=1000 "
             "would go on for 1000 steps more"
         )
-    print(f"test accuracy {result.test_accuracy:.4f}")
+    for name, value in result.test.items():
+        print(f"test {name} {value:.4f}")
 
 
 def run() -> None:
