@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -296,10 +297,13 @@ def test_names_on_the_command_line(tmp_path):
         "--config.model=./mine.py:model",
         "--config.estimator=./mine.py:estimator",
         "--config.estimator.num_samples=3",
+        "--config.loss=optax:softmax_cross_entropy_with_integer_labels",
+        "--config.metrics=cross_entropy",
         "--workdir=run",
         folder=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr
+    assert re.fullmatch(r"test cross_entropy \d\.\d{4}\n", ended.stdout)
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["model"] == {"name": f"{tmp_path}/mine.py:model", "width": 16}
     assert recorded["chain"][0] == [f"{tmp_path}/mine.py:estimator", "estimator"]
