@@ -51,7 +51,7 @@ def accuracy(outputs: Any, label: jax.Array) -> jax.Array:
     return (outputs.argmax(-1) == label).astype(jnp.float32)
 
 
-def aligned(outputs: Any, label: jax.Array) -> jax.Array:
+def aligned(outputs: Any, label: Any) -> Any:
     """The outputs in the shape of the labels: (B, 1) is (B,) where labels are (B,).
 
     Raises ValueError for any other difference.

@@ -59,7 +59,11 @@ def evaluate(workdir: str | Path, part: str = "validation") -> dict[str, Any]:
 
     Raises what `load` raises.
     """
-    trained = load(workdir)
+    return {"workdir": str(workdir), **scores(load(workdir), part)}
+
+
+def scores(trained: Trained, part: str) -> dict[str, Any]:
+    """What `evaluate` says, but for the directory."""
     settings, batch = trained.job.settings, getattr(trained.job.data, part)
     loss = losses.find_loss(settings.loss, trained.model)
     wanted = job.find_metrics(settings)
@@ -68,7 +72,6 @@ def evaluate(workdir: str | Path, part: str = "validation") -> dict[str, Any]:
     state = {k: v for k, v in trained.variables.items() if k != "params"}
     measure = jax.jit(losses.measure(wanted, trained.model, loss))
     return {
-        "workdir": str(workdir),
         "step": trained.step,
         "examples": sizes(trained.job.data)[part],
         **metrics.of_part(part, measure(trained.variables["params"], state, batch)),
