@@ -1,7 +1,10 @@
 """Sweeps: one program for many points, workers for the others, nothing done twice."""
 
+import html
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from bpfree.sweeps import (
     schedule,
     slots,
     together,
+    worker,
 )
 from bpfree.sweeps.worker import folder_of
 from bpfree.training import ConfigError, WorkdirError, fit, losses
@@ -293,7 +297,39 @@ def test_report(tmp_path):
     config = folder_of(tmp_path, "c") / "config.json"
     command = f"bpfree-train --config={config} --workdir={tmp_path}-best"
     assert f"best: {command}" in text
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and page.count("<svg") == 2
+    assert "<td>0.845 ± 0.0071</td>" in page and html.escape(command) in page
+    assert "<li>seed=0, rate=9.0: NaN at step 3</li>" in page
+    assert not re.search(r"(?:src|href)=\"[^#]|url\([^#]|@import", page)  # alone
+
+
+def test_the_best_command_works_as_printed(tmp_path):
+    """Each point was trained by a worker; the command trains the best one again."""
+    workdir = tmp_path / "a sweep"
+    points_ = make_points(get_config, seeds(2, **{"model.hidden": (4,)}))
+    for point in points_:
+        folder = folder_of(workdir, point.name)
+        schedule.write_point(folder, point)
+        assert worker.run(workdir, [point.name]) == 0
+        known = {"name": point.name, "overrides": point.overrides}
+        ledger.append(workdir, {**known, **result.read(folder)})
+    (printed,) = re.findall("^best: (.*)$", report.text(workdir), re.MULTILINE)
+    best = max(ledger.read(workdir).values(), key=result.validation)
+    program, *flags = shlex.split(printed)
+    assert program == "bpfree-train"
+    main = "from bpfree.commands import train; train()"
+    ended = subprocess.run(
+        [sys.executable, "-c", main, *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    test = float(re.fullmatch(r"test accuracy (.*)\n", ended.stdout)[1])
+    assert test == pytest.approx(best["test/accuracy"], abs=0.05)  # float32 here
+    assert (tmp_path / "a sweep-best" / "config.json").exists()
 
 
 # ------------------------------------------------------------------------- command line

@@ -1,4 +1,4 @@
-"""What a sweep came to: a table, a figure, and the best config as a command.
+"""What a sweep came to: a table, the best config as a command, and a page.
 
 Points that differ only in the seed are rows of one line: mean and standard deviation.
 The first metric on validation chooses; that on test is only shown.
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpfree.sweeps import ledger, worker
+from bpfree.sweeps import ledger, page, worker
 from bpfree.sweeps.result import validation
 from bpfree.training import metrics
-from bpfree.training.workdir import WorkdirError
+from bpfree.training.workdir import WorkdirError, can_write, replace
 
 
 class Line(NamedTuple):
@@ -53,12 +53,12 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
         line = found.setdefault(key, Line(settings, [], []))
         (line.records if record["status"] == "done" else line.failures).append(record)
     finished = [line for line in found.values() if line.records]
-    metric, sign = _metric(finished)
+    metric, sign = metric_of(finished)
     rank = lambda line: -sign * line.mean(f"validation/{metric}")  # noqa: E731
     return sorted(finished, key=rank) + [x for x in found.values() if not x.records]
 
 
-def _metric(found: Sequence[Line]) -> tuple[str, int]:
+def metric_of(found: Sequence[Line]) -> tuple[str, int]:
     """The metric that chooses, and the sign with which it is larger for better points.
 
     Raises WorkdirError: the points have different ones.
@@ -74,10 +74,9 @@ def _metric(found: Sequence[Line]) -> tuple[str, int]:
 
 def table(found: Sequence[Line]) -> list[list[str]]:
     """Rows, a head first: settings, runs, metric, loss, seconds a run."""
-    metric, _ = _metric(found)
+    metric, _ = metric_of(found)
     keys = (f"validation/{metric}", f"test/{metric}")
-    named = [key.replace("/", " ").replace("_", " ") for key in keys]
-    rows = [["setting", "runs", *named, "loss", "seconds", "failed"]]
+    rows = [["setting", "runs", *map(_name, keys), "loss", "seconds", "failed"]]
     for line in found:
         numbers = [_spread(line, key) for key in keys]
         numbers += [f"{line.mean('loss'):.4f}", f"{line.mean('seconds'):.1f}"]
@@ -98,24 +97,38 @@ def _spread(line: Line, key: str) -> str:
     return f"{mean:.4g}" + ("" if math.isnan(deviation) else f" +- {deviation:.2g}")
 
 
+def _name(key: str) -> str:
+    return key.replace("/", " ").replace("_", " ")
+
+
 def _words(overrides: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in overrides.items()) or "as it is"
 
 
-def failures(found: Sequence[Line]) -> str:
+def failures(found: Sequence[Line]) -> list[str]:
     """One line for each failed point."""
-    return "\n".join(
-        f"failed: {_words(record['overrides'])}: {record['error']}"
-        for line in found
-        for record in line.failures
+    failed = [record for line in found for record in line.failures]
+    return [f"{_words(record['overrides'])}: {record['error']}" for record in failed]
+
+
+def curves(found: Sequence[Line], workdir: Path) -> page.Curves:
+    """The log points of the best settings, with the metric and the training loss."""
+    key = f"validation/{metric_of(found)[0]}"
+    panels = {key: _name(key), "train/loss": "training loss"}
+    folder = lambda record: worker.folder_of(workdir, record["name"])  # noqa: E731
+    runs = (
+        [metrics.logs_of(metrics.read(folder(record))) for record in line.records]
+        for line in found[: page.CURVES]
+        if line.records
     )
+    return page.Curves(panels, list(runs))
 
 
 def best_command(found: Sequence[Line], workdir: Path) -> str | None:
     """The command that trains the best point again; None if nothing is finished."""
     if not found or not found[0].records:
         return None
-    sign = _metric(found)[1]
+    sign, workdir = metric_of(found)[1], workdir.absolute()
     best = max(found[0].records, key=lambda record: sign * validation(record))
     config = worker.folder_of(workdir, best["name"]) / "config.json"
     again = workdir.with_name(f"{workdir.name}-best")
@@ -123,41 +136,20 @@ def best_command(found: Sequence[Line], workdir: Path) -> str | None:
     return " ".join(map(shlex.quote, command))
 
 
-def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
-    """The metric on validation against the step, a colour for each of the ten best."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes, (metric, _) = canvas.subplots(), _metric(found)
-    for i, line in enumerate(x for x in found[:10] if x.records):
-        for j, record in enumerate(line.records):
-            folder = worker.folder_of(workdir, record["name"])
-            logs = metrics.logs_of(metrics.read(folder))
-            xs = [r["step"] for r in logs]
-            ys = [r[f"validation/{metric}"] for r in logs]
-            label = None if j else _words(line.overrides)
-            axes.plot(xs, ys, color=f"C{i}", lw=1, alpha=0.8, label=label)
-    ylabel = f"validation {metric}".replace("_", " ")
-    axes.set(xlabel="step", ylabel=ylabel, title=workdir.name)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="best", frameon=False, fontsize="small")
-    canvas.savefig(path, dpi=120)
-
-
 def text(workdir: Path) -> str:
-    """The report; draws `sweep.png`, too."""
-    found = lines(ledger.read(workdir))
-    figure(workdir, found, workdir / "sweep.png")
-    pruned = sum(r["status"] == "pruned" for r in ledger.read(workdir).values())
+    """The report; writes the page `report.html`, too, where the directory allows it."""
+    records = ledger.read(workdir)
+    found, path = lines(records), workdir / "report.html"
+    pruned = sum(r["status"] == "pruned" for r in records.values())
     command = best_command(found, workdir)
     parts = [
         markdown(table(found)),
-        failures(found),
+        "\n".join(f"failed: {line}" for line in failures(found)),
         f"pruned: {pruned}" if pruned else "",
         f"best: {command}" if command else "no point is finished",
-        f"figure: {workdir / 'sweep.png'}",
     ]
+    if can_write(workdir):
+        seen = table(found), curves(found, workdir), failures(found), command
+        replace(path, page.page(workdir.name, *seen))
+        parts.append(f"page: {path}")
     return "\n\n".join(part for part in parts if part)
