@@ -299,7 +299,7 @@ def test_report(tmp_path):
     assert f"best: {command}" in text
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and page.count("<svg") == 2
-    assert "<td>0.845 ± 0.0071</td>" in page and html.escape(command) in page
+    assert "<td>0.845 &plusmn; 0.0071</td>" in page and html.escape(command) in page
     assert "<li>seed=0, rate=9.0: NaN at step 3</li>" in page
     assert not re.search(r"(?:src|href)=\"[^#]|url\([^#]|@import", page)  # alone
 

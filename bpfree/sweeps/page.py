@@ -71,7 +71,9 @@ def page(
 
 def _table(rows: Sequence[Sequence[str]], drawn: int) -> str:
     """The table, with the colours of the curves before the settings that have some."""
-    head, *rest = ([html.escape(cell).replace("+-", "±") for cell in row] for row in rows)
+    head, *rest = (
+        [html.escape(cell).replace("+-", "&plusmn;") for cell in row] for row in rows
+    )
     for i, row in enumerate(rest[:drawn]):
         row[0] = f'<i style="background: {_colour(i)}"></i>{row[0]}'
     lines = ["".join(f"<th>{cell}</th>" for cell in head)]

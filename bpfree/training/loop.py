@@ -15,6 +15,7 @@ from bpfree.training import (
     checkpoint,
     config,
     feed,
+    loggers,
     mesh,
     metrics,
     opening,
@@ -61,6 +62,7 @@ def fit(
     stop_after: int | None = None,
     profile: bool = False,
     tensorboard: bool = False,
+    wandb: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train what a config describes, or go on where `workdir` stopped.
@@ -76,7 +78,8 @@ def fit(
       workdir: made if need be.
       stop_after: save and stop at the first log point with at least so many updates.
       profile: trace one block into `workdir/profile`, see `watch.profiler`.
-      tensorboard: write curves to `workdir/tensorboard`, see `watch.curves`.
+      tensorboard: write curves to `workdir/tensorboard`.
+      wandb: a project of Weights & Biases to send curves to, see `training/loggers.py`.
       say: gets some lines about the run before it begins.
 
     Raises:
@@ -89,8 +92,7 @@ def fit(
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
-    if tensorboard:
-        watch.check_tensorboard()
+    loggers.check(tensorboard, wandb)
     workdir = Path(workdir)
     last = job.settings.num_steps if stop_after is None else stop_after
     main = processes.is_main()
@@ -118,11 +120,14 @@ def fit(
             open_record(workdir, record, job.data.source, begun, job.settings.num_steps)
         for line in opening.lines(job, workdir, begun) if main else ():
             say(line)
-        with watch.curves(workdir, tensorboard and main and writable, begun) as show:
+        wanted = (tensorboard, wandb) if main and begun < last else (False, "")
+        with loggers.opened(workdir, record, begun, *wanted) as show:
             profiler = watch.profiler(workdir, profile and main)
             run = Run(job, workdir, manager, source, show, profiler)
             state = train(run, state, last)
-        return _finish(job, workdir, state, begun, main and writable)
+            result = _finish(job, workdir, state, begun, main and writable)
+            show({"step": result.steps, **metrics.of_part("test", result.test)})
+        return result
 
 
 # ----------------------------------------------------------------------------- training
@@ -158,8 +163,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             if blocks.due(block.step, block.length, look_every):
                 aligned = align(state)
                 write(run.workdir, "diagnostics", aligned)
-                numbers = (int, float)
-                run.show({k: v for k, v in aligned.items() if isinstance(v, numbers)})
+                run.show(aligned)
         bar.set_postfix_str(_words(log), refresh=False)
         bar.update(block.length)
 
