@@ -60,6 +60,15 @@ def test_digits_variants_can_be_built(arg):
     job.prepare(config.read(made))
 
 
+def test_large_seeds_do_not_wrap():
+    small, large = (
+        job.prepare(config.read(smoke() | {"seed": s})) for s in (1, 2**32 + 1)
+    )
+    kernels = (made.params["Dense_0"]["kernel"] for made in (small, large))
+    assert not (next(kernels) == next(kernels)).any()
+    assert (small.task.keys.order != large.task.keys.order).all()
+
+
 def test_schedules_follow_an_overridden_number_of_steps():
     path = next(p for p in FILES if p.stem == "digits")
     made = load(path).get_config()
@@ -137,7 +146,11 @@ MISTAKES = {
         put("schedule", "init_value", float("nan")),
         "init_value=nan is not",
     ),
-    "a seed that wraps": (put("seed", 2**32 + 1), "config.seed=4294967297 must be 0 to"),
+    "infinite rate": (
+        put("schedule", "init_value", float("inf")),
+        "=inf must not be inf",
+    ),
+    "negative seed": (put("seed", -1), "config.seed=-1 must not be negative"),
     "too many samples": (put("estimator", "num_samples", 3 * 10**9), "num_samples=3000"),
     "no units": (put("model", "hidden", (0,)), r"'hidden': \(0,\).*a size of 0"),
     "too large a batch": (put("batch_size", 5000), "5000 exceeds the 1085"),

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bpfree.sweeps import points, report, result, schedule
 from bpfree.sweeps.ledger import Record
-from bpfree.training import command_line, config, config_files, job
+from bpfree.training import command_line, config, config_files, job, resume
 from bpfree.training.names import ConfigError
 from bpfree.training.workdir import WorkdirError, replace
 
@@ -61,6 +61,7 @@ def _sweep() -> None:
     get_points = _function(file, "get_search" if _SEARCH.value else "get_sweep")
     base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
+    resume.check_place(workdir, sweep=True)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
     run = _search if _SEARCH.value else _points

@@ -1,6 +1,7 @@
 """What a config holds, checked; and whether two runs are the same one."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -159,11 +160,18 @@ def _check_counts(values: Mapping[str, Any]) -> None:
         )
 
 
-_NOT_NEGATIVE = ("learning_rate", "init_value", "peak_value", "end_value", "sigma")
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "init_value",
+    "peak_value",
+    "end_value",
+    "sigma",
+    "seed",
+)
 
 
 def _check_numbers(value: Any, path: str) -> None:
-    """Refuse what can only be a mistake: nan, negative rates, seeds that would wrap."""
+    """Refuse what can only be a mistake: nan, negative rates, 3e9 samples."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_numbers(inner, f"{path}.{key}")
@@ -174,10 +182,9 @@ def _check_numbers(value: Any, path: str) -> None:
         name = path.rpartition(".")[2]
         if value != value:
             raise ConfigError(f"{path}={value} is not a number")
-        if name in _NOT_NEGATIVE and value < 0:
-            raise ConfigError(f"{path}={value} must not be negative")
-        if name == "seed" and not 0 <= value < 2**32:
-            raise ConfigError(f"{path}={value} must be 0 to 2**32 - 1")
+        if name in _NOT_NEGATIVE and not 0 <= value < math.inf:
+            problem = "negative" if value < 0 else "infinite"
+            raise ConfigError(f"{path}={value} must not be {problem}")
         if name == "num_samples" and value >= 2**31:
             raise ConfigError(f"{path}={value} must be below 2**31")
 
