@@ -82,8 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}),
     )
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "convnet", "image": (8, 8, 1), "channels": (2,)}
+        config.data.dir = "made-up"
+        config.model.channels = (2, 2, 2)
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

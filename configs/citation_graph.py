@@ -64,10 +64,10 @@ def get_config(arg: str = "") -> ConfigDict:
         config.frozen = ("Dense_0",)
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "mlp", "hidden": (4,)}
-        config.batch_size = 8
-        del config.estimator.credit
+        config.data.dir = config.model.dir = "made-up"
+        config.model.hidden = (4,)
+        options = {"graph": graph, "dir": "made-up"}
+        config.estimator.credit = ("models.gcn.local_credit", options)
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

@@ -60,8 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ("decorrelate", "decorrelation"),
     )
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.hidden = (8,)
+        config.data.dir = "made-up"
+        config.model.hidden = (8,) * 3
         config.batch_size = 8
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

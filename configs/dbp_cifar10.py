@@ -59,8 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.decorrelation = {"inner": ("adam", "inner"), **options}
     config.chain = (("backprop", {}), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.update({"stages": ((4,), (4,)), "image": (8, 8, 1)})
+        config.data.dir = "made-up"
+        config.model.stages = ((4,), (4, 4), (4, 4))
         config.batch_size = 8
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

@@ -102,8 +102,8 @@ def get_config(arg: str = "") -> ConfigDict:
         rate = ("cosine_decay_schedule", "annealing")
     config.chain = ((name, "estimator"), ("sgd", {"learning_rate": rate}))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.hidden = (8,)
+        config.data.dir = "made-up"
+        config.model.hidden = (8, 8)
         config.batch_size = 8
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

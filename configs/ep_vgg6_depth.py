@@ -48,8 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
             }
         )
         if arg == "smoke":
-            sizes = {"channels": (2,) * 6, "pooled": (True,) + (False,) * 5}
-            config.model.update({**sizes, "padded": (True,) * 6})
+            config.model.channels = (2,) * 6
         if arg != "centred":
             circle = {"radius": 1.0, "num_points": 4}
             config.estimator.nudging = ("equilibrium.holomorphic", circle)

@@ -36,6 +36,5 @@ _mnist = run_path(str(Path(__file__).with_name("mnist.py")))["get_config"]
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe of mnist.py on Fashion-MNIST; arg: "noisy", "np", "bp" or "smoke"."""
     config = _mnist(arg)
-    if arg != "smoke":
-        config.data.name = "fashion_mnist"
+    config.data.name = "fashion_mnist"
     return config

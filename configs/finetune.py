@@ -88,8 +88,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "smoke":
         del config.pretrained
         config.frozen = ("Dense_0",)
-        config.data = {"name": "digits"}
-        config.model.update({"hidden": (8,), "adapters": 2})
+        config.data.dir = "made-up"
+        config.model.update({"hidden": (8, 8), "adapters": 2})
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

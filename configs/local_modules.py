@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.frozen = tuple(f"Dense_{i}" for i in range(5))
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
-        config.data = {"name": "digits"}
+        config.data.dir = "made-up"
         config.model.hidden = (4,) * 5
         config.batch_size = 8
         config.estimator.num_samples = 2

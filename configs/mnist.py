@@ -71,8 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}),
     )
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.hidden = (8,)
+        config.data.dir = "made-up"
+        config.model.hidden = (8, 8)
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

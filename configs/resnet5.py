@@ -89,8 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.decorrelation = {"inner": adam}
         config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "resnet5", "image": (8, 8, 1)}
+        config.data.dir = "made-up"
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

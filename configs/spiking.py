@@ -86,8 +86,9 @@ def get_config(arg: str = "") -> ConfigDict:
         }
         config.chain = (("likelihood_ratio", "estimator"), adam)
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "spiking", "hidden": (4,), "steps": 3}
+        config.data.dir = "made-up"
+        config.data.steps = 3
+        config.model.hidden = (4,)
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

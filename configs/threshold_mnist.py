@@ -21,7 +21,7 @@ run) .865. 64 samples: .3, 2e-3: .962 .879; .5, 1.5e-3: .968 .873, which was kep
 
 from ml_collections import ConfigDict
 
-_SETS = {"": "mnist", "fashion_mnist": "fashion_mnist", "smoke": "digits"}
+_SETS = {"": "mnist", "fashion_mnist": "fashion_mnist", "smoke": "mnist"}
 _STEPS_PER_EPOCH = 55000 // 128
 
 
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
         ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}),
     )
     if arg == "smoke":
-        config.data = {"name": "digits"}
+        config.data.dir = "made-up"
         config.model.hidden = (8,)
         config.batch_size = 8
         config.estimator.num_samples = 2

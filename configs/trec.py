@@ -97,8 +97,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.decorrelation = {"inner": adam}
         config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "recurrent", "sequence": (8, 8), "hidden": 4}
+        config.data.dir = "made-up"
+        config.data.length = 4
+        config.model.update({"hidden": 4, "features": 4})
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1
