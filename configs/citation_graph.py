@@ -10,8 +10,7 @@ Data: `citation_graph.py:cora` (the default) and `citation_graph.py:citeseer`. W
 of them the arms: `citation_graph.py:cora_total` (every unit answers for all losses),
 `citation_graph.py:cora_bp` (backprop, the twin), `citation_graph.py:cora_frozen`
 (backprop on the last layer alone, the control); and `citation_graph.py:smoke`, one step
-of an MLP on tiny shapes of another set, the digits, since there is no other graph. Seeds:
-`--config.seed=1`.
+of a small net on a made-up graph of this size. Seeds: `--config.seed=1`.
 
 The run reads the folder `planetoid` of the directory that BPFREE_DATA_DIR names.
 

@@ -14,8 +14,7 @@ Reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names (a J
 Variants: `ep_cifar10.py:wide` (their width, 128-256-512-512, made for an accelerator; the
 original ends at 88.45 % after 90 epochs with flips and crops), `ep_cifar10.py:published`
 (their width and their sweeps), `ep_cifar10.py:few` (steps for scripts/ep_alignment.py: 4
-times 10,000 images) and `ep_cifar10.py:smoke`, one step on tiny shapes of another set,
-the digits.
+times 10,000 images) and `ep_cifar10.py:smoke`, one step of a small net on made-up data.
 """
 
 from ml_collections import ConfigDict

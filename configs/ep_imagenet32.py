@@ -5,7 +5,7 @@
 Batch 256 and weight decay 5e-4, as in Laborieux & Zenke 2022 (Table 2: last-epoch top-1
 accuracy 36.49 % after 90 epochs, mean of 3 seeds); what differs from theirs is listed in
 ep_cifar10.py. Needs the copy that TFDS prepares of `imagenet_resized/32x32`. Never run
-here but for its smoke variant (`:smoke`, one step on the digits).
+here but for its smoke variant (`:smoke`, one step on made-up data).
 """
 
 from pathlib import Path

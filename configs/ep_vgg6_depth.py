@@ -13,7 +13,7 @@ than its smoke variant; how good its gradients are before training, against dept
 
 Variants: `ep_vgg6_depth.py:centred` (N = 2), `ep_vgg6_depth.py:wide` (their width),
 `ep_vgg6_depth.py:published` (their width and sweeps) and `ep_vgg6_depth.py:smoke`, one
-step on tiny shapes of another set, the digits.
+step of a small net on made-up data.
 """
 
 from pathlib import Path

@@ -8,8 +8,8 @@ says what to do.
 
 Variants: `fashion_mnist.py:noisy` (large sigma, noisy pairing: the gradient of the
 smoothed loss), `fashion_mnist.py:np` (node perturbation), `fashion_mnist.py:bp`
-(backprop, the control) and `fashion_mnist.py:smoke`, which needs no files: one step on
-tiny shapes of another set, the digits. Seeds: `--config.seed=1`.
+(backprop, the control) and `fashion_mnist.py:smoke`, which needs no files: one step of a
+small net on made-up data of the same shapes. Seeds: `--config.seed=1`.
 
 Test accuracy (10,000 images) of seeds 0, 1 and 2, each by the command above; their mean
 and standard deviation; and seconds of training, on two CPU cores shared with other jobs

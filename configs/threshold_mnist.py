@@ -4,8 +4,8 @@
 
 The hidden units return the sign of their input; sigma is about as large as that input, so
 that noise turns them over. Variants: `threshold_mnist.py:fashion_mnist` and
-`threshold_mnist.py:smoke`, which needs no files: one step on tiny shapes of the digits.
-Where the data lie: see `mnist.py`.
+`threshold_mnist.py:smoke`, which needs no files: one step of a small net on made-up data
+of the same shapes. Where the data lie: see `mnist.py`.
 
 Test accuracy (10,000 images), seed 0, by the command above, and seconds of training, at
 low priority on two CPU cores shared with other jobs, JAX 0.10.2:

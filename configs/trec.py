@@ -7,11 +7,10 @@ A question's first 16 words, as hashed numbers, go through an embedding of 64, a
 at the end; nothing runs backwards through time.
 
 Cells: `trec.py:gru` (the default), `trec.py:rnn`, `trec.py:lstm`. With each of them the
-arms: `trec.py:gru_dnp` (node perturbation, decorrelated), `trec.py:gru_feedback`
-(learned feedback), `trec.py:gru_bp` (backprop through time, the twin), `trec.py:gru_dbp`
-(the same, decorrelated), `trec.py:gru_frozen` (backprop on the last layer alone, the
-control); and `trec.py:smoke`, one step on tiny shapes of another set, the digits as
-sequences of rows. Seeds: `--config.seed=1`.
+arms: `trec.py:gru_dnp` (node perturbation, decorrelated), `trec.py:gru_feedback` (learned
+feedback), `trec.py:gru_bp` (backprop through time, the twin), `trec.py:gru_dbp` (the
+same, decorrelated), `trec.py:gru_frozen` (backprop on the last layer alone, the control);
+and `trec.py:smoke`, one step of a small cell on made-up data. Seeds: `--config.seed=1`.
 
 The run reads the folder `text_small` of the directory that BPFREE_DATA_DIR names.
 

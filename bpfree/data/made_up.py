@@ -18,7 +18,7 @@ _SPLIT = {"train": 140, "val": 500, "test": 1000}  # nodes of a graph
 
 
 def of(name: str, entry: Entry) -> Any:
-    """What `entry.parse` returns of the set's files, or TFDS, with other numbers in it."""
+    """What `entry.parse` returns of the files, or TFDS, with other numbers in it."""
     rng = np.random.default_rng(0)
     if name in GRAPHS:
         return _graph(rng, entry)
