@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from bpfree.sweeps import report
-from bpfree.training import ConfigError, WorkdirError, config, fit, job, load, losses
+from bpfree.training import (
+    ConfigError,
+    WorkdirError,
+    config,
+    config_files,
+    fit,
+    job,
+    load,
+    losses,
+)
 from bpfree.training.trained import evaluate
 from tests.test_sweeps import record as finished
-from tests.test_training import lines, standard_promotion
+from tests.test_training import ROOT, lines, standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
 
@@ -129,6 +138,14 @@ def test_a_regression_is_trained_measured_and_read_again(data, folder, tmp_path)
 def test_a_perturbation_trains_it_too(folder, tmp_path):
     chain = (("node_perturbation", {"num_samples": 8}), ("adam", {"learning_rate": 0.1}))
     assert fit(settings(folder, chain=chain), tmp_path).test["absolute_error"] < 0.1
+
+
+def test_the_example_of_a_regression_learns(tmp_path):
+    """Its curve has noise of standard deviation 0.1, of mean size 0.08."""
+    made = config_files.load(str(ROOT / "examples/own_regression/config.py")).config()
+    result = fit(made, tmp_path)
+    assert list(result.test) == ["explained", "absolute_error"]
+    assert result.test["explained"] > 0.95 and result.test["absolute_error"] < 0.12
 
 
 # ------------------------------------------------------------------------- of one's own
