@@ -230,13 +230,13 @@ def test_a_mistake_in_losses_is_one_line(mistake, folder):
 
 def test_the_lowest_error_is_the_best_point():
     records = {}
-    for name, error in (("a", 0.3), ("b", 0.1), ("c", 0.2)):
+    for name, error in (("n", np.nan), ("a", 0.3), ("b", 0.1), ("c", 0.2)):
         made = finished(name, 0.0, rate=name)
         chosen = {"metric": "absolute_error", "lower_is_better": True}
         errors = {"validation/absolute_error": error, "test/absolute_error": error}
         records[name] = {**made, **chosen, **errors}
     found = report.lines(records)
-    assert [line.overrides["rate"] for line in found] == ["b", "c", "a"]
+    assert [line.overrides["rate"] for line in found] == ["b", "c", "a", "n"]
     assert "points/b/config.json" in report.best_command(found, Path("/s"))
     mixed = {**records, "d": finished("d", 0.9, rate="d")}
     with pytest.raises(WorkdirError, match="different metrics, absolute_error, accuracy"):

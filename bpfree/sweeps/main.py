@@ -24,7 +24,7 @@ from bpfree.sweeps import points, report, result, schedule
 from bpfree.sweeps.ledger import Record
 from bpfree.training import command_line, config, config_files, job, resume
 from bpfree.training.names import ConfigError
-from bpfree.training.workdir import WorkdirError, replace
+from bpfree.training.workdir import WorkdirError, replace, told
 
 _WORKERS: flags.FlagHolder[Any] = flags.DEFINE_integer(
     "workers", None, "Processes side by side; default: one a GPU, or one a CPU core.", 1
@@ -62,8 +62,9 @@ def _sweep() -> None:
     base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
     resume.check_place(workdir, sweep=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
+    with told(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
     run = _search if _SEARCH.value else _points
     total, records = run(base, get_points(), workdir, _start())
     print(_report())

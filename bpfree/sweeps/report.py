@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpfree.sweeps import ledger, page, worker
-from bpfree.sweeps.result import validation
+from bpfree.sweeps.result import score
 from bpfree.training import metrics
 from bpfree.training.workdir import WorkdirError, can_write, replace
 
@@ -53,28 +53,24 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
         line = found.setdefault(key, Line(settings, [], []))
         (line.records if record["status"] == "done" else line.failures).append(record)
     finished = [line for line in found.values() if line.records]
-    metric, sign = metric_of(finished)
-    rank = lambda line: -sign * line.mean(f"validation/{metric}")  # noqa: E731
+    metric_of(finished)  # they can be compared
+    rank = lambda line: -sum(map(score, line.records)) / len(line.records)  # noqa: E731
     return sorted(finished, key=rank) + [x for x in found.values() if not x.records]
 
 
-def metric_of(found: Sequence[Line]) -> tuple[str, int]:
-    """The metric that chooses, and the sign with which it is larger for better points.
-
-    Raises WorkdirError: the points have different ones.
-    """
+def metric_of(found: Sequence[Line]) -> str:
+    """The metric that chooses; WorkdirError if the points have different ones."""
     records = [record for line in found for record in line.records]
-    kinds = {(r["metric"], r["lower_is_better"]) for r in records}
-    if len(kinds) > 1:
-        names = ", ".join(sorted(name for name, _ in kinds))
-        raise WorkdirError(f"the points have different metrics, {names}: none is best")
-    name, lower = kinds.pop() if kinds else ("accuracy", False)
-    return name, -1 if lower else 1
+    names = {record["metric"] for record in records}
+    if len(names) > 1:
+        all_ = ", ".join(sorted(names))
+        raise WorkdirError(f"the points have different metrics, {all_}: none is best")
+    return names.pop() if names else "accuracy"
 
 
 def table(found: Sequence[Line]) -> list[list[str]]:
     """Rows, a head first: settings, runs, metric, loss, seconds a run."""
-    metric, _ = metric_of(found)
+    metric = metric_of(found)
     keys = (f"validation/{metric}", f"test/{metric}")
     rows = [["setting", "runs", *map(_name, keys), "loss", "seconds", "failed"]]
     for line in found:
@@ -113,7 +109,7 @@ def failures(found: Sequence[Line]) -> list[str]:
 
 def curves(found: Sequence[Line], workdir: Path) -> page.Curves:
     """The log points of the best settings, with the metric and the training loss."""
-    key = f"validation/{metric_of(found)[0]}"
+    key = f"validation/{metric_of(found)}"
     panels = {key: _name(key), "train/loss": "training loss"}
     folder = lambda record: worker.folder_of(workdir, record["name"])  # noqa: E731
     runs = (
@@ -128,8 +124,7 @@ def best_command(found: Sequence[Line], workdir: Path) -> str | None:
     """The command that trains the best point again; None if nothing is finished."""
     if not found or not found[0].records:
         return None
-    sign, workdir = metric_of(found)[1], workdir.absolute()
-    best = max(found[0].records, key=lambda record: sign * validation(record))
+    workdir, best = workdir.absolute(), max(found[0].records, key=score)
     config = worker.folder_of(workdir, best["name"]) / "config.json"
     again = workdir.with_name(f"{workdir.name}-best")
     command = ["bpfree-train", f"--config={config}", f"--workdir={again}"]

@@ -1,6 +1,7 @@
 """What becomes of a point, and the file `result.json` that says so."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def validation(record: Result) -> float:
 
 def failed(error: str | None) -> Result:
     return {"status": "failed", "error": " ".join(str(error).split())}
+
+
+def score(record: Result) -> float:
+    """Of a finished run, larger for better ones; nan is worst."""
+    value = validation(record)
+    if math.isnan(value):
+        return -math.inf
+    return -value if record["lower_is_better"] else value
 
 
 def write(workdir: Path, result: Result) -> None:
