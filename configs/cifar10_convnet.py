@@ -9,8 +9,8 @@ so. For the exact ones: `--config.data.name=cifar10`.
 Three strided convolutions 32-64-128 with batch normalisation, and a dense layer; random
 flips. Variants: `cifar10_convnet.py:lr` (likelihood ratio with clean pairing: the same
 method with Gaussian noise), `cifar10_convnet.py:bp` (backprop, the control) and
-`cifar10_convnet.py:smoke`, which needs no files: one step on tiny shapes of another set,
-the digits. Seeds: `--config.seed=1`.
+`cifar10_convnet.py:smoke`, which needs no files: one step of a small net on made-up data
+of the same shapes. Seeds: `--config.seed=1`.
 
 The budget of each arm is ten minutes of training on two CPU cores that do nothing else.
 The numbers of steps follow from the time of a step, JAX 0.10.2: 124 ms, and in a second
@@ -82,8 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ("adam", {"learning_rate": ("cosine_decay_schedule", "schedule")}),
     )
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "convnet", "image": (8, 8, 1), "channels": (2,)}
+        config.data.dir = "made-up"
+        config.model.channels = (2, 2, 2)
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

@@ -10,8 +10,7 @@ Data: `citation_graph.py:cora` (the default) and `citation_graph.py:citeseer`. W
 of them the arms: `citation_graph.py:cora_total` (every unit answers for all losses),
 `citation_graph.py:cora_bp` (backprop, the twin), `citation_graph.py:cora_frozen`
 (backprop on the last layer alone, the control); and `citation_graph.py:smoke`, one step
-of an MLP on tiny shapes of another set, the digits, since there is no other graph. Seeds:
-`--config.seed=1`.
+of a small net on a made-up graph of this size. Seeds: `--config.seed=1`.
 
 The run reads the folder `planetoid` of the directory that BPFREE_DATA_DIR names.
 
@@ -64,10 +63,10 @@ def get_config(arg: str = "") -> ConfigDict:
         config.frozen = ("Dense_0",)
     config.chain = ((name, "estimator"), adam)
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "mlp", "hidden": (4,)}
-        config.batch_size = 8
-        del config.estimator.credit
+        config.data.dir = config.model.dir = "made-up"
+        config.model.hidden = (4,)
+        options = {"graph": graph, "dir": "made-up"}
+        config.estimator.credit = ("models.gcn.local_credit", options)
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

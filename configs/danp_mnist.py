@@ -13,8 +13,8 @@ beside other jobs. The variants have not been measured on MNIST.
 Reads the folder `mnist` of the directory that BPFREE_DATA_DIR names.
 
 Variants: `danp_mnist.py:anp` (no decorrelation), `:anp_centred` (the same on centred
-inputs), `:lazy` (R moved every 5 steps, at 5e-3, from 512 rows) and `:smoke`, one step on
-tiny shapes of another set, the digits.
+inputs), `:lazy` (R moved every 5 steps, at 5e-3, from 512 rows) and `:smoke`, one step of
+a small net on made-up data.
 """
 
 from ml_collections import ConfigDict
@@ -60,8 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ("decorrelate", "decorrelation"),
     )
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.hidden = (8,)
+        config.data.dir = "made-up"
+        config.model.hidden = (8,) * 3
         config.batch_size = 8
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

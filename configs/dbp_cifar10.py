@@ -6,7 +6,7 @@ The convnet 3-16-32-32-64-64 without norms, standardised pixels, and the default
 `decorrelate` around Adam. Variants: `dbp_cifar10.py:convnet_dbp` (the papers' rule, every
 step), `:convnet_bp` (the control), `:resnet18`, `:resnet18_dbp`, `:resnet18_bp`,
 `:resnet50`, `:resnet50_dbp`, `:resnet50_bp` (CIFAR stems, batch norm; made for an
-accelerator) and `:smoke`, one step on tiny shapes of another set, the digits.
+accelerator) and `:smoke`, one step of a small net on made-up data.
 
 Reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names (a JPEG copy;
 `--config.data.name=cifar10` for the original files). Steps and seconds of the convnet to
@@ -59,8 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.decorrelation = {"inner": ("adam", "inner"), **options}
     config.chain = (("backprop", {}), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.update({"stages": ((4,), (4,)), "image": (8, 8, 1)})
+        config.data.dir = "made-up"
+        config.model.stages = ((4,), (4, 4), (4, 4))
         config.batch_size = 8
         config.num_steps = config.log_every = config.checkpoint_every = 1
     return config.lock()

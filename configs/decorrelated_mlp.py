@@ -5,8 +5,8 @@
 One file for the family: the estimator makes the gradient, `decorrelate` stands around
 Adam. Variants: `decorrelated_mlp.py:dbp` (the papers' rule behind backprop), `:dnp`,
 `:dinp`, `:danp` (behind node, iterative node and activity node perturbation), `:dlr`
-(behind likelihood ratio), `:bp` (no decorrelation: the control) and `:smoke`, one step on
-tiny shapes of the digits. With no argument: backprop and the default rule.
+(behind likelihood ratio), `:bp` (no decorrelation: the control) and `:smoke`, one step of
+a small net on made-up data. With no argument: backprop and the default rule.
 
 Controls belong to every comparison: `--config.data.preprocess=none` (or `zca`) changes
 the inputs, `--config.decorrelation.layers=Dense_0/kernel` decorrelates one layer only.
@@ -63,8 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.hidden = (8,)
+        config.data.dir = "made-up"
+        config.model.hidden = (8, 8)
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

@@ -14,8 +14,7 @@ Reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names (a J
 Variants: `ep_cifar10.py:wide` (their width, 128-256-512-512, made for an accelerator; the
 original ends at 88.45 % after 90 epochs with flips and crops), `ep_cifar10.py:published`
 (their width and their sweeps), `ep_cifar10.py:few` (steps for scripts/ep_alignment.py: 4
-times 10,000 images) and `ep_cifar10.py:smoke`, one step on tiny shapes of another set,
-the digits.
+times 10,000 images) and `ep_cifar10.py:smoke`, one step of a small net on made-up data.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +39,6 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     wide = arg in ("wide", "published")
     channels = (128, 256, 512, 512) if wide else (32, 64, 128, 128)
-    rates = dict(_RATES)
     config = ConfigDict()
     config.seed = 0
     config.data = {"name": "cifar10_jpeg", "preprocess": "standardise", "dir": ""}
@@ -66,11 +64,10 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "few":
         config.num_steps = 4 * (10_000 // 128)
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model.update({"channels": (4, 4), "image": (8, 8, 1)})
+        config.data.dir = "made-up"
+        config.model.channels = (4,) * 4
         config.batch_size = 8
         config.num_steps = config.log_every = config.checkpoint_every = 1
-        rates = {name: rates[name] for name in ("layer_1", "layer_2", "readout")}
     config.annealing = {"init_value": 1.0, "decay_steps": config.get_ref("num_steps")}
     config.chain = (
         ("equilibrium_propagation", "estimator"),
@@ -82,9 +79,9 @@ def get_config(arg: str = "") -> ConfigDict:
             {
                 "transforms": {
                     name: ("scale_by_learning_rate", {"learning_rate": rate})
-                    for name, rate in rates.items()
+                    for name, rate in _RATES.items()
                 },
-                "param_labels": {name: name for name in rates},
+                "param_labels": {name: name for name in _RATES},
             },
         ),
     )

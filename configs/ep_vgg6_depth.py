@@ -13,7 +13,7 @@ than its smoke variant; how good its gradients are before training, against dept
 
 Variants: `ep_vgg6_depth.py:centred` (N = 2), `ep_vgg6_depth.py:wide` (their width),
 `ep_vgg6_depth.py:published` (their width and sweeps) and `ep_vgg6_depth.py:smoke`, one
-step on tiny shapes of another set, the digits.
+step of a small net on made-up data.
 """
 
 from pathlib import Path
@@ -48,8 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
             }
         )
         if arg == "smoke":
-            sizes = {"channels": (2,) * 6, "pooled": (True,) + (False,) * 5}
-            config.model.update({**sizes, "padded": (True,) * 6})
+            config.model.channels = (2,) * 6
         if arg != "centred":
             circle = {"radius": 1.0, "num_points": 4}
             config.estimator.nudging = ("equilibrium.holomorphic", circle)

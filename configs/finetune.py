@@ -9,8 +9,8 @@ default), `finetune.py:last` (the second hidden layer and the readout) or
 `finetune.py:adapters` (the readout and low-rank branches, rank 8, beside hidden layers
 that are fixed). With each of them the arms: nothing (node perturbation, layer by layer),
 `_feedback` (learned feedback), `_bp` (backprop, the twin). `finetune.py:frozen` trains
-the readout alone, by backprop: the control. `finetune.py:smoke`: one step on tiny shapes
-of another set, the digits, from random weights.
+the readout alone, by backprop: the control. `finetune.py:smoke`: one step of a small net
+on made-up data, from random weights.
 
 Test accuracy, seeds 0 to 2, from one first run (.9803 on MNIST); JAX 0.10.2, CPU beside
 other jobs, 2 to 46 s each; frozen .812 +- .001:
@@ -88,8 +88,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "smoke":
         del config.pretrained
         config.frozen = ("Dense_0",)
-        config.data = {"name": "digits"}
-        config.model.update({"hidden": (8,), "adapters": 2})
+        config.data.dir = "made-up"
+        config.model.update({"hidden": (8, 8), "adapters": 2})
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

@@ -11,8 +11,8 @@ Nets: `resnet5.py:resnet5` (the default), `resnet5.py:vgg8`. With each of them t
 `resnet5.py:resnet5_dnp` (node perturbation, decorrelated), `resnet5.py:resnet5_feedback`
 (learned feedback), `resnet5.py:resnet5_bp` (backprop, the twin), `resnet5.py:resnet5_dbp`
 (the same, decorrelated; not measured), `resnet5.py:resnet5_frozen` (backprop on the last
-layer alone, the control); and `resnet5.py:smoke`, one step on tiny shapes of another set,
-the digits. Seeds: `--config.seed=1`.
+layer alone, the control); and `resnet5.py:smoke`, one step of a small net on made-up
+data. Seeds: `--config.seed=1`.
 
 Test accuracy, seeds 0 to 2, JAX 0.10.2, one CPU core beside other jobs:
 
@@ -89,8 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.decorrelation = {"inner": adam}
         config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "resnet5", "image": (8, 8, 1)}
+        config.data.dir = "made-up"
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

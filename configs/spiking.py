@@ -12,8 +12,7 @@ camera, 17 x 17 pixels after pooling, 30 bins of 10 ms) and `spiking.py:fashion_
 (pixels as regular spike trains of 8 steps). With each of them the arms:
 `spiking.py:nmnist_bp` (backprop with a surrogate derivative, the twin),
 `spiking.py:nmnist_frozen` (backprop on the last layer alone, the control); and
-`spiking.py:smoke`, one step on tiny shapes of another set, the digits. Seeds:
-`--config.seed=1`.
+`spiking.py:smoke`, one step of a small net on made-up data. Seeds: `--config.seed=1`.
 
 The run reads the folder `nmnist_small` (or `fashion_mnist`) of the directory that
 BPFREE_DATA_DIR names.
@@ -86,8 +85,9 @@ def get_config(arg: str = "") -> ConfigDict:
         }
         config.chain = (("likelihood_ratio", "estimator"), adam)
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "spiking", "hidden": (4,), "steps": 3}
+        config.data.dir = "made-up"
+        config.data.steps = 3
+        config.model.hidden = (4,)
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

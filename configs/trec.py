@@ -7,11 +7,10 @@ A question's first 16 words, as hashed numbers, go through an embedding of 64, a
 at the end; nothing runs backwards through time.
 
 Cells: `trec.py:gru` (the default), `trec.py:rnn`, `trec.py:lstm`. With each of them the
-arms: `trec.py:gru_dnp` (node perturbation, decorrelated), `trec.py:gru_feedback`
-(learned feedback), `trec.py:gru_bp` (backprop through time, the twin), `trec.py:gru_dbp`
-(the same, decorrelated), `trec.py:gru_frozen` (backprop on the last layer alone, the
-control); and `trec.py:smoke`, one step on tiny shapes of another set, the digits as
-sequences of rows. Seeds: `--config.seed=1`.
+arms: `trec.py:gru_dnp` (node perturbation, decorrelated), `trec.py:gru_feedback` (learned
+feedback), `trec.py:gru_bp` (backprop through time, the twin), `trec.py:gru_dbp` (the
+same, decorrelated), `trec.py:gru_frozen` (backprop on the last layer alone, the control);
+and `trec.py:smoke`, one step of a small cell on made-up data. Seeds: `--config.seed=1`.
 
 The run reads the folder `text_small` of the directory that BPFREE_DATA_DIR names.
 
@@ -97,8 +96,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.decorrelation = {"inner": adam}
         config.chain = ((name, "estimator"), ("decorrelate", "decorrelation"))
     if arg == "smoke":
-        config.data = {"name": "digits"}
-        config.model = {"name": "recurrent", "sequence": (8, 8), "hidden": 4}
+        config.data.dir = "made-up"
+        config.data.length = 4
+        config.model.update({"hidden": 4, "features": 4})
         config.batch_size = 8
         config.estimator.num_samples = 2
         config.num_steps = config.log_every = config.checkpoint_every = 1

@@ -56,14 +56,14 @@ def make_model(num_classes):
 
 def compile_runs(make, model, data):
     """`(seeds, learning rates) -> [validation, test accuracies]`, vmapped."""
-    data = trainer.on_device(data)
+    data, measure = trainer.on_device(data), trainer.measure(model)
 
     def run(seed, rate):
         state = trainer.train(
             make, model, data, seed, rate, batch_size=BATCH.value, num_steps=STEPS.value
         )
         return [
-            steps.accuracy(model, state.params, state.model_state, part)
+            measure(state.params, state.model_state, part)["accuracy"]
             for part in (data.validation, data.test)
         ]
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpfree.training import steps
+from bpfree.training import losses, steps
 
 
 def train(
@@ -26,9 +26,14 @@ def train(
         optax.scale_by_adam(), optax.scale_by_schedule(schedule), optax.scale(-rate)
     )
     tx = optax.chain(make(keys.estimator), wrap(adam))
-    task = steps.Task(model, tx, data.augment, keys, batch_size)
+    task = steps.Task(model, tx, measure(model), data.augment, keys, batch_size)
     state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
     return steps.advance(task, num_steps, state, data.train)[0]
+
+
+def measure(model):
+    """`(params, model_state, batch) -> {"accuracy": ()}`."""
+    return losses.measure(losses.find_metrics({}, ()), model, losses.cross_entropy)
 
 
 def on_device(data):

@@ -149,6 +149,12 @@ def test_a_run_in_the_directory_of_a_sweep_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(WorkdirError, match="is in the directory of a sweep"):
         resume.check_place(tmp_path / "points" / "a")
+    with pytest.raises(WorkdirError, match="is in the directory of a sweep"):
+        resume.check_place(tmp_path / "another", sweep=True)
+    resume.check_place(tmp_path, sweep=True)  # the sweep itself goes on
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="holds a run"):
+        resume.check_place(tmp_path, sweep=True)
 
 
 # ------------------------------------------------------------------------- signals
@@ -176,6 +182,27 @@ def test_a_signal_is_answered_at_once_and_two_of_them_lose_nothing(capfd):
     err = capfd.readouterr().err
     assert "SIGINT: the run stops after the step under way" in err
     assert "SIGINT: the run is stopping already" in err
+
+
+def test_a_third_signal_ends_a_step_that_takes_too_long():
+    """The process waits for its step in another thread, so the handler runs at once."""
+    code = (
+        "import time\n"
+        "from bpfree.training import interrupt\n"
+        "with interrupt.noted('the run'):\n"
+        "    print('ready', flush=True)\n"
+        "    interrupt.wait_for(time.sleep, 600)\n"
+    )
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGINT
+    assert err.splitlines()[-1].startswith("SIGINT: the run ends at once; the same comm")
 
 
 def test_pieces_last_some_seconds(monkeypatch):

@@ -39,7 +39,7 @@ def smoke():
 def test_smoke_variant_trains_one_step(path, tmp_path):
     result = fit(load(path).get_config("smoke"), tmp_path)
     assert result.steps == 1
-    assert 0 <= result.test_accuracy <= 1
+    assert 0 <= result.test["accuracy"] <= 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -58,6 +58,15 @@ def test_digits_variants_can_be_built(arg):
     path = next(p for p in FILES if p.stem == "digits")
     made = load(path).get_config(arg)
     job.prepare(config.read(made))
+
+
+def test_large_seeds_do_not_wrap():
+    small, large = (
+        job.prepare(config.read(smoke() | {"seed": s})) for s in (1, 2**32 + 1)
+    )
+    kernels = (made.params["Dense_0"]["kernel"] for made in (small, large))
+    assert not (next(kernels) == next(kernels)).any()
+    assert (small.task.keys.order != large.task.keys.order).all()
 
 
 def test_schedules_follow_an_overridden_number_of_steps():
@@ -137,7 +146,11 @@ MISTAKES = {
         put("schedule", "init_value", float("nan")),
         "init_value=nan is not",
     ),
-    "a seed that wraps": (put("seed", 2**32 + 1), "config.seed=4294967297 must be 0 to"),
+    "infinite rate": (
+        put("schedule", "init_value", float("inf")),
+        "=inf must not be inf",
+    ),
+    "negative seed": (put("seed", -1), "config.seed=-1 must not be negative"),
     "too many samples": (put("estimator", "num_samples", 3 * 10**9), "num_samples=3000"),
     "no units": (put("model", "hidden", (0,)), r"'hidden': \(0,\).*a size of 0"),
     "too large a batch": (put("batch_size", 5000), "5000 exceeds the 1085"),

@@ -114,7 +114,7 @@ def settings(directory, **changes):
 def test_a_graph_trains(cora, tmp_path):
     with jax.numpy_dtype_promotion("standard"):
         result = fit(settings(cora), tmp_path / "run")
-    assert result.steps == 2 and 0 <= result.test_accuracy <= 1
+    assert result.steps == 2 and 0 <= result.test["accuracy"] <= 1
 
 
 def test_an_unknown_set_names_those_that_are_known(cora):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +76,24 @@ class Nnx(nnx.Module):
 
 
 class WithState(nnx.Module):
-    def __init__(self, num_classes, *, rngs):
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
+    def __init__(self, num_classes, width=16, *, rngs):
+        self.inner = nnx.Linear(4, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.outer = nnx.Linear(width, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.outer(self.dropout(nnx.relu(self.norm(self.inner(x)))))
+
+
+class Dropped(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(nn.Dense(16)(x))
+        x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
 
 
 def pair(num_classes):
@@ -111,23 +128,23 @@ def settings(folder, model="Linen", data="load", **changes):
     }
 
 
-@pytest.mark.parametrize("model", ["Linen", "Nnx", "pair"])
+@pytest.mark.parametrize("model", ["Linen", "Nnx", "pair", "WithState", "Dropped"])
 def test_models_of_ones_own_learn_and_are_read_again(model, folder, tmp_path):
     result = fit(settings(folder, model), tmp_path / "run")
     trained = load(tmp_path / "run")
-    assert result.validation_accuracy >= 0.9 and trained.step == 100
+    assert result.validation["accuracy"] >= 0.9 and trained.step == 100
     jax.tree.map(
         np.testing.assert_array_equal, trained.variables["params"], result.params
     )
     found = evaluate(tmp_path / "run")
-    assert found["validation/accuracy"] == result.validation_accuracy
+    assert found["validation/accuracy"] == result.validation["accuracy"]
     batch = trained.job.data.validation
     logits = np.asarray(trained.model.apply(trained.variables, batch["x"]), np.float64)
     normalised = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -normalised[np.arange(len(logits)), batch["label"]].mean()
     rounding = np.finfo(np.float32).eps * np.abs(logits).max()
     assert abs(found["validation/cross_entropy"] - expected) < 2 * rounding
-    assert evaluate(tmp_path / "run", "test")["test/accuracy"] == result.test_accuracy
+    assert evaluate(tmp_path / "run", "test")["test/accuracy"] == result.test["accuracy"]
 
 
 def test_nodes_of_an_nnx_model_are_its_layers(folder):
@@ -155,7 +172,8 @@ def test_arrays_are_split_by_the_rule_and_known_by_their_checksum(tmp_path):
 ARRAYS = {
     "no label": ({"x": np.ones((9, 2))}, "has no array 'label'; it has .*x"),
     "rows": ({"x": np.ones((9, 2)), "label": np.ones(8, int)}, "must have as many rows"),
-    "kind": ({"x": np.ones((9, 2)), "label": np.ones(9)}, "label float64"),
+    "kind": ({"x": np.ones((9, 2)), "label": np.array(9 * ["a"])}, "label <U1"),
+    "nan label": ({"x": np.ones((9, 2)), "label": np.full(9, np.nan)}, "label has val"),
     "negative": ({"x": np.ones((9, 2)), "label": -np.ones(9, int)}, "label -1 is neg"),
     "nan": ({"x": np.full((9, 2), np.nan), "label": np.ones(9, int)}, "not finite"),
     "few": ({"x": np.ones((3, 2)), "label": np.ones(3, int)}, "more than none"),
@@ -181,7 +199,6 @@ MISTAKES = {
     "no name": ({"model": "{}:Lenin"}, "'Lenin' is unknown. Did you mean 'Linen'"),
     "no module": ({"model": "no_such.nets:M"}, "cannot import 'no_such.nets'"),
     "no model": ({"model": "{}:nothing"}, "makes a NoneType, no model"),
-    "state": ({"model": "{}:WithState"}, "state besides nnx.Param .*BatchStat"),
     "argument": ({"model": {"name": "{}:Linen", "wdth": 3}}, "'wdth' is unknown"),
     "type": ({"model": {"name": "{}:Linen", "width": "3"}}, "width='3' is a str"),
     "data": ({"data": "{}:broken"}, "config.data: KeyError: 'gone' .*mine.py, line 15"),
@@ -280,10 +297,13 @@ def test_names_on_the_command_line(tmp_path):
         "--config.model=./mine.py:model",
         "--config.estimator=./mine.py:estimator",
         "--config.estimator.num_samples=3",
+        "--config.loss=optax:softmax_cross_entropy_with_integer_labels",
+        "--config.metrics=cross_entropy",
         "--workdir=run",
         folder=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr
+    assert re.fullmatch(r"test cross_entropy \d\.\d{4}\n", ended.stdout)
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["model"] == {"name": f"{tmp_path}/mine.py:model", "width": 16}
     assert recorded["chain"][0] == [f"{tmp_path}/mine.py:estimator", "estimator"]

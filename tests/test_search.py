@@ -10,7 +10,7 @@ from bpfree.sweeps import ledger, make_points, result, schedule
 from bpfree.sweeps.points import make_point
 from bpfree.sweeps.worker import folder_of
 from bpfree.training import ConfigError, metrics
-from tests.test_sweeps import get_config
+from tests.test_sweeps import ACCURACY, get_config
 from tests.test_training import standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
@@ -51,9 +51,9 @@ class Worker:
         return self.status
 
     def _end(self):
-        summary = dict.fromkeys(("step", "seconds"), 1)
-        accuracies = {"test_accuracy": 0.5, "validation_accuracy": self.final}
-        found = result.done(summary | accuracies, [{"train/loss": 1.0}])
+        summary = {"step": 1, "seconds": 1, "test/accuracy": 0.5}
+        summary["validation/accuracy"] = self.final
+        found = result.done(summary, [{"train/loss": 1.0}], ACCURACY)
         result.write(self.folder, found)
         return 0
 
@@ -89,8 +89,8 @@ def test_tpe_finds_the_best_rate(tmp_path):
     study = study_of("tpe")
     records = hunt(study, tmp_path, trials=25)
     assert len(study.trials) == 25
-    best = max(records.values(), key=lambda r: r["validation_accuracy"])
-    assert best["validation_accuracy"] == study.best_value > 0.97
+    best = max(records.values(), key=lambda r: r["validation/accuracy"])
+    assert best["validation/accuracy"] == study.best_value > 0.97
     assert best["overrides"] == study.best_params
     assert 0.005 < best["overrides"]["rate.learning_rate"] < 0.02
 
@@ -206,5 +206,5 @@ def test_points_as_jobs_of_submitit(tmp_path, monkeypatch):
     start = cluster.make_start("local", {"timeout_min": 5})
     records = schedule.sweep(found, tmp_path, workers=2, start=start)
     good, bad = (records[point.name] for point in found)
-    assert good["status"] == "done" and 0 < good["validation_accuracy"] < 1
+    assert good["status"] == "done" and 0 < good["validation/accuracy"] < 1
     assert bad["status"] == "failed" and "not finite" in bad["error"]

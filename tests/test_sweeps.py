@@ -1,7 +1,10 @@
 """Sweeps: one program for many points, workers for the others, nothing done twice."""
 
+import html
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,9 +24,10 @@ from bpfree.sweeps import (
     schedule,
     slots,
     together,
+    worker,
 )
 from bpfree.sweeps.worker import folder_of
-from bpfree.training import ConfigError, WorkdirError, fit
+from bpfree.training import ConfigError, WorkdirError, fit, losses
 from tests.test_training import ROOT, small, standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
@@ -42,6 +46,10 @@ def get_config():
     )
     return config
 """
+
+
+ACCURACY = losses.Metric("accuracy", False, losses.accuracy)
+MEASURED = ("validation/accuracy", "test/accuracy")
 
 
 def get_config():
@@ -129,11 +137,11 @@ def shared(tmp_path_factory):
 def test_one_program_does_what_single_runs_do(shared, tmp_path):
     runs, results = shared
     alone = fit(runs.configs[2], tmp_path)
-    assert results[2]["test_accuracy"] == pytest.approx(alone.test_accuracy)
-    np.testing.assert_allclose(losses(runs.workdirs[2]), losses(tmp_path), rtol=1e-4)
+    assert results[2]["test/accuracy"] == pytest.approx(alone.test["accuracy"])
+    np.testing.assert_allclose(logged(runs.workdirs[2]), logged(tmp_path), rtol=1e-4)
 
 
-def losses(workdir):
+def logged(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [line["train/loss"] for line in lines if line["kind"] == "log"]
 
@@ -194,9 +202,8 @@ class Fake:
         Fake.started.append(list(names))
         for name in names:
             if self.status == 0:
-                summary = dict.fromkeys(("step", "seconds"), 1)
-                accuracies = {"test_accuracy": 0.5, "validation_accuracy": 0.5}
-                found = result.done(summary | accuracies, [{"train/loss": 1.0}])
+                summary = {"step": 1, "seconds": 1, **dict.fromkeys(MEASURED, 0.5)}
+                found = result.done(summary, [{"train/loss": 1.0}], ACCURACY)
                 result.write(folder_of(workdir, name), found)
 
     def poll(self):
@@ -263,12 +270,11 @@ def test_slots_share_cores_and_gpus(monkeypatch):
 
 
 def record(name, accuracy=None, **overrides):
-    summary = {"step": 20, "seconds": 1.0, "test_accuracy": 0.8}
+    summary = {"step": 20, "seconds": 1.0, "test/accuracy": 0.8}
     found = result.failed("NaN at step 3")
     if accuracy is not None:
-        found = result.done(
-            summary | {"validation_accuracy": accuracy}, [{"train/loss": 1.0}]
-        )
+        summary["validation/accuracy"] = accuracy
+        found = result.done(summary, [{"train/loss": 1.0}], ACCURACY)
     return {"name": name, "overrides": overrides, **found}
 
 
@@ -284,14 +290,46 @@ def test_report(tmp_path):
         ledger.append(tmp_path, each)
     lines = report.lines(ledger.read(tmp_path))
     assert [line.overrides["rate"] for line in lines] == [0.2, 0.1, 9.0]
-    assert lines[1].deviation("validation_accuracy") == pytest.approx(0.2 / 2**0.5)
+    assert lines[1].deviation("validation/accuracy") == pytest.approx(0.2 / 2**0.5)
     text = report.text(tmp_path)
-    assert "| rate=0.2 | 2 | 84.50 +- 0.71 | 80.00 +- 0.00 | 1.0000 | 1.0 |  |" in text
+    assert "| rate=0.2 | 2 | 0.845 +- 0.0071 | 0.8 +- 0 | 1.0000 | 1.0 |  |" in text
     assert "failed: seed=0, rate=9.0: NaN at step 3" in text
     config = folder_of(tmp_path, "c") / "config.json"
     command = f"bpfree-train --config={config} --workdir={tmp_path}-best"
     assert f"best: {command}" in text
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and page.count("<svg") == 2
+    assert "<td>0.845 &plusmn; 0.0071</td>" in page and html.escape(command) in page
+    assert "<li>seed=0, rate=9.0: NaN at step 3</li>" in page
+    assert not re.search(r"(?:src|href)=\"[^#]|url\([^#]|@import", page)  # alone
+
+
+def test_the_best_command_works_as_printed(tmp_path):
+    """Each point was trained by a worker; the command trains the best one again."""
+    workdir = tmp_path / "a sweep"
+    points_ = make_points(get_config, seeds(2, **{"model.hidden": (4,)}))
+    for point in points_:
+        folder = folder_of(workdir, point.name)
+        schedule.write_point(folder, point)
+        assert worker.run(workdir, [point.name]) == 0
+        known = {"name": point.name, "overrides": point.overrides}
+        ledger.append(workdir, {**known, **result.read(folder)})
+    (printed,) = re.findall("^best: (.*)$", report.text(workdir), re.MULTILINE)
+    best = max(ledger.read(workdir).values(), key=result.validation)
+    program, *flags = shlex.split(printed)
+    assert program == "bpfree-train"
+    main = "from bpfree.commands import train; train()"
+    ended = subprocess.run(
+        [sys.executable, "-c", main, *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    test = float(re.fullmatch(r"test accuracy (.*)\n", ended.stdout)[1])
+    assert test == pytest.approx(best["test/accuracy"], abs=0.05)  # float32 here
+    assert (tmp_path / "a sweep-best" / "config.json").exists()
 
 
 # ------------------------------------------------------------------------- command line

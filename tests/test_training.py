@@ -73,7 +73,7 @@ def test_record_is_complete(undisturbed):
     assert all(
         x["perturbations_per_second"] > 0 and np.isfinite(x["train/loss"]) for x in logs
     )
-    assert summary["test_accuracy"] == result.test_accuracy
+    assert summary["test/accuracy"] == result.test["accuracy"]
     assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -127,7 +127,7 @@ def test_finished_run_is_not_trained_again(undisturbed):
     before = lines(workdir)
     again = fit(small(), workdir)
     assert again.steps == again.resumed_from == 20
-    assert again.test_accuracy == expected.test_accuracy
+    assert again.test["accuracy"] == expected.test["accuracy"]
     assert bits(again) == bits(expected)
     assert lines(workdir) == before
 
@@ -205,7 +205,7 @@ def test_evaluation_reads_the_running_statistics(tmp_path):
     chain = (("node_perturbation", "estimator"), ("adam", rate))
     lengths = {"num_steps": 300, "log_every": 300, "checkpoint_every": 300}
     config = small(model=NORMED, chain=chain, batch_size=64, **lengths)
-    assert fit(config, tmp_path).validation_accuracy > 0.6
+    assert fit(config, tmp_path).validation["accuracy"] > 0.6
 
 
 def test_fault_behind_batch_statistics_names_the_node(tmp_path):

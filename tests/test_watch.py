@@ -57,7 +57,54 @@ def test_curves_for_tensorboard(tmp_path):
         np.testing.assert_allclose(written, logged, rtol=1e-6)
 
 
-@pytest.mark.parametrize("module", ["tensorboardX", "grain"])
+class Recorded:
+    """Stands for the module wandb: keeps what it is told."""
+
+    class errors:
+        class Error(Exception):
+            pass
+
+    def __init__(self):
+        self.runs, self.logged, self.ended = [], [], 0
+
+    def init(self, **options):
+        if options["project"] == "out of reach":
+            raise self.errors.Error("no API key")
+        self.runs.append(options)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.ended += 1
+
+
+def test_curves_for_weights_and_biases(tmp_path, monkeypatch):
+    """One run of the project, which goes on, with every log point and the test."""
+    module = Recorded()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    fit(quick(), tmp_path, stop_after=8, wandb="digits")
+    result = fit(quick(), tmp_path, wandb="digits")
+    first, second = module.runs
+    assert first["project"] == "digits" and first["config"]["batch_size"] == 16
+    assert first["id"] == second["id"] and second["resume"] == "allow"
+    assert module.ended == 2
+    logs = [x for x in lines(tmp_path) if x["kind"] == "log"]
+    seen = {step: values for step, values in module.logged if "train/loss" in values}
+    assert list(seen) == [x["step"] for x in logs]
+    assert all(seen[x["step"]]["train/loss"] == x["train/loss"] for x in logs)
+    assert module.logged[-1] == (20, {"test/accuracy": result.test["accuracy"]})
+    fit(quick(), tmp_path, wandb="digits")  # finished: nothing to show
+    assert len(module.runs) == 2
+    with pytest.raises(ConfigError, match="--wandb=out of reach: no API key .*offline"):
+        fit(quick(), tmp_path / "other", wandb="out of reach")
+
+
+@pytest.mark.parametrize("module", ["tensorboardX", "wandb", "grain"])
 def test_a_missing_extra_is_told_before_anything_is_written(
     module, tmp_path, monkeypatch
 ):
@@ -65,8 +112,12 @@ def test_a_missing_extra_is_told_before_anything_is_written(
     changed = quick()
     if module == "grain":
         changed["data"]["loader"] = "grain"
-    with pytest.raises(ConfigError, match=f"(?i)needs {module}.*pip install -e"):
-        fit(changed, tmp_path / "run", tensorboard=module == "tensorboardX")
+    loggers = {
+        "tensorboard": module == "tensorboardX",
+        "wandb": "p" * (module == "wandb"),
+    }
+    with pytest.raises(ConfigError, match=f"(?i)needs {module}.*pip install"):
+        fit(changed, tmp_path / "run", **loggers)
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 

@@ -41,9 +41,10 @@ class Dataset(NamedTuple):
 
     Attributes:
       train, validation, test: {"x": float32 (N, ...), "label": int32 (N,)}; x is (N,
-        features) or (N, height, width, channels). Sequences have labels (N, T). train may
-        be `Examples` instead.
-      num_classes: labels are 0 .. num_classes - 1.
+        features) or (N, height, width, channels). Sequences have labels (N, T). Labels
+        of a regression are float32, (N,) or (N, D). train may be `Examples` instead.
+      num_classes: labels are 0 .. num_classes - 1; of real labels, how many an example
+        has, 1 or D. The width of a model's output.
       source: what the run's record says of the data (plain values): where it is from, its
         checksum, the rule of the split.
       augment: `(key, batch) -> batch` for training batches, traced into the step; None

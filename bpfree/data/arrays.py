@@ -1,6 +1,7 @@
 """The user's arrays as a data set."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ def dataset(found: Any, name: str) -> Dataset:
     """A data set out of all its examples, or out of its parts.
 
     Args:
-      found: {"x": (N, ...), "label": (N,) or (N, T)}: labels are whole numbers from 0 on.
-        Of the examples of each class, in their order, number k goes to validation if
-        k % 5 == 3, to test if k % 5 == 4, and to training otherwise (sequences: of all
-        examples). Or a `Dataset`, which is split already.
+      found: {"x": (N, ...), "label": (N,) or (N, T)}: labels are whole numbers from 0 on,
+        or real ones. Of the examples of each class, in their order, number k goes to
+        validation if k % 5 == 3, to test if k % 5 == 4, and to training otherwise
+        (sequences and real labels: of all examples). Or a `Dataset`, which is split
+        already.
       name: for the run's record and for messages.
 
     Raises ValueError naming what is wrong.
@@ -46,8 +48,9 @@ def dataset(found: Any, name: str) -> Dataset:
         for n, part in parts.items()
         if not isinstance(part, Examples)
     }
-    largest = max(part["label"].max() for part in arrays.values())
-    if largest >= found.num_classes:
+    labels = [part["label"] for part in arrays.values()]
+    largest = max(label.max() for label in labels)
+    if labels[0].dtype == np.int32 and largest >= found.num_classes:
         raise ValueError(f"{name}: label {largest}, but num_classes={found.num_classes}")
     source = {"name": name, "sha256": _digest(arrays.values()), **found.source}
     return found._replace(**arrays, source={**source, **sizes(found)})
@@ -55,36 +58,41 @@ def dataset(found: Any, name: str) -> Dataset:
 
 def _split(part: Batch) -> Dataset:
     label = part["label"]
-    rank = rank_in_class(label) if label.ndim == 1 else np.arange(len(label))
+    classes, whole = math.prod(label.shape[1:]), label.dtype == np.int32
+    if whole:
+        classes = int(label.max()) + 1
+    in_class = whole and label.ndim == 1
+    rank = rank_in_class(label) if in_class else np.arange(len(label))
     place = rank % 5
     take = lambda where: {k: v[where] for k, v in part.items()}  # noqa: E731
-    classes = int(label.max()) + 1
     train, validation, test = (take(w) for w in (place < 3, place == 3, place == 4))
-    return Dataset(train, validation, test, classes, {"split": _RULE})
+    rule = _RULE if in_class else _RULE.replace(" of its class", "")
+    return Dataset(train, validation, test, classes, {"split": rule})
 
 
 def _checked(part: Any, name: str) -> Batch:
-    """{"x": float32 (int32 for whole numbers), "label": int32}, of one length."""
+    """{"x", "label"}: float32, or int32 for whole numbers, of one length."""
     missing = [k for k in ("x", "label") if k not in part]
     if missing:
         raise ValueError(f"{name} has no array {missing[0]!r}; it has {sorted(part)}")
     x, label = np.asarray(part["x"]), np.asarray(part["label"])
-    if x.dtype.kind not in "fiub" or label.dtype.kind not in "iu":
+    if x.dtype.kind not in "fiub" or label.dtype.kind not in "fiu":
         raise ValueError(
-            f"{name}: x is {x.dtype} and label {label.dtype}; they must be numbers, and "
-            "labels whole ones"
+            f"{name}: x is {x.dtype} and label {label.dtype}; they must be numbers"
         )
     if not x.ndim or not label.ndim or len(x) != len(label) or not len(x):
         raise ValueError(
             f"{name}: x {x.shape} and label {label.shape} must have as many rows, more "
             "than none"
         )
-    if label.min() < 0:
+    if label.dtype.kind != "f" and label.min() < 0:
         raise ValueError(f"{name}: label {label.min()} is negative; they begin at 0")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name}: x has values that are not finite")
-    kind = np.float32 if x.dtype.kind == "f" else np.int32
-    return {"x": x.astype(kind), "label": label.astype(np.int32)}
+    found = {"x": x, "label": label}
+    for key, values in found.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: {key} has values that are not finite")
+        found[key] = values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
+    return found
 
 
 def _digest(parts: Iterable[Batch]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.data import Batch, Dataset, Examples, raw, sizes, tfds
+from bpfree.data import Batch, Dataset, Examples, made_up, raw, sizes, tfds
 from bpfree.data.catalogue import Entry
 
 FromTfds = Callable[[tuple[str, str]], tuple[Any, dict[str, Any]]]
@@ -23,12 +23,14 @@ def read(
     """What `entry.parse` makes of the raw files, and the record of them; or TFDS's copy.
 
     Args:
-      given: the directory that the config names, or "".
+      given: the directory that the config names, or ""; or `made_up.DIR`.
       from_tfds: names of the parts -> TFDS's copy; None: there is no such thing.
 
     Raises DataError: a file is missing, cut off or another one; or the set is in no known
     place, with what to do.
     """
+    if given == made_up.DIR:
+        return made_up.of(name, entry), {"from": made_up.DIR}
     directory = given or os.environ.get("BPFREE_DATA_DIR", "")
     for folder in folders(name, entry, directory):
         if any(raw.find(folder, file) for file in entry.sha256):

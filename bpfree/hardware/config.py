@@ -24,20 +24,6 @@ from bpfree.training.names import ConfigError
 
 _PIECE = 8  # steps in a call, of batches that Grain reads; noisy passes side by side
 
-# Images (height, width, channels) and how many: training with validation, test.
-_IMAGES = {
-    "mnist": ((28, 28, 1), 60_000, 10_000),
-    "fashion_mnist": ((28, 28, 1), 60_000, 10_000),
-    "kmnist": ((28, 28, 1), 60_000, 10_000),
-    "cifar10": ((32, 32, 3), 50_000, 10_000),
-    "cifar100": ((32, 32, 3), 50_000, 10_000),
-    "svhn_cropped": ((32, 32, 3), 73_257, 26_032),
-    **{
-        f"imagenet_resized/{n}x{n}": ((n, n, 3), 1_281_167, 50_000)
-        for n in (8, 16, 32, 64)
-    },
-}
-
 
 def compile_for(config_: Any, text: str) -> str:
     """The table of a config's step on a target, its backprop twin in the next column.
@@ -143,9 +129,9 @@ def like(settings: config.Settings) -> Dataset | None:
     """A set with the shapes of a known image set, which takes no memory; else None."""
     section = dict(settings.data)
     name = section["name"]
-    if name not in _IMAGES:
+    if name not in SETS or not any(SETS[name].sizes):
         return None
-    shape, train, test = _IMAGES[name]
+    shape, (train, test) = SETS[name].shape, SETS[name].sizes
     held = min(5_000, train // 10)
 
     def part(count):

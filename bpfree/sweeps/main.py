@@ -20,11 +20,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from bpfree.sweeps import points, report, schedule
+from bpfree.sweeps import points, report, result, schedule
 from bpfree.sweeps.ledger import Record
-from bpfree.training import command_line, config_files
+from bpfree.training import command_line, config, config_files, job, resume
 from bpfree.training.names import ConfigError
-from bpfree.training.workdir import WorkdirError, replace
+from bpfree.training.workdir import WorkdirError, replace, told
 
 _WORKERS: flags.FlagHolder[Any] = flags.DEFINE_integer(
     "workers", None, "Processes side by side; default: one a GPU, or one a CPU core.", 1
@@ -61,8 +61,10 @@ def _sweep() -> None:
     get_points = _function(file, "get_search" if _SEARCH.value else "get_sweep")
     base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
+    resume.check_place(workdir, sweep=True)
+    with told(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
     run = _search if _SEARCH.value else _points
     total, records = run(base, get_points(), workdir, _start())
     print(_report())
@@ -92,9 +94,11 @@ def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
     """(trials in all, records of this directory)."""
     search = _optional("search", "Optuna")
     file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
-    seed = zlib.crc32(f"{command_line.config().seed} {workdir.name}".encode())
+    made = command_line.config()
+    seed = zlib.crc32(f"{made.seed} {workdir.name}".encode())
+    lower = job.find_metrics(config.read(made))[0].lower
     records = search.search(
-        search.make_study(_SEARCH.value, seed, _STORAGE.value or file),
+        search.make_study(_SEARCH.value, seed, _STORAGE.value or file, lower),
         space,
         lambda overrides: points.make_point(base(), overrides),
         workdir,
@@ -129,7 +133,7 @@ class _Teller:
 
     def __call__(self, record: Record) -> None:
         self.count += 1
-        what = record.get("error") or f"validation {record['validation_accuracy']:.4f}"
+        what = record.get("error") or f"validation {result.validation(record):.4f}"
         print(f"[{self.count}/{self.total}] {record['overrides']}: {what}", flush=True)
 
 

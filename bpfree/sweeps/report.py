@@ -1,7 +1,7 @@
-"""What a sweep came to: a table, a figure, and the best config as a command.
+"""What a sweep came to: a table, the best config as a command, and a page.
 
 Points that differ only in the seed are rows of one line: mean and standard deviation.
-Validation accuracy chooses; test accuracy is only shown.
+The first metric on validation chooses; that on test is only shown.
 """
 
 import json
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpfree.sweeps import ledger, worker
+from bpfree.sweeps import ledger, page, worker
+from bpfree.sweeps.result import score
 from bpfree.training import metrics
+from bpfree.training.workdir import WorkdirError, can_write, replace
 
 
 class Line(NamedTuple):
@@ -41,7 +43,7 @@ class Line(NamedTuple):
 
 
 def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
-    """One for each setting, the best mean validation accuracy first."""
+    """One for each setting, the best mean metric on validation first."""
     found: dict[str, Line] = {}
     for record in records.values():
         if record["status"] == "pruned":
@@ -50,91 +52,99 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
         key = json.dumps(settings, sort_keys=True)
         line = found.setdefault(key, Line(settings, [], []))
         (line.records if record["status"] == "done" else line.failures).append(record)
-    rank = lambda line: line.mean("validation_accuracy")  # noqa: E731
-    with_results = sorted((x for x in found.values() if x.records), key=rank)
-    return with_results[::-1] + [x for x in found.values() if not x.records]
+    finished = [line for line in found.values() if line.records]
+    metric_of(finished)  # they can be compared
+    rank = lambda line: -sum(map(score, line.records)) / len(line.records)  # noqa: E731
+    return sorted(finished, key=rank) + [x for x in found.values() if not x.records]
 
 
-def table(found: Sequence[Line]) -> str:
-    """Markdown: settings, runs, accuracies in percent, loss, seconds a run."""
-    head = ["setting", "runs", "validation %", "test %", "loss", "seconds", "failed"]
-    rows = [head, ["---"] * len(head)]
+def metric_of(found: Sequence[Line]) -> str:
+    """The metric that chooses; WorkdirError if the points have different ones."""
+    records = [record for line in found for record in line.records]
+    names = {record["metric"] for record in records}
+    if len(names) > 1:
+        all_ = ", ".join(sorted(names))
+        raise WorkdirError(f"the points have different metrics, {all_}: none is best")
+    return names.pop() if names else "accuracy"
+
+
+def table(found: Sequence[Line]) -> list[list[str]]:
+    """Rows, a head first: settings, runs, metric, loss, seconds a run."""
+    metric = metric_of(found)
+    keys = (f"validation/{metric}", f"test/{metric}")
+    rows = [["setting", "runs", *map(_name, keys), "loss", "seconds", "failed"]]
     for line in found:
-        accuracies = [_percent(line, k) for k in ("validation_accuracy", "test_accuracy")]
-        numbers = [f"{line.mean('loss'):.4f}", f"{line.mean('seconds'):.1f}"]
-        if not line.records:
-            accuracies, numbers = ["", ""], ["", ""]
-        runs = str(len(line.records))
-        failures = str(len(line.failures) or "")
-        rows.append([_words(line.overrides), runs, *accuracies, *numbers, failures])
+        numbers = [_spread(line, key) for key in keys]
+        numbers += [f"{line.mean('loss'):.4f}", f"{line.mean('seconds'):.1f}"]
+        counts = str(len(line.records)), str(len(line.failures) or "")
+        numbers = numbers if line.records else [""] * len(numbers)
+        rows.append([_words(line.overrides), counts[0], *numbers, counts[1]])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    rows = [head, ["---"] * len(head), *rest]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _percent(line: Line, key: str) -> str:
-    mean, deviation = 100 * line.mean(key), 100 * line.deviation(key)
-    return f"{mean:.2f}" + ("" if math.isnan(deviation) else f" +- {deviation:.2f}")
+def _spread(line: Line, key: str) -> str:
+    mean, deviation = line.mean(key), line.deviation(key)
+    return f"{mean:.4g}" + ("" if math.isnan(deviation) else f" +- {deviation:.2g}")
+
+
+def _name(key: str) -> str:
+    return key.replace("/", " ").replace("_", " ")
 
 
 def _words(overrides: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in overrides.items()) or "as it is"
 
 
-def failures(found: Sequence[Line]) -> str:
+def failures(found: Sequence[Line]) -> list[str]:
     """One line for each failed point."""
-    return "\n".join(
-        f"failed: {_words(record['overrides'])}: {record['error']}"
-        for line in found
-        for record in line.failures
+    failed = [record for line in found for record in line.failures]
+    return [f"{_words(record['overrides'])}: {record['error']}" for record in failed]
+
+
+def curves(found: Sequence[Line], workdir: Path) -> page.Curves:
+    """The log points of the best settings, with the metric and the training loss."""
+    key = f"validation/{metric_of(found)}"
+    panels = {key: _name(key), "train/loss": "training loss"}
+    folder = lambda record: worker.folder_of(workdir, record["name"])  # noqa: E731
+    runs = (
+        [metrics.logs_of(metrics.read(folder(record))) for record in line.records]
+        for line in found[: page.CURVES]
+        if line.records
     )
+    return page.Curves(panels, list(runs))
 
 
 def best_command(found: Sequence[Line], workdir: Path) -> str | None:
     """The command that trains the best point again; None if nothing is finished."""
     if not found or not found[0].records:
         return None
-    best = max(found[0].records, key=lambda r: r["validation_accuracy"])
+    workdir, best = workdir.absolute(), max(found[0].records, key=score)
     config = worker.folder_of(workdir, best["name"]) / "config.json"
     again = workdir.with_name(f"{workdir.name}-best")
     command = ["bpfree-train", f"--config={config}", f"--workdir={again}"]
     return " ".join(map(shlex.quote, command))
 
 
-def figure(workdir: Path, found: Sequence[Line], path: Path) -> None:
-    """Validation accuracy against the step, one colour for each of the ten best."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots()
-    for i, line in enumerate(x for x in found[:10] if x.records):
-        for j, record in enumerate(line.records):
-            folder = worker.folder_of(workdir, record["name"])
-            logs = metrics.logs_of(metrics.read(folder))
-            xs, ys = (
-                [r["step"] for r in logs],
-                [100 * r["validation/accuracy"] for r in logs],
-            )
-            label = None if j else _words(line.overrides)
-            axes.plot(xs, ys, color=f"C{i}", lw=1, alpha=0.8, label=label)
-    axes.set(xlabel="step", ylabel="validation accuracy (%)", title=workdir.name)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="lower right", frameon=False, fontsize="small")
-    canvas.savefig(path, dpi=120)
-
-
 def text(workdir: Path) -> str:
-    """The report; draws `sweep.png`, too."""
-    found = lines(ledger.read(workdir))
-    figure(workdir, found, workdir / "sweep.png")
-    pruned = sum(r["status"] == "pruned" for r in ledger.read(workdir).values())
+    """The report; writes the page `report.html`, too, where the directory allows it."""
+    records = ledger.read(workdir)
+    found, path = lines(records), workdir / "report.html"
+    pruned = sum(r["status"] == "pruned" for r in records.values())
     command = best_command(found, workdir)
     parts = [
-        table(found),
-        failures(found),
+        markdown(table(found)),
+        "\n".join(f"failed: {line}" for line in failures(found)),
         f"pruned: {pruned}" if pruned else "",
         f"best: {command}" if command else "no point is finished",
-        f"figure: {workdir / 'sweep.png'}",
     ]
+    if can_write(workdir):
+        seen = table(found), curves(found, workdir), failures(found), command
+        replace(path, page.page(workdir.name, *seen))
+        parts.append(f"page: {path}")
     return "\n\n".join(part for part in parts if part)

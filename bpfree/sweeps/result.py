@@ -1,29 +1,46 @@
 """What becomes of a point, and the file `result.json` that says so."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from bpfree.training.losses import Metric
 from bpfree.training.metrics import Record
 from bpfree.training.workdir import replace
 
 Result = dict[str, Any]
 
 
-def done(summary: Record, logs: list[Record]) -> Result:
+def done(summary: Record, logs: list[Record], metric: Metric) -> Result:
     """Of a run that came to its end.
 
     Args:
-      summary: its last record; accuracies 0 .. 1.
+      summary: its last record, with the metrics of validation and test.
       logs: its log points.
+      metric: which says what run is best.
     """
     loss = logs[-1]["train/loss"] if logs else None
-    kept = ("step", "validation_accuracy", "test_accuracy", "seconds")
-    return {"status": "done", **{k: summary[k] for k in kept}, "loss": loss}
+    kept = {k: v for k, v in summary.items() if "/" in k or k in ("step", "seconds")}
+    chosen = {"metric": metric.name, "lower_is_better": metric.lower}
+    return {"status": "done", **chosen, **kept, "loss": loss}
+
+
+def validation(record: Result) -> float:
+    """The metric that says what run is best, of a finished one."""
+    return record[f"validation/{record['metric']}"]
 
 
 def failed(error: str | None) -> Result:
     return {"status": "failed", "error": " ".join(str(error).split())}
+
+
+def score(record: Result) -> float:
+    """Of a finished run, larger for better ones; nan is worst."""
+    value = validation(record)
+    if math.isnan(value):
+        return -math.inf
+    return -value if record["lower_is_better"] else value
 
 
 def write(workdir: Path, result: Result) -> None:

@@ -2,8 +2,8 @@
 
 `get_search()`, beside `get_config()`, returns the space: {dotted entry: range}; a range
 is ("uniform", low, high), ("log", low, high), ("int", low, high) or ("choice", values).
-Maximised is the last validation accuracy. Several machines may share one storage; each
-has a directory of its own.
+The last value of the first metric on validation says which is best. Several machines may
+share one storage; each has a directory of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,12 @@ KINDS = ("uniform", "log", "int", "choice")
 Space = Mapping[str, Sequence[Any]]
 
 
-def make_study(kind: str, seed: int, storage: str) -> Any:
-    """Optuna's study `bpfree` in a storage (URL), made or joined; raises ConfigError."""
+def make_study(kind: str, seed: int, storage: str, lower: bool = False) -> Any:
+    """Optuna's study `bpfree` in a storage (URL), made or joined; raises ConfigError.
+
+    Args:
+      lower: whether lower values are better.
+    """
     if kind not in SEARCHES:
         raise unknown("--search", kind, SEARCHES)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -37,7 +41,7 @@ def make_study(kind: str, seed: int, storage: str) -> Any:
         study_name="bpfree",
         storage=storage,
         pruner=pruner,
-        direction="maximize",
+        direction="minimize" if lower else "maximize",
         load_if_exists=True,
     )
     seed += len(study.trials)  # a search that goes on does not propose the same again
@@ -147,7 +151,7 @@ class _Hunt(NamedTuple):
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
         for log in _logs(folder):
             if log["step"] not in known:
-                trial.report(log["validation/accuracy"], log["step"])
+                trial.report(log[metrics.measured(log)[0]], log["step"])
                 if name not in self.pruned and trial.should_prune():
                     self.pruned[name] = True
                     handle.terminate()
@@ -163,7 +167,7 @@ class _Hunt(NamedTuple):
     def _settle(self, name: str, found: result.Result) -> None:
         trial, point = self.running.pop(name)
         if found["status"] == "done":
-            self._close(trial, found["validation_accuracy"])
+            self._close(trial, result.validation(found))
         else:
             pruned = found["status"] == "pruned"
             self._close(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)

@@ -18,7 +18,7 @@ from bpfree.estimators.reading import find_state
 from bpfree.sweeps import points
 from bpfree.sweeps.group import STACKED, Group, check, make_group
 from bpfree.sweeps.result import Result, done, failed
-from bpfree.training import blocks, checkpoint, feed, metrics, resume, steps
+from bpfree.training import blocks, checkpoint, feed, job, metrics, resume, steps
 from bpfree.training.steps import TrainState
 
 # ------------------------------------------------------------------------- the programs
@@ -39,10 +39,10 @@ def _look(group: Group):
     return jax.vmap(one, in_axes=(STACKED, 0, 0, None))
 
 
-def _accuracies(group: Group):
+def _measures(group: Group):
     def one(state, numbers, batch):
-        model = group.draft(numbers).task.model
-        return steps.accuracy(model, state.params, state.model_state, batch)
+        measure = group.draft(numbers).task.measure
+        return measure(state.params, state.model_state, batch)
 
     return jax.vmap(one, in_axes=(STACKED, 0, None))
 
@@ -167,15 +167,16 @@ def _mark(placed: Placed, state: TrainState, complaints: list[str | None]) -> No
 
 
 def _results(runs, placed, state, complaints) -> list[Result]:
-    look = jax.jit(_accuracies(placed.group))
-    test = np.asarray(look(state, placed.numbers, placed.test))
-    validation = np.asarray(look(state, placed.numbers, placed.validation))
+    look = jax.jit(_measures(placed.group))
+    test = jax.device_get(look(state, placed.numbers, placed.test))
+    validation = jax.device_get(look(state, placed.numbers, placed.validation))
+    metric = job.find_metrics(placed.group.settings)[0]
     results = []
     for i, workdir in enumerate(runs.workdirs):
         if complaints[i] is not None:
             results.append(failed(complaints[i]))
             continue
-        accuracies = float(test[i]), float(validation[i])
-        summary = metrics.summarize(workdir, int(state.step), *accuracies)
-        results.append(done(summary, metrics.logs_of(metrics.read(workdir))))
+        mine = jax.tree.map(lambda a: a[i], (test, validation))  # noqa: B023
+        summary = metrics.summarize(workdir, int(state.step), *mine)
+        results.append(done(summary, metrics.logs_of(metrics.read(workdir)), metric))
     return results

@@ -40,18 +40,20 @@ def run(sweep: Path, names: list[str]) -> int:
 
 
 def _alone(sweep: Path, name: str) -> int:
-    from bpfree.training import fit, metrics
+    from bpfree.training import config, fit, job, metrics
 
     folder = folder_of(sweep, name)
+    made = _config(folder)
     try:
-        fit(_config(folder), folder)
+        fit(made, folder)
     except Interrupted:
         raise
     except Exception as error:  # of all kinds: XLA's, Orbax's, the user's own
         result.write(folder, result.failed(f"{type(error).__name__}: {error}"))
         raise
     records = metrics.read(folder)
-    result.write(folder, result.done(records[-1], metrics.logs_of(records)))
+    metric = job.find_metrics(config.read(made))[0]
+    result.write(folder, result.done(records[-1], metrics.logs_of(records), metric))
     return 0
 
 

@@ -13,6 +13,7 @@ import bpfree
 from bpfree.training import config, interrupt, steps
 from bpfree.training.feed import Lowered
 from bpfree.training.jsonlines import Record
+from bpfree.training.metrics import of_part
 from bpfree.training.steps import TrainState
 
 
@@ -39,7 +40,7 @@ class Block(NamedTuple):
         record = {
             "step": self.step,
             "train/loss": float(self.seen.loss),
-            "validation/accuracy": float(self.seen.accuracy),
+            **of_part("validation", self.seen.validation),
             "seconds": self.seconds,
             "steps_per_second": speed,
             "examples_per_second": speed * batch_size,

@@ -30,6 +30,8 @@ _COMMON = (
     ("config.model", "One by name, or your own: ./mine.py:Model."),
     ("config.data", "One by name, or your own: ./mine.py:load, ./mine.npz."),
     ("config.estimator", "One by name, or your own: ./mine.py:estimator."),
+    ("config.loss", "cross_entropy, squared_error, ... or your own: ./mine.py:loss."),
+    ("config.metrics", "accuracy, absolute_error, ... or your own: ./mine.py:metric."),
 )
 
 
@@ -174,13 +176,13 @@ def _define(given: str, argv: Sequence[str]) -> list[str]:
 
 
 def named(config: ConfigDict, argv: Sequence[str]) -> list[str]:
-    """Put in what is given by name: --config.model=./mine.py:Model, data and estimator.
+    """Put in what is given by name: --config.model=./mine.py:Model, and the like.
 
     Such a section has the entries that the command line gives it, and nothing of what the
     config says there. An estimator becomes the first link of the chain. Returns the
     arguments that are left.
     """
-    pattern = r"--?config\.(data|model|estimator)(?:\.(\w+))?=(.*)"
+    pattern = r"--?config\.(data|model|estimator|loss|metrics)(?:\.(\w+))?=(.*)"
     found = [re.fullmatch(pattern, argument, re.DOTALL) for argument in argv]
     names = {m[1]: m[3] for m in found if m and m[2] is None}
     with config.unlocked():

@@ -1,12 +1,13 @@
 """What a config holds, checked; and whether two runs are the same one."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bpfree.training import frozen, objective, pretrained
+from bpfree.training import frozen, losses, objective, pretrained
 from bpfree.training.names import ConfigError, check_known, unknown
 
 # May differ when a run is resumed.
@@ -37,6 +38,9 @@ class Settings(NamedTuple):
       frozen: names of the model's modules that never move; optional.
       objective: a loss for each example or step, and where layers have their nodes, see
         `training/objective.py`; optional.
+      loss, metrics: what is minimised, the cross-entropy by default, and what is measured
+        on validation and test, accuracy by default, see `training/losses.py`. A loss is
+        {"name": ..., **arguments} or a name alone, metrics are one or more of these.
     """
 
     seed: int
@@ -53,6 +57,8 @@ class Settings(NamedTuple):
     pretrained: dict[str, Any] = {}
     frozen: tuple[str, ...] = ()
     objective: dict[str, str] = {}
+    loss: dict[str, Any] = {}
+    metrics: tuple[dict[str, Any], ...] = ()
 
 
 _TYPES: dict[str, Any] = {
@@ -83,6 +89,8 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     begin = pretrained.check(values.pop("pretrained", {}))
     still = frozen.check(values.pop("frozen", ()))
     minimised = objective.check(values.pop("objective", {}))
+    loss = losses.read_loss(values.pop("loss", {}))
+    metrics = losses.read_metrics(values.pop("metrics", ()))
     mesh = values.pop("mesh", "")
     if not isinstance(mesh, str):
         raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
@@ -110,6 +118,8 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
         pretrained=begin,
         frozen=still,
         objective=minimised,
+        loss=loss,
+        metrics=metrics,
     )
 
 
@@ -150,11 +160,18 @@ def _check_counts(values: Mapping[str, Any]) -> None:
         )
 
 
-_NOT_NEGATIVE = ("learning_rate", "init_value", "peak_value", "end_value", "sigma")
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "init_value",
+    "peak_value",
+    "end_value",
+    "sigma",
+    "seed",
+)
 
 
 def _check_numbers(value: Any, path: str) -> None:
-    """Refuse what can only be a mistake: nan, negative rates, seeds that would wrap."""
+    """Refuse what can only be a mistake: nan, negative rates, 3e9 samples."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_numbers(inner, f"{path}.{key}")
@@ -165,10 +182,9 @@ def _check_numbers(value: Any, path: str) -> None:
         name = path.rpartition(".")[2]
         if value != value:
             raise ConfigError(f"{path}={value} is not a number")
-        if name in _NOT_NEGATIVE and value < 0:
-            raise ConfigError(f"{path}={value} must not be negative")
-        if name == "seed" and not 0 <= value < 2**32:
-            raise ConfigError(f"{path}={value} must be 0 to 2**32 - 1")
+        if name in _NOT_NEGATIVE and not 0 <= value < math.inf:
+            problem = "negative" if value < 0 else "infinite"
+            raise ConfigError(f"{path}={value} must not be {problem}")
         if name == "num_samples" and value >= 2**31:
             raise ConfigError(f"{path}={value} must be below 2**31")
 

@@ -4,6 +4,7 @@ No derivative reaches their parameters, and no weight decay; modules of a plain 
 have no nodes then, so that no noise is spent on them.
 """
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -22,11 +23,12 @@ def check(names: Any) -> tuple[str, ...]:
 
 
 def hold(names: Collection[str], loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss function of (params, batch) with no derivative by frozen modules."""
+    """The loss function of (params, batch[, key]), no derivative by frozen modules."""
 
-    def held(params, batch):
+    @functools.wraps(loss_fn)
+    def held(params, *rest):
         still = {k: lax.stop_gradient(v) if k in names else v for k, v in params.items()}
-        return loss_fn(still, batch)
+        return loss_fn(still, *rest)
 
     return held if names else loss_fn
 

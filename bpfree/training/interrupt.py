@@ -15,6 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAYS = (
+    "stops after the step under way, and saves its state",
+    "is stopping already, and saves its state; a third signal ends it at once",
+    "ends at once; the same command goes on from its last checkpoint",
+)
 SECONDS = 4.0
 """How long a piece of a block may last, about."""
 
@@ -37,6 +42,8 @@ class Interrupted(RuntimeError):
 def noted(what: str) -> Iterator[list[int]]:
     """A list that gets the number of every signal that came; a line says what it does.
 
+    The third ends the process at once, in case that a single step takes too long.
+
     Args:
       what: that stops then, such as "the run".
 
@@ -45,10 +52,12 @@ def noted(what: str) -> Iterator[list[int]]:
     came: list[int] = []
 
     def note(signum, frame) -> None:
-        again = "is stopping already" if came else "stops after the step under way"
         came.append(signum)
-        text = f"\n{signal.Signals(signum).name}: {what} {again}, and saves its state\n"
+        says = _SAYS[min(len(came), len(_SAYS)) - 1]
+        text = f"\n{signal.Signals(signum).name}: {what} {says}\n"
         os.write(2, text.encode())  # print may be under way already
+        if len(came) == len(_SAYS):
+            os._exit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield came

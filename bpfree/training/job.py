@@ -22,11 +22,13 @@ from bpfree.data import (
     text,
 )
 from bpfree.equilibrium.energy import Energy
+from bpfree.program.trace import arguments
 from bpfree.training import (
     chain,
     config,
     feed,
     frozen,
+    losses,
     mesh,
     model,
     objective,
@@ -93,8 +95,9 @@ class Draft(NamedTuple):
 
 
 def assemble(settings: config.Settings, data: Dataset) -> Job:
-    """What `prepare` does behind the data."""
+    """What `prepare` does after the data."""
     made = draft(settings, data)
+    _check_losses(made)
     chain.check(made.chain, made.shapes, made.batch)
     params, model_state = jax.jit(made.init)(made.task.keys.init)
     return Job(
@@ -147,8 +150,12 @@ def draft(
     modules = shapes if isinstance(shapes, Mapping) else ()
     check_known("config.frozen: module", settings.frozen, modules)
     batch = steps.with_state(batch, state_shapes)
+    if settings.loss and hasattr(net, "objective"):
+        raise ConfigError("config.loss: this model has an objective of its own")
+    loss = losses.find_loss(settings.loss, net)
+    variables = {"params": shapes, **state_shapes}
     loss_fn = objective.make(
-        settings.objective, net, tuple(state_shapes), settings.frozen
+        settings.objective, loss, net, settings.frozen, variables, batch["x"]
     )
     if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
         raise ConfigError(
@@ -164,8 +171,32 @@ def draft(
         mesh.samples(devices),
     )
     moves = frozen.keep(settings.frozen, built.transformation)
-    task = steps.Task(net, moves, data.augment, keys, settings.batch_size, devices)
+    measure = losses.measure(find_metrics(settings), net, loss)
+    size = settings.batch_size
+    task = steps.Task(net, moves, measure, data.augment, keys, size, devices)
     return Draft(task, built, loss_fn, init, batch, shapes)
+
+
+def find_metrics(settings: config.Settings) -> tuple[losses.Metric, ...]:
+    """The metrics of a config, the one that says which run is best first; ConfigError."""
+    return losses.find_metrics(settings.loss, settings.metrics)
+
+
+def _check_losses(made: Draft) -> None:
+    """Trace loss and metrics; ConfigError with what they refuse."""
+    batch, key = made.batch, jax.random.key(0)
+    where = "config.loss"
+    try:
+        if not isinstance(made.loss_fn, Energy):
+            loss_fn = made.loss_fn
+            jax.eval_shape(loss_fn, *arguments(loss_fn, made.shapes, batch, key))
+        where = "config.metrics"
+        jax.eval_shape(made.task.measure, made.shapes, batch["state"], batch)
+    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
+        kind = type(error).__name__
+        raise ConfigError(
+            f"{where} does not run on this model and data: {kind}: {error}"
+        ) from error
 
 
 def _data(section: dict[str, Any]) -> Dataset:

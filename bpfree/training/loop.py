@@ -1,7 +1,6 @@
 """`fit`: from a config to a trained network in a working directory."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from bpfree.training import (
     checkpoint,
     config,
     feed,
+    loggers,
     mesh,
     metrics,
     opening,
@@ -44,7 +44,7 @@ class Result(NamedTuple):
     """What a run comes to.
 
     Attributes:
-      test_accuracy, validation_accuracy: of the last parameters, 0 .. 1.
+      test, validation: {metric: value} of the last parameters.
       params: the model's "params" collection.
       model_state: its other collections, {} if it has none.
       opt_state: state of the chain.
@@ -57,8 +57,8 @@ class Result(NamedTuple):
         ('steps', 'resumed_from')
     """
 
-    test_accuracy: float
-    validation_accuracy: float
+    test: dict[str, float]
+    validation: dict[str, float]
     params: Any
     model_state: Any
     opt_state: Any
@@ -73,6 +73,7 @@ def fit(
     stop_after: int | None = None,
     profile: bool = False,
     tensorboard: bool = False,
+    wandb: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train what a config describes, or go on where `workdir` stopped.
@@ -88,7 +89,8 @@ def fit(
       workdir: made if need be.
       stop_after: save and stop at the first log point with at least so many updates.
       profile: trace one block into `workdir/profile`, see `watch.profiler`.
-      tensorboard: write curves to `workdir/tensorboard`, see `watch.curves`.
+      tensorboard: write curves to `workdir/tensorboard`.
+      wandb: a project of Weights & Biases to send curves to, see `training/loggers.py`.
       say: gets some lines about the run before it begins.
 
     Raises:
@@ -111,8 +113,7 @@ def fit(
     """
     job = prepare(config.read(config_))
     record = config.as_json(config_)
-    if tensorboard:
-        watch.check_tensorboard()
+    loggers.check(tensorboard, wandb)
     workdir = Path(workdir)
     last = job.settings.num_steps if stop_after is None else stop_after
     main = processes.is_main()
@@ -140,11 +141,14 @@ def fit(
             open_record(workdir, record, job.data.source, begun, job.settings.num_steps)
         for line in opening.lines(job, workdir, begun) if main else ():
             say(line)
-        with watch.curves(workdir, tensorboard and main and writable, begun) as show:
+        wanted = (tensorboard, wandb) if main and begun < last else (False, "")
+        with loggers.opened(workdir, record, begun, *wanted) as show:
             profiler = watch.profiler(workdir, profile and main)
             run = Run(job, workdir, manager, source, show, profiler)
             state = train(run, state, last)
-        return _finish(job, workdir, state, begun, main and writable)
+            result = _finish(job, workdir, state, begun, main and writable)
+            show({"step": result.steps, **metrics.of_part("test", result.test)})
+        return result
 
 
 # ----------------------------------------------------------------------------- training
@@ -180,8 +184,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             if blocks.due(block.step, block.length, look_every):
                 aligned = align(state)
                 write(run.workdir, "diagnostics", aligned)
-                numbers = (int, float)
-                run.show({k: v for k, v in aligned.items() if isinstance(v, numbers)})
+                run.show(aligned)
         bar.set_postfix_str(_words(log), refresh=False)
         bar.update(block.length)
 
@@ -216,7 +219,7 @@ def _looker(job: Job) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
 def _words(log: metrics.Record) -> str:
     words = [
         f"train loss {log['train/loss']:.4f}",
-        f"validation accuracy {log['validation/accuracy']:.4f}",
+        *(f"{k.replace('/', ' ')} {log[k]:.4f}" for k in metrics.measured(log)),
         f"{log['examples_per_second']:.0f} examples/s",
     ]
     if "perturbations_per_second" in log:
@@ -239,12 +242,13 @@ def _check_fault(job, manager, state) -> None:
 
 
 def _finish(job, workdir, state, begun, write) -> Result:
-    look = jax.jit(functools.partial(steps.accuracy, job.task.model))
+    look = jax.jit(job.task.measure)
     parts = mesh.put(job.task.mesh, (job.data.test, job.data.validation))
-    test, validation = (look(state.params, state.model_state, part) for part in parts)
+    found = [look(state.params, state.model_state, part) for part in parts]
+    test, validation = jax.tree.map(float, jax.device_get(found))
     result = Result(
-        float(test),
-        float(validation),
+        test,
+        validation,
         state.params,
         state.model_state,
         state.opt_state,
@@ -258,8 +262,7 @@ def _finish(job, workdir, state, begun, write) -> Result:
 
 def _summarize(job, workdir, result) -> None:
     if result.steps >= job.settings.num_steps:
-        accuracies = result.test_accuracy, result.validation_accuracy
-        metrics.summarize(workdir, result.steps, *accuracies)
+        metrics.summarize(workdir, result.steps, result.test, result.validation)
     links = " > ".join(name for name, _ in job.settings.chain)
     plot.learning_curve(
         metrics.read(workdir), workdir / "learning_curve.png", f"{workdir.name}: {links}"

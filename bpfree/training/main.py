@@ -25,6 +25,9 @@ _PROFILE = flags.DEFINE_bool(
 _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Write curves for TensorBoard into workdir/tensorboard."
 )
+_WANDB: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "wandb", None, "Send curves to this project of Weights & Biases."
+)
 _COORDINATOR: flags.FlagHolder[Any] = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, if the run has many processes."
 )
@@ -78,6 +81,7 @@ def _train() -> None:
         workdir,
         profile=_PROFILE.value,
         tensorboard=_TENSORBOARD.value,
+        wandb=_WANDB.value or "",
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if not processes.is_main():
@@ -87,7 +91,8 @@ def _train() -> None:
             f"{workdir} was already finished, at step {result.steps}; --extend=1000 "
             "would go on for 1000 steps more"
         )
-    print(f"test accuracy {result.test_accuracy:.4f}")
+    for name, value in result.test.items():
+        print(f"test {name} {value:.4f}")
 
 
 def run() -> None:

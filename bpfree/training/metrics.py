@@ -5,8 +5,10 @@ point), "resumed" or "summary".
 """
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -63,18 +65,30 @@ def rewind(workdir: Path, step: int) -> None:
     jsonlines.write(path_of(workdir), kept)
 
 
+def of_part(part: str, values: Mapping[str, Any]) -> Record:
+    """The metrics of a part of the data, as a record has them: {"part/metric": ...}."""
+    return {f"{part}/{name}": float(value) for name, value in values.items()}
+
+
+def measured(record: Record) -> list[str]:
+    """The keys of a record's metrics on validation; the first says which run is best."""
+    return [key for key in record if key.startswith("validation/")]
+
+
 def logs_of(records: list[Record]) -> list[Record]:
     """The log points among them."""
     return [record for record in records if record["kind"] == "log"]
 
 
-def summarize(workdir: Path, step: int, test: float, validation: float) -> Record:
-    """The summary of a run at its end, written unless it is there; accuracies 0 .. 1."""
+def summarize(
+    workdir: Path, step: int, test: Mapping[str, Any], validation: Mapping[str, Any]
+) -> Record:
+    """The summary of a run at its end, with its metrics, written unless it is there."""
     records = read(workdir)
     summary = {
         "step": step,
-        "test_accuracy": test,
-        "validation_accuracy": validation,
+        **of_part("test", test),
+        **of_part("validation", validation),
         "seconds": sum(r["seconds"] for r in logs_of(records)),
     }
     if records[-1]["kind"] != "summary":

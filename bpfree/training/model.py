@@ -1,23 +1,27 @@
 """The model of a config: one of bpfree's, or one of the user's own.
 
 A model is an object with `init(key, x) -> variables`, whose "params" are trained, and
-`apply(variables, x) -> logits`; every Linen module is one. A pair of plain functions
-`init(key, x) -> params` and `apply(params, x) -> logits` becomes one here, and so does an
-NNX module.
+`apply(variables, x) -> outputs`; every Linen module is one. A pair of plain functions
+`init(key, x) -> params` and `apply(params, x) -> outputs` becomes one here, and so does
+an NNX module.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from flax import linen as nn
+from flax.errors import InvalidRngError
 
+import bpfree
 import bpfree.models
 from bpfree.training import own
 from bpfree.training.names import ConfigError, call, member, signature_of
 
 
 class Plain(NamedTuple):
-    """A pair of functions as a model: (key, x) -> params, and (params, x) -> logits."""
+    """A pair of functions as a model: (key, x) -> params, and (params, x) -> outputs."""
 
     make: Callable[[jax.Array, Any], Any]
     call: Callable[[Any, Any], Any]
@@ -39,17 +43,20 @@ def constructor(name: str) -> Callable[..., Any]:
 def build(section: Mapping[str, Any], num_classes: int) -> Any:
     """The model of `config.model`; raises ConfigError.
 
-    `num_classes` goes to constructors that have a parameter of this name, and a key to
-    those with `rngs`, as NNX modules have.
+    The number of outputs goes to constructors that have a parameter `num_classes` or
+    `num_outputs`, and a key to those with `rngs`, as NNX modules have.
     """
     make = constructor(section["name"])
     parameters = signature_of(make).parameters
-    given: dict[str, Any] = {"num_classes": num_classes}
-    given = {k: v for k, v in given.items() if k in parameters}
+    sizes = ("num_classes", "num_outputs")
+    given: dict[str, Any] = {k: num_classes for k in sizes if k in parameters}
     rest = {k: v for k, v in section.items() if k != "name"}
     if "rngs" in parameters:
-        return _nnx(
-            lambda rngs: call(make, rest, "config.model", {**given, "rngs": rngs})
+        from bpfree.training import nnx_model  # slow to import
+
+        return nnx_model.model(
+            lambda rngs: call(make, rest, "config.model", {**given, "rngs": rngs}),
+            training_options(make),
         )
     made = call(make, rest, "config.model", given)
     if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
@@ -60,24 +67,56 @@ def build(section: Mapping[str, Any], num_classes: int) -> Any:
         raise ConfigError(
             f"config.model: {section['name']} makes a {type(made).__name__}, no model: "
             "return a Linen or NNX module, or a pair of functions init(key, x) -> params "
-            "and apply(params, x) -> logits"
+            "and apply(params, x) -> outputs"
         )
     return made
 
 
-def _nnx(make: Callable[[Any], Any]) -> Plain:
-    """An NNX module as a model; its params are a plain dict."""
-    from flax import nnx  # slow to import
+def training_options(made: Any) -> dict[str, Any]:
+    """What a module's call takes in training: {"train": True}, or nothing."""
+    kind = made if isinstance(made, type) else type(made)
+    parameters = getattr(inspect.signature(kind.__call__), "parameters", {})
+    return {"train": True} if "train" in parameters else {}
 
-    def init(key: jax.Array, x: Any) -> Any:
-        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
 
-    shape = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    graphdef, _, rest = nnx.split(shape, nnx.Param, ...)  # type: ignore[misc]
-    if jax.tree.leaves(rest):
-        kinds = {type(v).__name__ for _, v in nnx.to_flat_state(rest)}
-        raise ConfigError(
-            f"config.model: this NNX module has state besides nnx.Param "
-            f"({', '.join(sorted(kinds))}); the launcher trains NNX modules without"
+def supervised(
+    model: Any, loss: Callable[..., Any], noise: Any, variables: Any, x: Any
+) -> Callable[..., Any]:
+    """The model's objective, `(params, batch[, key]) -> losses`, or `(losses, state)`.
+
+    Args:
+      loss: of (outputs, label).
+      noise: where nodes stand, as in `bpfree.supervised`.
+      variables: shapes of the model's variables.
+      x: a batch's inputs, or their shape.
+
+    Raises ConfigError: noise of a model that is no module.
+    """
+    if isinstance(model, nn.Module):
+        return bpfree.supervised(
+            model,
+            loss,
+            noise=noise,
+            mutable=tuple(k for k in variables if k != "params"),
+            rngs=_streams(model, variables, x),
+            **training_options(model),
         )
-    return Plain(init, lambda params, x: nnx.merge(graphdef, nnx.State(params), rest)(x))
+    if hasattr(model, "supervised"):
+        return model.supervised(loss, noise)
+    if noise != "preactivation":
+        raise ConfigError("config.objective.noise is for Linen and NNX modules")
+    return lambda params, batch: loss(
+        model.apply({"params": params}, batch["x"]), batch["label"]
+    )
+
+
+def _streams(model: nn.Module, variables: Any, x: Any) -> tuple[str, ...]:
+    """("dropout",) if the module draws from this stream in training."""
+    options = training_options(model)
+    try:
+        jax.eval_shape(
+            lambda v, x: model.apply(v, x, mutable=True, **options), variables, x
+        )
+    except InvalidRngError:
+        return ("dropout",)
+    return ()

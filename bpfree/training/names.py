@@ -1,6 +1,7 @@
 """Names and keyword arguments of a config, checked before anything is traced."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -65,14 +66,9 @@ def call(
     constructor itself refuses.
     """
     given = given or {}
-    signature = signature_of(constructor)
-    parameters = signature.parameters
-    choices = [n for n, p in parameters.items() if p.kind in _NAMED and n not in given]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        check_known(f"{where}: argument", kwargs, choices)
-    _check_types(constructor, parameters, kwargs, where)
+    _check(constructor, kwargs, where, given)
     try:
-        signature.bind(**given, **kwargs)
+        signature_of(constructor).bind(**given, **kwargs)
         return constructor(**given, **kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -82,6 +78,31 @@ def call(
             f"{where}: {type(error).__name__}: {error} ({frame.filename}, line "
             f"{frame.lineno})"
         ) from error
+
+
+def bind(
+    function: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    where: str,
+    positional: Collection[str],
+    given: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Callable[..., Any]:
+    """The function with keyword arguments bound, which are checked as those of `call`.
+
+    Args:
+      positional: names of the parameters it will be called with; a config may not.
+    """
+    _check(function, kwargs, where, (*positional, *given))
+    return functools.partial(function, **given, **kwargs) if given or kwargs else function
+
+
+def _check(constructor, kwargs, where: str, given: Collection[str]) -> None:
+    """ConfigError for a name or plain type that the constructor does not take."""
+    parameters = signature_of(constructor).parameters
+    choices = [n for n, p in parameters.items() if p.kind in _NAMED and n not in given]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        check_known(f"{where}: argument", kwargs, choices)
+    _check_types(constructor, parameters, kwargs, where)
 
 
 def signature_of(constructor: Callable[..., Any]) -> inspect.Signature:

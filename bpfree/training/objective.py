@@ -1,22 +1,17 @@
-"""What is minimised: config.objective = {"losses": "step", "noise": "auto"}.
+"""How the loss is taken: config.objective = {"losses": "step", "noise": "auto"}.
 
-By default the cross-entropy of each example, with noise on the outputs of weight
-products, which are found in the model's program. A model with an `objective` of its own
-(an energy, a graph's nodes) says itself what it minimises.
+By default one of each example, with noise on the outputs of weight products, which are
+found in the model's program. A model with a method `objective` (an energy, a graph's
+nodes) says itself what it minimises.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import optax
-from flax import linen as nn
-
-import bpfree
 from bpfree.adapters import NOISE
 from bpfree.equilibrium.energy import Energy
-from bpfree.training import frozen
+from bpfree.training import frozen, losses
+from bpfree.training.model import supervised
 from bpfree.training.names import ConfigError, check_known
 
 CHOICES = {"losses": ("example", "step"), "noise": NOISE}
@@ -39,47 +34,30 @@ def check(section: Any) -> dict[str, Any]:
 
 def make(
     section: Mapping[str, Any],
+    loss: Callable[..., Any],
     model: Any,
-    mutable: tuple[str, ...],
     still: tuple[str, ...],
+    variables: Any,
+    x: Any,
 ) -> Any:
-    """The objective of the model, of which the modules `still` do not move."""
-    loss = partial(cross_entropy, losses=section.get("losses", "example"))
-    if isinstance(model, nn.Module) and not hasattr(model, "objective"):
-        loss_fn = bpfree.supervised(
-            model,
-            loss,
-            noise=section.get("noise", "preactivation"),
-            mutable=mutable,
-            train=True,
-        )
-        return frozen.hold(still, loss_fn)
-    if not hasattr(model, "objective"):
-        if mutable:
-            raise ConfigError(f"config.model: only Linen modules may have {mutable}")
-        if "noise" in section:
-            raise ConfigError("config.objective.noise is for Linen modules")
+    """The objective of the model, of which the modules `still` do not move.
 
-        def plain(params, batch):
-            return loss(model.apply({"params": params}, batch["x"]), batch["label"])
+    Args:
+      section: what `check` returns.
+      loss: what `losses.find_loss` returns.
+      variables, x: shapes of the model's variables and of a batch's inputs.
 
-        return frozen.hold(still, plain)
+    Raises ConfigError where they do not go together.
+    """
+    own = hasattr(model, "objective")
+    if not own and not losses.is_objective(loss):
+        loss = losses.of_examples(loss, section.get("losses", "example"))
+        noise = section.get("noise", "preactivation")
+        return frozen.hold(still, supervised(model, loss, noise, variables, x))
     if section:
-        raise ConfigError("config.objective: this model has an objective of its own")
-    objective = model.objective()
+        whose = "this model" if own else "config.loss"
+        raise ConfigError(f"config.objective: {whose} has an objective of its own")
+    objective = model.objective() if own else loss
     if still and isinstance(objective, Energy):
         raise ConfigError("config.frozen: this model has an energy")
     return frozen.hold(still, objective)
-
-
-def cross_entropy(logits: Any, labels: jax.Array, losses: str = "example") -> jax.Array:
-    """Of each example (B,), the mean over its labels; or of each of its labels (B, T)."""
-    found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if losses == "example":
-        return found.mean(range(1, found.ndim))
-    if found.ndim != 2:
-        raise ValueError(
-            "config.objective.losses='step' needs labels (B, T), one for each step; the "
-            f"data set has {labels.shape}"
-        )
-    return found

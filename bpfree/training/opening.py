@@ -37,8 +37,8 @@ def _nodes(job: Job) -> str:
         return "the states of an energy"
     try:
         recorded = bpfree.record(job.loss_fn)
-        found = jax.eval_shape(recorded, job.params, job.batch)[1]
-    except (TypeError, ValueError):  # a loss function that takes a key, say
+        found = jax.eval_shape(recorded, job.params, job.batch, jax.random.key(0))[1]
+    except (TypeError, ValueError):  # nodes that cannot be followed, say
         return "not known"
     names = list(found)
     more = ", ..." if len(names) > 6 else ""

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from bpfree.training.metrics import Record, logs_of
+from bpfree.training.metrics import Record, logs_of, measured
 
 
 def learning_curve(records: list[Record], path: Path, title: str) -> None:
-    """Draw training loss, validation accuracy, and what an estimator says of its error.
+    """Draw training loss, the first metric, and what an estimator says of its error.
 
     Args:
       records: as `metrics.read` returns them; needs at least one "log".
@@ -25,12 +25,13 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
     marker = "o" if len(logs) < 40 else ""
     upper.plot(steps, [r["train/loss"] for r in logs], color="C0", marker=marker, ms=3)
     upper.set(ylabel="training loss", yscale="log", title=title)
-    accuracies = [100 * r["validation/accuracy"] for r in logs]
-    lower.plot(steps, accuracies, color="C1", marker=marker, ms=3, label="validation")
-    lower.set(ylabel="accuracy (%)", xlabel="step")
+    metric = measured(logs[0])[0].partition("/")[2]
+    values = [r[f"validation/{metric}"] for r in logs]
+    lower.plot(steps, values, color="C1", marker=marker, ms=3, label="validation")
+    lower.set(ylabel=metric.replace("_", " "), xlabel="step")
     for record in [r for r in records if r["kind"] == "summary"][-1:]:
-        test = 100 * record["test_accuracy"]
-        lower.axhline(test, color="C2", ls="--", label=f"test, at the end: {test:.2f}")
+        test = record[f"test/{metric}"]
+        lower.axhline(test, color="C2", ls="--", label=f"test, at the end: {test:.4g}")
     lower.legend(loc="lower right", frameon=False)
     for axes in third:
         for name in errors:

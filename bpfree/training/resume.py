@@ -71,14 +71,23 @@ def extended(workdir: Path, num_steps: int, more: int) -> int:
     return recorded + more * (records[-1]["kind"] == "summary")
 
 
-def check_place(workdir: Path) -> None:
-    """Refuse a run inside a sweep's directory; raises WorkdirError."""
-    for folder in (workdir.absolute(), *workdir.absolute().parents):
+def check_place(workdir: Path, sweep: bool = False) -> None:
+    """Refuse a run or a sweep inside a sweep's directory, or a sweep in a run's.
+
+    Args:
+      sweep: whether it is a sweep's own directory; else it is a run's.
+
+    Raises WorkdirError.
+    """
+    own = workdir.absolute()
+    for folder in own.parents if sweep else (own, *own.parents):
         if (folder / "sweep.json").exists():
             raise WorkdirError(
                 f"{workdir} is in the directory of a sweep, {folder}: choose another "
                 "--workdir."
             )
+    if sweep and (own / "config.json").exists():
+        raise WorkdirError(f"{workdir} holds a run: choose another --workdir.")
 
 
 def read_config(workdir: Path) -> Any:

@@ -38,11 +38,11 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one block: mean clean training loss, and validation accuracy, float32 (); and
-    what the estimator says of the last step (`bpfree.metrics`)."""
+    """Of one block: mean clean training loss and the metrics on validation, float32 ();
+    and what the estimator says of the last step (`bpfree.metrics`)."""
 
     loss: jax.Array
-    accuracy: jax.Array
+    validation: dict[str, jax.Array]
     estimator: dict[str, jax.Array]
 
 
@@ -56,10 +56,15 @@ class Keys(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a block computes, arrays aside."""
+    """What a block computes, arrays aside.
+
+    Attributes:
+      measure: `(params, model_state, batch) -> {metric: ()}`, see `training/losses.py`.
+    """
 
     model: nn.Module
     transformation: optax.GradientTransformationExtraArgs
+    measure: Callable[[Any, Any, Batch], dict[str, jax.Array]]
     augment: Augment | None
     keys: Keys
     batch_size: int
@@ -178,7 +183,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 @jax.named_scope("bpfree.validation")
 def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics:
     """What a log point tells of a block with this mean loss."""
-    seen = accuracy(task.model, state.params, state.model_state, validation)
+    seen = task.measure(state.params, state.model_state, validation)
     metrics = Metrics(loss, seen, bpfree.metrics(state.opt_state))
     return mesh.replicated(task.mesh, metrics)
 
@@ -191,9 +196,3 @@ def lowered(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
 def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
     """The function of (state, *args) compiled; it takes the state's buffers over."""
     return lowered(function, state, *args).compile()
-
-
-def accuracy(model: nn.Module, params: Any, model_state: Any, batch: Batch) -> jax.Array:
-    """Share of the labels whose logit is the largest, float32 ()."""
-    logits: Any = model.apply({**model_state, "params": params}, batch["x"])
-    return (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bpfree.data import sizes
-from bpfree.training import checkpoint, config, job, objective, steps
+from bpfree.training import checkpoint, config, job, losses, metrics
 from bpfree.training.resume import read_config
 from bpfree.training.workdir import WorkdirError
 
@@ -74,30 +74,29 @@ def load(workdir: str | Path) -> Trained:
 
 
 def evaluate(workdir: str | Path, part: str = "validation") -> dict[str, Any]:
-    """Step, number of examples, mean cross-entropy and accuracy on a part of the data.
+    """Step, number of examples, loss and metrics on a part of the data.
 
     Args:
       part: "validation" or "test".
 
     Raises what `load` raises.
     """
-    trained = load(workdir)
-    batch = getattr(trained.job.data, part)
+    return {"workdir": str(workdir), **scores(load(workdir), part)}
 
-    @jax.jit
-    def measure(variables, batch):
-        state = {k: v for k, v in variables.items() if k != "params"}
-        logits = trained.model.apply(variables, batch["x"])
-        loss = objective.cross_entropy(logits, batch["label"]).mean()
-        return loss, steps.accuracy(trained.model, variables["params"], state, batch)
 
-    loss, accuracy = measure(trained.variables, batch)
+def scores(trained: Trained, part: str) -> dict[str, Any]:
+    """What `evaluate` says, but for the directory."""
+    settings, batch = trained.job.settings, getattr(trained.job.data, part)
+    loss = losses.find_loss(settings.loss, trained.model)
+    wanted = job.find_metrics(settings)
+    if not hasattr(trained.model, "objective"):
+        wanted = (losses.metric_of(settings.loss), *wanted)
+    state = {k: v for k, v in trained.variables.items() if k != "params"}
+    measure = jax.jit(losses.measure(wanted, trained.model, loss))
     return {
-        "workdir": str(workdir),
         "step": trained.step,
         "examples": sizes(trained.job.data)[part],
-        f"{part}/cross_entropy": float(loss),
-        f"{part}/accuracy": float(accuracy),
+        **metrics.of_part(part, measure(trained.variables["params"], state, batch)),
     }
 
 

@@ -1,8 +1,8 @@
-"""Optional looks at a run: alignment, a profile of one block, curves for TensorBoard."""
+"""Optional looks at a run: alignment, and a profile of one block."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from bpfree import diagnostics
 from bpfree.training import mesh
 from bpfree.training.job import Job
 from bpfree.training.metrics import Record
-from bpfree.training.names import ConfigError
 from bpfree.training.steps import TrainState, with_state
 
 Aligner = Callable[[TrainState], Record]
@@ -65,39 +64,3 @@ def profiler(workdir: Path, wanted: bool) -> Profiler:
         return contextlib.nullcontext()
 
     return around
-
-
-@contextlib.contextmanager
-def curves(workdir: Path, wanted: bool, begun: int) -> Iterator[Callable[[Record], None]]:
-    """`record -> None`: a log point's numbers, for TensorBoard, in `workdir/tensorboard`.
-
-    Written by tensorboardX, without TensorFlow. Points behind step `begun`, of a run
-    that was killed and goes on from there, are hidden.
-
-    Raises ConfigError: tensorboardX is not installed.
-    """
-    if not wanted:
-        yield lambda record: None
-        return
-    check_tensorboard()
-    from tensorboardX import SummaryWriter
-
-    folder = str(workdir / "tensorboard")
-    with SummaryWriter(folder, purge_step=begun + 1, write_to_disk=True) as writer:
-
-        def show(record: Record) -> None:
-            for name, value in record.items():
-                if name != "step":
-                    writer.add_scalar(name, value, record["step"])
-
-        yield show
-
-
-def check_tensorboard() -> None:
-    """ConfigError if curves cannot be written."""
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"--tensorboard needs tensorboardX ({error}): pip install -e '.[tensorboard]'"
-        ) from error
