@@ -170,21 +170,28 @@ def learned_feedback(
     plan = antithetic_plan(plan) if antithetic else plan
     layout = make_layout(plan, num_samples, chunk_size, sharding)
 
+    # Without a residual the losses of noisy passes are not read, so examples may meet.
+    meet = shrinkage == 0 and teacher == "responses"
+
+    def traced(args) -> Program:
+        program = trace(loss_fn, *(*args, None)[:3], nodes)
+        return program if meet else program.shared()
+
     def init(params) -> FeedbackState:
         def shapes(*args):
-            return _clean_pass(loss_fn, nodes, args)[0].values
+            return _clean_pass(traced(args), args)[0].values
 
         key = jax.random.fold_in(as_key(seed), name_hash("predictor"))
         args = arguments(loss_fn, params, example_batch, key)
         values = jax.eval_shape(shapes, *args)
-        program = _traced(loss_fn, nodes, args)
+        program = traced(args)
         clean = predictors.Clean(program, args, values)
         _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
 
     def estimate(key, args, state, wanted) -> Estimate:
-        clean, out, pull = _clean_pass(loss_fn, nodes, args)
+        clean, out, pull = _clean_pass(traced(args), args)
         found = check_blocks(clean.program, clean.args, wanted)
         warn_of_backpropagation(found, nodes)
         losses, aux = split_aux(out)
@@ -219,15 +226,11 @@ def learned_feedback(
     return transformation(estimator, loss_fn, seed, example_batch)
 
 
-def _traced(loss_fn, nodes, args) -> Program:
-    params, batch, key = (*args, None)[:3]
-    return trace(loss_fn, params, batch, key, nodes)
-
-
-def _clean_pass(loss_fn, nodes, args):
-    program = _traced(loss_fn, nodes, args)
+def _clean_pass(program: Program, args):
     out, values, pull = passes.cut_vjp(program, args)
-    return predictors.Clean(program, args, values), out, pull
+    kinds = ("node", "hold")  # statistics of the batch are values like any other here
+    kept = {s.name: values[s.name] for s in program.sites if s.kind in kinds if s.name in values}
+    return predictors.Clean(program, args, kept), out, pull
 
 
 def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> None:

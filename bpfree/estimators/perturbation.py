@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.estimators import runs
+from bpfree.estimators import runs, statistics
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import (
     BAD_SIGMA,
@@ -103,6 +103,7 @@ def make_estimator(
             clean, aux = split_aux(out)
             noisy = program.holding(values)
             run = run._replace(program=noisy, clean=clean, values=values)
+            run = run._replace(program=statistics.answered(run))
             if settings.noisy:
                 found = _noisy(run)
                 gradient = found.gradient
@@ -148,7 +149,7 @@ def _sigma_of(settings: Settings, state, program) -> NodeTree:
 
 def _is_forward_only(run: Run) -> bool:
     """Whether the noisy passes tell all: no clean pass is made then."""
-    holds = any(site.kind == "hold" for site in run.program.sites)
+    holds = any(s.kind in ("hold", "statistic") for s in run.program.sites)
     clean = not run.settings.noisy or run.settings.baseline.clean
     return not (clean or holds or run.program.has_aux)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from bpfree.estimators import perturbation, runs
+from bpfree.estimators import perturbation, runs, statistics
 from bpfree.estimators.estimate import Estimate, Estimator
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Settings
@@ -65,9 +65,9 @@ def _estimate(run: runs.Run):
     spec = interpreter.Run(_sizes(run.program), scan=keeping)
     out, values = passes.evaluate(run.program, spec, run.args)
     clean, aux = split_aux(out)
-    noisy = run.program.holding(values)
+    noisy = run._replace(program=run.program.holding(values), clean=clean, values=values)
     sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
-    (part,) = runs.split(run._replace(program=noisy, clean=clean, values=sizes))
+    (part,) = runs.split(noisy._replace(program=statistics.answered(noisy)))
     gradient = _pulled(run, _signals(part, _weights(part)), loops)
     return gradient, clean, aux, sizes
 

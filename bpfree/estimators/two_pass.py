@@ -64,7 +64,7 @@ def make_estimator(settings: Settings, norm: str) -> Estimator:
 
     def estimate(key, args, state, wanted) -> Estimate:
         key, *own = (_of_shard(k, args[1]) for k in (key, *args[2:]))
-        program = perturbation.traced(settings, *args)
+        program = perturbation.traced(settings, *args).shared()
         warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
         sigma = None
         if settings.sigma is not None:

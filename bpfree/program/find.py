@@ -10,11 +10,13 @@ is added to it. `find` follows through the program, for each value,
 * the nodes whose noise reaches it, and the axis on which the examples stand (`axes`).
 
 Noise of example b must reach the loss of example b alone, or its credit would be wrong.
-Where examples meet after a node, or its batch axis is not known, the node is shared by
-the batch (credited with the mean loss), or the parameter itself becomes the node ("weight
-noise"), if it has fewer entries. So does a parameter whose derivative would cross the
-weights of another product, and one that decides. All of these are right wherever the
-examples stand: sizes that happen to be equal decide nothing.
+Where examples meet after a node in a sum over the batch, the sum is a *statistic*: noisy
+passes hold it, and each example answers for its share of it (`estimators.statistics`).
+Where they meet otherwise, or the batch axis is not known, the node is shared by the batch
+(credited with the mean loss), or the parameter itself becomes the node ("weight noise"),
+if it has fewer entries. So does a parameter whose derivative would cross the weights of
+another product, and one that decides. All of these are right wherever the examples stand:
+sizes that happen to be equal decide nothing.
 """
 
 import math
@@ -68,7 +70,10 @@ class Value(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A tag to put in: on an output of an operation, or on a parameter."""
+    """A tag to put in: on an output of an operation, or on a parameter.
+
+    The place of a statistic is that of the examples in the operand that is summed.
+    """
 
     kind: str
     leaves: tuple[int, ...]
@@ -235,6 +240,7 @@ class _Reader:
     Attributes that grow:
       forced: bits of the parameters that get weight noise.
       coupled: bits of the nodes that are shared by the batch.
+      leaves: of the kernel of each node.
       auto: bits of the parameters tagged "auto": weight noise where it has fewer entries.
     """
 
@@ -246,7 +252,8 @@ class _Reader:
     def __init__(self, source: _Source):
         self.source = source
         self.bits: dict[Path, int] = {}
-        self.forced = self.coupled = self.auto = 0
+        self.leaves: dict[Path, tuple[int, ...]] = {}
+        self.forced = self.coupled = self.auto = self.loops = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
         """Takes the guess-th axis of size B of each leaf of the batch for the batch's."""
@@ -266,7 +273,8 @@ class _Reader:
         def one(i, shape, role):
             if role == "param":
                 forced = self.forced >> i & 1
-                return Value(noise=self._bit((-1, i))) if forced else Value(own=1 << i)
+                noise = self._bit((-1, i), (i,)) if forced else 0
+                return Value(noise=noise) if forced else Value(own=1 << i)
             if role == "key":
                 return Value()
             fits = [a for a, size in enumerate(shape) if size == self.source.batch]
@@ -276,7 +284,8 @@ class _Reader:
         inputs = zip(self.source.shapes, self.source.roles, strict=True)
         return [one(i, shape, role) for i, (shape, role) in enumerate(inputs)]
 
-    def _bit(self, path) -> int:
+    def _bit(self, path, leaves: tuple[int, ...] = ()) -> int:
+        self.leaves[path] = leaves
         return 1 << self.bits.setdefault(path, len(self.bits))
 
     def _force(self, leaves: int) -> None:
@@ -308,6 +317,8 @@ class _Reader:
             elif op.name == "stop_gradient":
                 holds = place and not _passes_noise(op, made, asked)
                 outs = [self._stopped(op, ins[0], holds)]
+            elif place and op.name == "reduce_sum" and self._meet(op, ins[0]):
+                outs = [self._statistic(op, ins[0])]
             else:
                 outs = self._plain(op, ins, place, steps)
             if op.path in self.pending:
@@ -352,9 +363,11 @@ class _Reader:
         known, _ = settled(carry, lambda ins: self._quiet(op.bodies[0], ins))
         pairs = zip(carry, known, strict=True)
         carry = [v._replace(data=k.data, place=k.place) for v, k in pairs]
+        self.loops += 1
         carry, outs = settled(
             carry, lambda ins: self._walk(op.bodies[0], ins, place, steps * length)
         )
+        self.loops -= 1
         ends = [out_of(v, False) for v in outs[: len(carry)]]
         return ends + [out_of(v, True) for v in outs[len(carry) :]]
 
@@ -456,6 +469,21 @@ class _Reader:
         self.outputs[op.path] = Mark("hold", ())
         return rest._replace(noise=0, mixed=0)
 
+    def _meet(self, op: Op, value: Value) -> bool:
+        """Whether noise of several examples meets in this sum, outside of loops."""
+        if value.place is None or self.loops or self.source.credited:
+            return False
+        alone = value.noise & ~value.mixed
+        return alone != 0 and value.place.axis in op.eqn.params["axes"]
+
+    def _statistic(self, op: Op, value: Value) -> Value:
+        """A sum over the batch: held in noisy passes, and a node shared by the batch."""
+        reaching = (p for p, i in self.bits.items() if value.noise >> i & 1)
+        leaves = self.leaves[max(reaching)]  # of the last one
+        self.outputs[op.path] = Mark("statistic", leaves, value.place)
+        noise = self._bit(op.path, leaves)
+        return Value(decides=value.decides, noise=noise, data=True)
+
     def _plain(self, op: Op, ins: list[Value], place: bool, steps: int) -> list[Value]:
         joined = self._placed(op, ins)
         if op.name in PRODUCTS or op.name in _LOOKUPS:
@@ -522,7 +550,7 @@ class _Reader:
             self.inputs[op.path] = (operand, Mark("input", leaves))
 
     def _node(self, op: Op, leaves: tuple[int, ...], value: Value, steps: int) -> Value:
-        bit = self._bit(op.path)
+        bit = self._bit(op.path, leaves)
         aval = op.eqn.outvars[0].aval
         if not jnp.issubdtype(aval.dtype, jnp.floating):  # complex, say
             self._force(sum(1 << i for i in leaves))

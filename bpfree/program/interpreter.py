@@ -130,7 +130,10 @@ def prefix(
 
 
 def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[int]:
-    """`id` of the equations that a moved tag reaches, loops as wholes; holds stop it."""
+    """`id` of the equations that a moved tag reaches, loops as wholes.
+
+    Holds and statistics of the batch stop it.
+    """
     found: set[int] = set()
 
     def walk(jaxpr, inputs, sites):
@@ -142,7 +145,8 @@ def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[i
             invals = [not isinstance(v, jcore.Literal) and env[v] for v in eqn.invars]
             reached = [any(invals) or any(map(moved, inner))] * len(eqn.outvars)
             if eqn.primitive is tag_p:
-                reached = [moved(inner[0]) or (invals[0] and inner[0].kind != "hold")]
+                stops = inner[0].kind in ("hold", "statistic")
+                reached = [moved(inner[0]) or (invals[0] and not stops)]
             elif inner and eqn.primitive.name in INLINED:
                 body, consts = body_of(eqn)
                 reached = walk(body, [False] * len(consts) + invals, inner)

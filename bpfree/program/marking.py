@@ -1,5 +1,6 @@
 """Tags put into a traced loss function, where `find` says that nodes stand."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -62,7 +63,7 @@ class _Marking:
         self.found, self.paths, self.batch = found, paths, batch
         kernels = defaultdict(set)
         for mark in found.outputs.values():
-            for leaf in mark.leaves[:1]:
+            for leaf in mark.leaves[:1] if mark.kind == "node" else ():
                 kernels[_parent(paths[leaf])].add(leaf)
         self.kernels = kernels
         places = [*found.outputs, *found.inputs, *found.idle]
@@ -78,7 +79,7 @@ class _Marking:
     def named(self, mark: Mark) -> tuple[Mark, str]:
         """A node is named by its kernel's module, or by the kernel if it has several."""
         if not mark.leaves:
-            return mark, "stop_gradient"
+            return mark, "stop_gradient" if mark.kind == "hold" else "batch"
         path = self.paths[mark.leaves[0]]
         parent = _parent(path)
         return mark, parent if parent and len(self.kernels[parent]) == 1 else path
@@ -95,6 +96,27 @@ class _Marking:
         y = tags.tagged(x.reshape(shape), mark.kind, name, axis)
         return y.reshape(x.shape)
 
+    def output(self, eqn, invals, outs, mark: Mark):
+        if mark.kind == "statistic":
+            return self.statistic(invals[0], eqn.params["axes"], mark)
+        return self.tag(outs[0], *self.named(mark))
+
+    def statistic(self, x, axes: tuple[int, ...], mark: Mark):
+        """A sum over the batch, as the mean that it is a multiple of.
+
+        Tagged are the mean and, before it, the share of every example in it, (B, ...).
+        """
+        at, name = mark.place, f"{self.named(mark)[1]}/mean"
+        assert at is not None and self.batch
+        folds = (at.outer, self.batch, at.inner)
+        x = x.reshape(*x.shape[: at.axis], *folds, *x.shape[at.axis + 1 :])
+        x = jnp.moveaxis(x, at.axis + 1, 0)  # outer and inner stay, one axis further on
+        rest = [a + 1 + (a > at.axis) for a in axes if a != at.axis]
+        summed = (at.axis + 1, at.axis + 2, *rest)
+        size = self.batch * math.prod(x.shape[a] for a in summed)
+        shares = tags.tagged(x.sum(summed) / size, "shares", f"shares of {name}", 0)
+        return tags.tagged(shares.sum(0), "statistic", name) * size
+
     def run(self, jaxpr, consts, args, path: Path) -> list[Any]:
         env: dict[Any, Any] = {}
         interpreter.assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
@@ -107,7 +129,7 @@ class _Marking:
                 invals[operand] = self.tag(invals[operand], mark, name)
             outs = self.equation(eqn, invals, here)
             if here in self.found.outputs and eqn.primitive is not tags.tag_p:
-                outs = [self.tag(outs[0], *self.named(self.found.outputs[here]))]
+                outs = [self.output(eqn, invals, outs, self.found.outputs[here])]
             interpreter.assign(env, eqn.outvars, outs)
         return [interpreter.lookup(env, v) for v in jaxpr.outvars]
 

@@ -29,13 +29,19 @@ def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
         program.sites,
         given,
     )
-    return jax.tree.unflatten(program.out_tree, outs), taps
+    out = jax.tree.unflatten(program.out_tree, outs)
+    if not program.gains:
+        return out, taps
+    losses, aux = split_aux(out)
+    for name in [n for n in program.gains if n in taps]:  # the others are as they were
+        losses = losses + taps.pop(name).astype(losses.dtype)
+    return ((losses, aux) if program.has_aux else losses), taps
 
 
 def cut(program: Program, args, deltas: NodeTree | None = None):
     """(output of loss_fn, {node: y}) with no derivative across a node.
 
-    In a clean pass the values at the holds are handed out too. Loops are differentiated
+    In a clean pass the values of what noisy ones hold are handed out too. Loops are differentiated
     at all steps at once where the nodes cut one step from the next (`loops`).
     """
     visit = adding(program, lax.stop_gradient)
@@ -44,15 +50,18 @@ def cut(program: Program, args, deltas: NodeTree | None = None):
 
 
 def cut_vjp(program: Program, args):
-    """One clean pass: `(output of loss_fn, {node or hold: y}, pull)`; see `pullback`."""
+    """One clean pass: `(output of loss_fn, {node or what is held: y}, pull)`.
+
+    See `bpfree.pullback`.
+    """
     differentiated = partial(_of_params, program, args)
-    (losses, values), vjp, out = jax.vjp(differentiated, args[0], has_aux=True)
+    (losses, values), vjp, (out, held) = jax.vjp(differentiated, args[0], has_aux=True)
     vjp = inputs_first(vjp)
 
     def pull(signals: NodeTree):
         return vjp(_cotangents(losses, values, signals))[0]
 
-    return out, values, pull
+    return out, values | held, pull
 
 
 def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
@@ -66,7 +75,9 @@ def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
       spread: `(function of a tree) -> the same with rows in front`, `loop.copies`.
     """
     differentiated = partial(_of_params, program, args)
-    (losses, values), tangents, out = jax.linearize(differentiated, args[0], has_aux=True)
+    (losses, values), tangents, (out, held) = jax.linearize(
+        differentiated, args[0], has_aux=True
+    )
     jaxpr, kept = tags.open_jaxpr(jax.make_jaxpr(tangents)(args[0]))
     results = jax.tree.structure((losses, values))
 
@@ -88,13 +99,14 @@ def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
         behind, given = jax.vmap(of_row, axis_size=rows)(signals)
         return transposed((behind / rows, given))[0]
 
-    return out, values, pull
+    return out, values | held, pull
 
 
 def _of_params(program: Program, args, params):
-    """((losses, values at nodes and holds), output of loss_fn)."""
+    """((losses, values of nodes), (output of loss_fn, what noisy passes hold))."""
     out, values = cut(program, (params, *args[1:]))
-    return (split_aux(out)[0], values), out
+    nodes = {name: values.pop(name) for name in list(values) if name in program.active}
+    return (split_aux(out)[0], nodes), (out, values)
 
 
 def _cotangents(losses, values: NodeTree, signals: NodeTree):
@@ -161,11 +173,20 @@ def _known(program, args, moved, clean) -> interpreter.Known:
 def adding(program: Program, behind=lambda y: y, tap=True):
     """Visit that adds deltas at the active nodes, and keeps constant what is held.
 
+    Of the share of each example in a statistic it hands out what its change is worth.
+
     A delta is an array, or a `jax.tree_util.Partial` that makes it at the node, of its
     value; in loops the leaves of both have the steps in front.
     """
 
     def visit(site, y, deltas):
+        if site.kind == "statistic":
+            return deltas.get(site.name, y), ({site.name: y} if tap else {})
+        if site.kind == "shares" and site.name in program.gains:
+            change = (y - deltas[site.name]).reshape(len(y), -1)
+            return y, {site.name: change @ program.gains[site.name].reshape(-1)}
+        if site.kind == "shares":
+            return y, ({site.name: y} if tap else {})
         if site.kind == "hold":
             value = lax.stop_gradient(deltas.get(site.name, y))
             return value, ({} if site.name in deltas or not tap else {site.name: value})

@@ -21,7 +21,7 @@ class Site(NamedTuple):
     """One tagged value as the whole program sees it (scanned values are stacked)."""
 
     name: str
-    kind: str  # "node", "input", "hold" or one of NOISE
+    kind: str  # "node", "input", "hold", "statistic", "shares" or one of NOISE
     batch_axis: int | None  # INFERRED until `find` has read it
     shape: tuple[int, ...]
     dtype: Any

@@ -25,8 +25,10 @@ NodeFilter = Callable[[str], bool] | Collection[str] | None
 class Program(NamedTuple):
     """A traced loss function: its jaxpr, its active nodes, and how to unpack it.
 
-    `held` is empty in a clean pass; in noisy ones it says what stands at the holds.
-    `bind` evaluates the equations.
+    `held` is empty in a clean pass; in noisy ones it says what stands at the holds, and
+    at the statistics of the batch and the shares in them. `gains` are the derivatives of
+    the sum of the losses by the statistics: each example's loss then answers for its
+    share. `bind` evaluates the equations.
     """
 
     jaxpr: Any
@@ -36,6 +38,7 @@ class Program(NamedTuple):
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
     held: NodeTree = {}
+    gains: NodeTree = {}
     bind: interpreter.Bind = tags.bind_eqn
 
     @property
@@ -56,6 +59,30 @@ class Program(NamedTuple):
         """The program of the noisy passes, with what `cut` gave in the clean one."""
         holds = [s.name for s in self.sites if s.kind == "hold"]
         return self._replace(held={name: values[name] for name in holds})
+
+    @property
+    def statistics(self) -> tuple[Site, ...]:
+        """The means over the batch in which noise of several examples meets."""
+        return tuple(s for s in self.sites if s.kind == "statistic")
+
+    def answering(self, values: NodeTree, gains: NodeTree) -> "Program":
+        """The program of noisy passes that hold the statistics of the clean one.
+
+        Each example's loss answers for its share in them: {name of shares: gain}.
+        """
+        kinds = ("statistic", "shares")
+        held = {s.name: values[s.name] for s in self.sites if s.kind in kinds}
+        return self._replace(held={**self.held, **held}, gains=gains)
+
+    def shared(self) -> "Program":
+        """The same for estimators that hold no statistics.
+
+        The batch shares the nodes before the last one: all losses answer for them.
+        """
+        kinds = [s.kind for s in self.sites]
+        last = max((i for i, kind in enumerate(kinds) if kind == "statistic"), default=0)
+        meeting = (s._replace(batch_axis=None) for s in self.sites[:last])
+        return self._replace(sites=(*meeting, *self.sites[last:]))
 
 
 def split_aux(out: Any) -> tuple[jax.Array, Any]:

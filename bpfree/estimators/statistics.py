@@ -1,0 +1,96 @@
+r"""Statistics of the batch: means in which noise of several examples meets.
+
+Batch normalisation, say, subtracts the mean m over the batch and divides by the root of
+a mean square. Noisy passes hold each statistic S at its clean value, so that noise of
+one example still moves its own loss alone; what S would have done to all losses is put
+back to first order. With c_b the share of example b in S = sum_b c_b and the gain
+G_S = d(sum_b L_b) / dS,
+
+    L'_b = L_b + sum_S <G_S, c_b - c_b of the clean pass>
+
+has the gradient of the loss that was written, and stands in the place of L_b in every
+estimate. The gains come from noisy passes of their own, in which only statistics move,
+by steps tau eps:
+
+    G_S = 1 / (K tau) sum_k eps_k [ sum_b (L_kb - L_b) + sum_{T after S} <G_T, T_k - T> ]
+
+and tau is sigma in units of the standard deviation of B c_b over the examples. The
+estimate of G is independent of the noise at the nodes, so nothing it multiplies is
+biased by it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bpfree.estimators import runs
+from bpfree.estimators.derivative import linearized
+from bpfree.estimators.runs import Run
+from bpfree.program import passes
+from bpfree.program.tags import Site
+from bpfree.program.trace import NodeTree, Program
+from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
+from bpfree.sampling.noise import draw_chunk
+from bpfree.sampling.scale import at_least_float32, rms
+
+
+def answered(run: Run) -> Program:
+    """The program of the noisy passes, in which examples answer for their shares.
+
+    `run.values` has the statistics and shares of the clean pass. Layer-wise, statistics
+    move one at a time, like the nodes.
+    """
+    sites = run.program.statistics
+    together = [(s,) for s in sites] if run.settings.schedule.layerwise else [sites]
+    program = run.program.answering(run.values, {})
+    for part in reversed(together):
+        gains = {**program.gains, **_gains(run._replace(program=program), part)}
+        program = program._replace(gains=gains)
+    return program
+
+
+def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
+    """{shares: G} of statistics that are moved together."""
+    if not sites:
+        return {}
+    plan, names = run.settings.plan, frozenset(s.name for s in sites)
+    layout = max(run.settings.schedule.layouts, key=lambda layout: layout.num_draws)
+    program = laid_out(run.program, layout, names)
+    run_at = passes.observed(program, run.args, names)
+    clean = {name: run.values[name] for name in names}
+    tau = {s.name: _step(run, s) for s in sites}
+
+    def changes(deltas: NodeTree):
+        losses, values = run_at({n: clean[n] + d.astype(clean[n].dtype) for n, d in deltas.items()})
+        return losses - run.clean, {n: values[n] - clean[n] for n in names}
+
+    changes = linearized(changes, sites) if run.settings.derivative == "jvp" else changes
+    evaluate = over_samples(layout, changes)
+
+    def chunk(draws):
+        noise = draw_chunk(plan, run.key, draws, sites)
+        found = evaluate({name: tau[name] * z for name, z in noise.items()})
+        flat = lambda a: at_least_float32(a).reshape(len(draws), plan.group, -1)  # noqa: E731
+        return (), jax.tree.map(flat, (noise, *found))
+
+    table = sum_over_draws(chunk, layout)[1]
+    noise, losses, moves = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), table)
+    total, gains = losses.sum(1), {}
+    for site in reversed(sites):
+        z = noise[site.name]
+        gain = total @ z / len(z) / tau[site.name].reshape(-1)
+        total = total + moves[site.name] @ gain
+        gains[_shares(site)] = gain.reshape(site.shape)
+    return gains
+
+
+def _shares(site: Site) -> str:
+    return f"shares of {site.name}"
+
+
+def _step(run: Run, site: Site) -> jax.Array:
+    """tau of the module docstring; where all shares are equal, a thousandth of others."""
+    shares = at_least_float32(run.values[_shares(site)])
+    spread = jnp.std(shares, axis=0) * len(shares)
+    floor = 1e-3 * rms(spread) + jnp.finfo(spread.dtype).tiny
+    sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()
+    return (sigma * jnp.maximum(spread, floor)).astype(jnp.float32)
