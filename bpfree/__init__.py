@@ -13,7 +13,7 @@ The examples in the docstrings of this package start from these names:
 """
 
 from bpfree import decorrelation, diagnostics, equilibrium, robustness
-from bpfree.adapters import supervised, tag_linen
+from bpfree.adapters import supervised
 from bpfree.decorrelation import decorrelate
 from bpfree.equilibrium import layered, primitive
 from bpfree.equilibrium.equilibrium_propagation import equilibrium_propagation
@@ -83,7 +83,6 @@ __all__ = [
     "robustness",
     "static_args",
     "supervised",
-    "tag_linen",
     "value",
     "weight_perturbation",
     "within_hops",

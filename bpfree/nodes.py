@@ -169,7 +169,8 @@ def inject(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
         args = arguments(loss_fn, params, batch, key)
         if any(s.kind == "hold" for s in program.sites):
             program = program.holding(cut(program, args)[1])
-        return evaluate(program, Run(adding(program)), args, deltas)
+        out, taps = evaluate(program, Run(adding(program)), args, deltas)
+        return out, {s.name: taps[s.name] for s in program.nodes}
 
     return injected
 

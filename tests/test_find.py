@@ -45,6 +45,13 @@ def normalised(params, batch):
     return cross_entropy(logits, batch["label"][:, 0])
 
 
+def ranked(params, batch):
+    """Each example against the largest of the batch."""
+    h = batch["x"][:, 0] @ params["w1"] + params["b1"][None]
+    logits = jnp.tanh(h - h.max(0, keepdims=True) / 2) @ params["w2"] + params["b2"][None]
+    return cross_entropy(logits, batch["label"][:, 0])
+
+
 def scaled(params, batch):
     """A learned scale in front of a product."""
     h = jnp.tanh(batch["x"].mean(1) @ params["w1"]) * params["b1"][None]
@@ -122,10 +129,11 @@ def test_the_folded_axis_of_a_node_is_unfolded():
 
 
 def test_where_examples_meet_a_node_is_shared_or_the_parameter_is_one():
-    names = [block.name for block in bpfree.blocks(normalised, PARAMS, BATCH)]
+    names = [block.name for block in bpfree.blocks(ranked, PARAMS, BATCH)]
     assert names == ["b1", "w1", "w2", "(loss)"]
-    _, values, _ = bpfree.record(normalised)(PARAMS, BATCH)
+    _, values, _ = bpfree.record(ranked)(PARAMS, BATCH)
     assert values["w1"].shape == (3, 6)  # fewer entries than 4 examples of 6
+    test_node_perturbation_estimates_the_gradient(ranked)
 
 
 def test_a_wrong_batch_axis_would_be_seen():

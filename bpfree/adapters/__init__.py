@@ -5,8 +5,7 @@ An adapter is a module with `bind(model, rngs, mutable, options)`: it returns
 found in the program of any loss function.
 
 State that is no parameter (running statistics) travels through the loss function: in
-with the batch, out as aux. A noisy pass needs none of it: BatchNorm normalises with the
-batch statistics of the clean pass there, which its adapter holds (`bpfree.hold`).
+with the batch, out as aux.
 """
 
 import sys
@@ -18,10 +17,9 @@ import jax
 from flax import linen as nn
 
 from bpfree.adapters import linen
-from bpfree.adapters.linen import tag_linen
 from bpfree.program import tags
 
-__all__ = ["supervised", "tag_linen"]
+__all__ = ["supervised"]
 
 Noise = Literal["preactivation", "weight", "auto"]
 NOISE = ("preactivation", *tags.NOISE)

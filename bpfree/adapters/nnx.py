@@ -1,7 +1,8 @@
-"""Flax NNX models that nobody edited; the batch statistics of BatchNorm are held.
+"""Flax NNX models that nobody edited.
 
-The norms of a copy of the model are retyped, each to a subclass of its class whose
-`__call__` holds its statistics. The copy is an NNX module like any other.
+What a model would change without being asked to is guarded: modules of a copy of it are
+retyped, each to a subclass of its class whose `__call__` raises. The copy is an NNX
+module like any other.
 """
 
 import functools
@@ -11,8 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-from bpfree.adapters.batch_norm import held_statistics
 
 # Modules that draw from their own random stream, `self.rngs`.
 DRAWING = (nnx.Dropout, nnx.MultiHeadAttention)
@@ -39,7 +38,8 @@ def bind(
             _check_state("state", state, changing, f"nnx.Any{mutable}")
         if state:
             nnx.update(copy, state)
-        _hold_norms(copy, bool(mutable))
+        if not mutable:
+            _guard_norms(copy)
         _guard_streams(copy, rngs)
         if rngs:
             keys = dict(zip(rngs, jax.random.split(key, len(rngs)), strict=True))
@@ -74,42 +74,26 @@ def _subclass(cls: type, wrap: Callable[[Method], Method]) -> type:
 # --------------------------------------------------------------------- batch statistics
 
 
-def _hold_norms(model: nnx.Module, mutable: bool) -> None:
+def _guard_norms(model: nnx.Module) -> None:
+    """Make norms raise that move running statistics which nobody asked for."""
     for path, module in list(nnx.iter_modules(model)):
         if isinstance(module, nnx.BatchNorm):
-            name = "/".join(map(str, path)) or type(module).__name__
-            _retype(module, _held, (name, mutable))
+            _retype(module, _still, "/".join(map(str, path)) or type(module).__name__)
 
 
-def _held(method: Method) -> Method:
-    """The norm with its batch statistics held.
-
-    With dtype=bfloat16 NNX rounds given statistics to it, so that the marks show there.
-    """
-
-    def held(self, x, use_running_average=None, *, mask=None):
-        name, mutable = self._bpfree
+def _still(method: Method) -> Method:
+    def still(self, x, use_running_average=None, *, mask=None):
         flag = use_running_average
         running = self.use_running_average if flag is None else flag
-        if running is None or running:
-            return method(self, x, flag, mask=mask)
-        if not mutable:
+        if running is False:
             raise ValueError(
-                f"{name} changes its running statistics, which would be lost: pass "
-                "bpfree.supervised(..., mutable=(nnx.BatchStat,)), or call model.eval() "
-                "before."
+                f"{self._bpfree} changes its running statistics, which would be lost: "
+                "pass bpfree.supervised(..., mutable=(nnx.BatchStat,)), or call "
+                "model.eval() before."
             )
-        method(self, x, False, mask=mask)  # moves the running statistics
-        moved = self.mean.get_value(), self.var.get_value()
-        mean, var = held_statistics(self, x, mask, name)
-        self.mean.set_value(mean)
-        self.var.set_value(var)
-        out = method(self, x, True, mask=mask)
-        self.mean.set_value(moved[0])
-        self.var.set_value(moved[1])
-        return out
+        return method(self, x, flag, mask=mask)
 
-    return held
+    return still
 
 
 # ------------------------------------------------------------------------ random streams

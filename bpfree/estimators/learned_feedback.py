@@ -229,7 +229,12 @@ def learned_feedback(
 def _clean_pass(program: Program, args):
     out, values, pull = passes.cut_vjp(program, args)
     kinds = ("node", "hold")  # statistics of the batch are values like any other here
-    kept = {s.name: values[s.name] for s in program.sites if s.kind in kinds if s.name in values}
+    kept = {
+        s.name: values[s.name]
+        for s in program.sites
+        if s.kind in kinds
+        if s.name in values
+    }
     return predictors.Clean(program, args, kept), out, pull
 
 

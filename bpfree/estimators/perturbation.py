@@ -31,6 +31,7 @@ from bpfree.estimators.estimate import (
     SMALL_SIGMA,
     Estimate,
     Estimator,
+    name_code,
 )
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
@@ -111,7 +112,7 @@ def make_estimator(
                 found = _clean(run, signals)
                 with jax.named_scope("bpfree.pull"):
                     gradient = pull(found.gradient)
-            value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
+            value, sizes = clean.mean(), _sizes(program, values)
         injected = run.sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
         fault = find_fault(program, sizes, injected, clean, changes)
@@ -152,6 +153,12 @@ def _is_forward_only(run: Run) -> bool:
     holds = any(s.kind in ("hold", "statistic") for s in run.program.sites)
     clean = not run.settings.noisy or run.settings.baseline.clean
     return not (clean or holds or run.program.has_aux)
+
+
+def _sizes(program: Program, values: NodeTree) -> NodeTree:
+    """{name: rms}; a share that is not finite shows in its statistic."""
+    kinds = {s.name: s.kind for s in program.sites}
+    return {name: rms(y) for name, y in values.items() if kinds[name] != "shares"}
 
 
 def _example_nodes(settings: Settings, params, example_batch):
@@ -279,7 +286,7 @@ def _seen(found: Found, losses, values) -> Found:
 
 
 def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
-    """int32: the position of the first node that is not finite, or a code.
+    """int32: `name_code` of the first node that is not finite, or another code.
 
     Args:
       sizes: {node: rms of its values}.
@@ -292,13 +299,13 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
         smallest = float(jnp.finfo(clean.dtype).eps) * rms(clean).astype(jnp.float32)
         lost = [(v > 0) & (jnp.sqrt(v) < smallest) for v in changes.values()]
         code = jnp.where(jnp.stack(lost).any(), LOST_LOSS, code)
-    sites = [(i, s) for i, s in enumerate(program.sites) if s.name in sizes]
-    for position, site in reversed(sites):
+    sites = [s for s in reversed(program.sites) if s.name in sizes]
+    for site in sites:
         if site.name in sigma:
             small = too_small(site, sigma[site.name], sizes[site.name])
-            code = jnp.where(small, SMALL_SIGMA - position, code)
-    for position, site in reversed(sites):
-        code = jnp.where(jnp.isfinite(sizes[site.name]), code, position)
+            code = jnp.where(small, SMALL_SIGMA - name_code(site.name), code)
+    for site in sites:
+        code = jnp.where(jnp.isfinite(sizes[site.name]), code, name_code(site.name))
     for scale in sigma.values():
         code = jnp.where((scale > 0).all(), code, BAD_SIGMA)
     return code.astype(jnp.int32)

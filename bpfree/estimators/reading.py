@@ -14,6 +14,7 @@ from bpfree.estimators.estimate import (
     BAD_SIGMA,
     LOST_LOSS,
     SMALL_SIGMA,
+    name_code,
 )
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import LossFn, site_names, takes_key
@@ -196,7 +197,8 @@ def _cause(step: int, code: int, loss_fn, params, batch) -> tuple[str, str]:
             "Losses that are large from the start hide what the noise does to them",
         )
     key = jax.random.key(0) if takes_key(loss_fn) else None
-    name_of = site_names(loss_fn, params, batch, key)
+    names = site_names(loss_fn, params, batch, key)
+    name_of = {name_code(name): name for name in names}
     if code > SMALL_SIGMA:
         what = f"node {name_of[code]!r} is not finite"
         return what, f"Check the batch, or lower the learning rate; {by_now}"

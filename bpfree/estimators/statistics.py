@@ -22,15 +22,13 @@ biased by it.
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators import runs
-from bpfree.estimators.derivative import linearized
 from bpfree.estimators.runs import Run
 from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
-from bpfree.sampling.scale import at_least_float32, rms
+from bpfree.sampling.scale import rms, scaled
 
 
 def answered(run: Run) -> Program:
@@ -60,16 +58,21 @@ def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
     tau = {s.name: _step(run, s) for s in sites}
 
     def changes(deltas: NodeTree):
-        losses, values = run_at({n: clean[n] + d.astype(clean[n].dtype) for n, d in deltas.items()})
+        losses, values = run_at(
+            {n: clean[n] + d.astype(clean[n].dtype) for n, d in deltas.items()}
+        )
         return losses - run.clean, {n: values[n] - clean[n] for n in names}
 
-    changes = linearized(changes, sites) if run.settings.derivative == "jvp" else changes
-    evaluate = over_samples(layout, changes)
+    if run.settings.derivative == "jvp":
+        zeros = {s.name: jnp.zeros(s.shape, jnp.float32) for s in sites}
+        evaluate = over_samples(layout, jax.linearize(changes, zeros)[1])
+    else:
+        evaluate = over_samples(layout, changes)
 
     def chunk(draws):
         noise = draw_chunk(plan, run.key, draws, sites)
-        found = evaluate({name: tau[name] * z for name, z in noise.items()})
-        flat = lambda a: at_least_float32(a).reshape(len(draws), plan.group, -1)  # noqa: E731
+        found = evaluate({name: scaled(tau[name], z) for name, z in noise.items()})
+        flat = lambda a: a.astype(jnp.float32).reshape(len(draws), plan.group, -1)  # noqa: E731
         return (), jax.tree.map(flat, (noise, *found))
 
     table = sum_over_draws(chunk, layout)[1]
@@ -89,8 +92,8 @@ def _shares(site: Site) -> str:
 
 def _step(run: Run, site: Site) -> jax.Array:
     """tau of the module docstring; where all shares are equal, a thousandth of others."""
-    shares = at_least_float32(run.values[_shares(site)])
+    shares = run.values[_shares(site)].astype(jnp.float32)
     spread = jnp.std(shares, axis=0) * len(shares)
     floor = 1e-3 * rms(spread) + jnp.finfo(spread.dtype).tiny
     sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()
-    return (sigma * jnp.maximum(spread, floor)).astype(jnp.float32)
+    return sigma * jnp.maximum(spread, floor)

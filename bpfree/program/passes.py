@@ -41,8 +41,9 @@ def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
 def cut(program: Program, args, deltas: NodeTree | None = None):
     """(output of loss_fn, {node: y}) with no derivative across a node.
 
-    In a clean pass the values of what noisy ones hold are handed out too. Loops are differentiated
-    at all steps at once where the nodes cut one step from the next (`loops`).
+    In a clean pass the values of what noisy ones hold are handed out too. Loops are
+    differentiated at all steps at once where the nodes cut one step from the next
+    (`loops`).
     """
     visit = adding(program, lax.stop_gradient)
     spec = Run(visit, scan=loops.scan, inner_scan=loops.scan)
@@ -182,9 +183,10 @@ def adding(program: Program, behind=lambda y: y, tap=True):
     def visit(site, y, deltas):
         if site.kind == "statistic":
             return deltas.get(site.name, y), ({site.name: y} if tap else {})
-        if site.kind == "shares" and site.name in program.gains:
+        if site.name in program.gains:
+            gain = program.gains[site.name].reshape(-1)
             change = (y - deltas[site.name]).reshape(len(y), -1)
-            return y, {site.name: change @ program.gains[site.name].reshape(-1)}
+            return y, {site.name: change.astype(gain.dtype) @ gain}
         if site.kind == "shares":
             return y, ({site.name: y} if tap else {})
         if site.kind == "hold":

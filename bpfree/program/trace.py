@@ -112,7 +112,7 @@ def trace(
         collide, or `nodes` naming none.
     """
     args = arguments(loss_fn, params, batch, key)
-    jaxpr, consts, out, batch_size = _with_nodes(loss_fn, args, loss_axes)
+    jaxpr, consts, out, batch_size = _with_nodes(loss_fn, args, loss_axes, loss_axes > 1)
     sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
@@ -132,18 +132,19 @@ def trace(
 # ------------------------------------------------------------------------ reading it
 
 
-def site_names(loss_fn: LossFn, params, batch, key=None) -> list[str]:
-    """Names of all marks, in program order."""
+def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
+    """Names of all marks, with rules of credit and without them."""
     args = arguments(loss_fn, params, batch, key)
-    jaxpr, _, _, _ = _with_nodes(loss_fn, args, loss_axes=2)
-    return [site.name for site in _with_names(tags.find_sites(jaxpr))]
+    found = (_with_nodes(loss_fn, args, 2, credited)[0] for credited in (False, True))
+    sites = (site for jaxpr in found for site in _with_names(tags.find_sites(jaxpr)))
+    return {site.name for site in sites}
 
 
-def _with_nodes(loss_fn: LossFn, args, loss_axes: int):
+def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = to_jaxpr(loss_fn, args)
     batch_size = check_losses(split_aux(out)[0], loss_axes)
-    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, loss_axes > 1)
+    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited)
     return jaxpr, consts, out, batch_size
 
 

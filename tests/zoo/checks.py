@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import bpfree
+from bpfree.program import passes
 from bpfree.program.marking import param_path
 from bpfree.program.trace import trace
 from tests.problems import mean_loss
@@ -94,20 +95,25 @@ def miscredited(case: Case, nodes=None, tolerance: float = 1e-10) -> dict[str, f
     """Nodes whose slice of one example moves the loss of another, relative to its own.
 
     d loss_b / d y[.., c, ..] must vanish for b != c on the batch axis of every node that
-    has one; what is held (`bpfree.hold`) stays, as it does in noisy passes.
+    has one; what is held (`bpfree.hold`, statistics of the batch) stays, as it does in
+    noisy passes, where a loss answers for its example's share of each statistic.
     """
     batch, *key = arguments(case)
-    program = trace(case.loss_fn, case.params, batch, *key, nodes=nodes)
+    args = (case.params, batch, *key)
+    program = trace(case.loss_fn, *args, nodes=nodes)
     sites = [s for s in program.nodes if s.batch_axis is not None]
     if program.batch_size is None or not sites:
         return {}
 
     @jax.jit
-    def meetings(params):
+    def meetings(args):
+        values = passes.cut(program, args)[1]
+        shares = [s for s in program.sites if s.kind == "shares"]
+        gains = {s.name: jnp.cos(jnp.indices(s.shape).sum(0)[0] + 1.0) for s in shares}
+        noisy = program.holding(values).answering(values, gains)
+
         def losses(deltas):
-            run = bpfree.inject(case.loss_fn, nodes)
-            out = run(params, batch, deltas, *key)[0]
-            return out[0] if isinstance(out, tuple) else out
+            return passes.perturbed(noisy, args)(deltas)
 
         zeros = {s.name: jnp.zeros(s.shape, s.dtype) for s in sites}
         out, pull = jax.vjp(losses, zeros)
@@ -121,7 +127,7 @@ def miscredited(case: Case, nodes=None, tolerance: float = 1e-10) -> dict[str, f
         return {s.name: largest(s) for s in sites}
 
     found = {}
-    for name, table in meetings(case.params).items():
+    for name, table in meetings(args).items():
         own = jnp.diag(table).max()
         other = jnp.where(jnp.eye(len(table), dtype=bool), 0.0, table).max()
         if not other <= tolerance * own:
