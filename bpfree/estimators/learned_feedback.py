@@ -174,7 +174,8 @@ def learned_feedback(
     meet = shrinkage == 0 and teacher == "responses"
 
     def traced(args) -> Program:
-        program = trace(loss_fn, *(*args, None)[:3], nodes)
+        params, batch, key = (*args, None)[:3]
+        program = trace(loss_fn, params, batch, key, nodes)
         return program if meet else program.shared()
 
     def init(params) -> FeedbackState:
