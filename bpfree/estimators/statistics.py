@@ -10,7 +10,7 @@ G_S = d(sum_b L_b) / dS,
 
 has the gradient of the loss that was written, and stands in the place of L_b in every
 estimate. The gains come from noisy passes of their own, in which only statistics move,
-by steps tau eps:
+by steps tau eps, a quarter as many as the nodes have:
 
     G_S = 1 / (K tau) sum_k eps_k [ sum_b (L_kb - L_b) + sum_{T after S} <G_T, T_k - T> ]
 
@@ -26,7 +26,7 @@ from bpfree.estimators.runs import Run
 from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program
-from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
 from bpfree.sampling.scale import rms, scaled
 
@@ -51,7 +51,7 @@ def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
     if not sites:
         return {}
     plan, names = run.settings.plan, frozenset(s.name for s in sites)
-    layout = max(run.settings.schedule.layouts, key=lambda layout: layout.num_draws)
+    layout = _layout(run)
     program = laid_out(run.program, layout, names)
     run_at = passes.observed(program, run.args, names)
     clean = {name: run.values[name] for name in names}
@@ -84,6 +84,15 @@ def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
         total = total + moves[site.name] @ gain
         gains[_shares(site)] = gain.reshape(site.shape)
     return gains
+
+
+def _layout(run: Run) -> Layout:
+    """A quarter of the draws that the nodes have: measured by scripts/batch_statistics."""
+    layout = max(run.settings.schedule.layouts, key=lambda layout: layout.num_draws)
+    local = -(-layout.num_draws // (4 * layout.devices))
+    return layout._replace(
+        num_draws=local * layout.devices, chunk=min(layout.chunk, local)
+    )
 
 
 def _shares(site: Site) -> str:
