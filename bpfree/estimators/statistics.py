@@ -87,7 +87,7 @@ def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
 
 
 def _layout(run: Run) -> Layout:
-    """A quarter of the draws that the nodes have: measured by scripts/batch_statistics."""
+    """A quarter of the draws that the nodes have (BUILD_NOTES, batch statistics)."""
     layout = max(run.settings.schedule.layouts, key=lambda layout: layout.num_draws)
     local = -(-layout.num_draws // (4 * layout.devices))
     return layout._replace(
