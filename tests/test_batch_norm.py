@@ -168,6 +168,31 @@ def test_of_both_modules(problem):
     assert gate.passed and gate.error < 0.06, gate
 
 
+def test_statistics_held_on_purpose_are_constants():
+    """The same estimate as with `bpfree.hold` around the statistics."""
+
+    def make(held):
+        def loss_fn(params, batch):
+            h = batch["x"] @ params["w1"]
+            h = (h - held(h.mean(0), "mean")[None]) / held(h.std(0), "std")[None]
+            return ((jnp.sin(h) - batch["t"]) ** 2).sum(1)
+
+        return loss_fn
+
+    params, batch = two_norms()
+    params = {"w1": params["w1"]}
+    options = {"num_samples": 8, "sigma": 1e-3, "example_batch": batch}
+    by_hand = bpfree.node_perturbation(make(bpfree.hold), **options)
+    other = bpfree.node_perturbation(
+        make(lambda v, n: v), hold_statistics=True, **options
+    )
+    found = [
+        tx.update(None, tx.init(params), params, batch=batch)[0]
+        for tx in (by_hand, other)
+    ]
+    assert_close(*found, rtol=1e-6)
+
+
 def two_norms():
     keys = jax.random.split(jax.random.key(0), 4)
     normal = lambda k, *shape: jax.random.normal(k, shape, jnp.float64)  # noqa: E731
@@ -206,7 +231,9 @@ def test_planted_faults_are_seen(planted, monkeypatch):
     def alone(run, sites):
         return {k: v for s in sites for k, v in gains(run, (s,)).items()}
 
-    nothing = lambda run, sites: {}  # noqa: E731
+    def nothing(run, sites):
+        return jax.tree.map(lambda g: 1e-3 * g, gains(run, sites))
+
     monkeypatch.setattr(statistics, "_gains", nothing if "no gains" in planted else alone)
     assert not chained_gate().passed
 

@@ -49,6 +49,7 @@ def likelihood_ratio(
     noise: Density = "gaussian",
     credit: Credit = None,
     layerwise: bool = False,
+    hold_statistics: bool = False,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -78,8 +79,8 @@ def likelihood_ratio(
 
     One forward pass: pairing="noisy" with baseline="none" or "batch" needs no clean pass
     and makes none, so that num_samples=1 is a single pass; `bpfree.value` is the mean
-    noisy loss then. (Losses with aux or held statistics still take a clean pass.) At
-    small sigma an estimate without a baseline is all variance.
+    noisy loss then. (Losses with aux, or with statistics of the batch, still take a
+    clean pass.) At small sigma an estimate without a baseline is all variance.
 
     Args:
       sigma: standard deviation of the noise in units of the node's value: a number, a
@@ -103,6 +104,8 @@ def likelihood_ratio(
         perturbed entries of an example.
       loss_fn, num_samples, seed, chunk_size, antithetic, nodes, layerwise, credit: as in
         `bpfree.node_perturbation`.
+      hold_statistics: likewise. A loss with statistics of the batch is smoothed with
+        these held, and what they add is of first order in sigma.
       sharding, example_batch: likewise. Coupled groups are evaluated side by side, even
         where chunk_size is smaller.
 
@@ -144,6 +147,7 @@ def likelihood_ratio(
         sharding=sharding,
         credit=credit,
         layerwise=layerwise,
+        hold_statistics=hold_statistics,
         seed=seed,
         example_batch=example_batch,
     )

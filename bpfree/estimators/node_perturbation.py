@@ -32,6 +32,7 @@ def node_perturbation(
     layerwise: bool = False,
     derivative: Derivative = "finite_difference",
     redraw: bool = False,
+    hold_statistics: bool = False,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -84,6 +85,12 @@ def node_perturbation(
       redraw: inside loops, draw the noise where each step needs it, once more for the
         signals, and keep none of it: memory does not hold a node's values over all steps.
         Costs a clean pass and the second draw.
+      hold_statistics: statistics of the batch (those of batch normalisation, say: means
+        over the batch of what noise reaches) are held at their clean values in noisy
+        passes, and a quarter as many further passes, in which the statistics alone move,
+        say what each example's share in them is worth. With True these passes are left
+        out: an estimate with less variance, of the gradient with the statistics
+        constant, which is not that of the loss.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -122,6 +129,7 @@ def node_perturbation(
         credit=credit,
         layerwise=layerwise,
         derivative=derivative,
+        hold_statistics=hold_statistics,
     )
     make = redrawn.make_estimator if redraw else perturbation.make_estimator
     return transformation(make(settings), loss_fn, seed, example_batch)

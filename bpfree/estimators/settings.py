@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     derivative: str
     credit: Credit
     sigma_optimizer: optax.GradientTransformation | None
+    hold_statistics: bool
 
 
 def make_settings(
@@ -49,6 +50,7 @@ def make_settings(
     credit: Credit = None,
     sigma_optimizer: optax.GradientTransformation | None = None,
     own_noise: bool = False,
+    hold_statistics: bool = False,
 ) -> Settings:
     """Check the arguments of a constructor; raises ValueError with the choices.
 
@@ -84,6 +86,7 @@ def make_settings(
         derivative,
         credit,
         sigma_optimizer,
+        hold_statistics,
     )
 
 

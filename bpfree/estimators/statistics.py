@@ -35,10 +35,11 @@ def answered(run: Run) -> Program:
     """The program of the noisy passes, in which examples answer for their shares.
 
     `run.values` has the statistics and shares of the clean pass. Layer-wise, statistics
-    move one at a time, like the nodes.
+    move one at a time, like the nodes. With `hold_statistics` nobody answers for them.
     """
     sites = run.program.statistics
     together = [(s,) for s in sites] if run.settings.schedule.layerwise else [sites]
+    together = [] if run.settings.hold_statistics else together
     program = run.program.answering(run.values, {})
     for part in reversed(together):
         gains = {**program.gains, **_gains(run._replace(program=program), part)}
