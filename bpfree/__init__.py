@@ -42,7 +42,7 @@ from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
 from bpfree.program.blocks import BackpropagationWarning
 from bpfree.program.tags import INFERRED
-from bpfree.sampling.credit import causal, within_hops
+from bpfree.sampling.credit import by_segment, causal, within_hops
 
 __version__ = "0.1.0"
 
@@ -55,6 +55,7 @@ __all__ = [
     "backprop",
     "backprop_through_time",
     "blocks",
+    "by_segment",
     "causal",
     "combine",
     "decorrelate",

@@ -288,3 +288,66 @@ def test_a_graph_that_is_none(adjacency, hops, message):
 def test_a_window_of_nothing():
     with pytest.raises(ValueError, match="window=0 must be at least 1"):
         bpfree.causal(window=0)
+
+
+# ---------------------------------------------------------------------- rows in segments
+
+GRAPH_OF_NODE = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+EDGES = np.array([[0, 1, 2, 1, 3, 4, 5, 6, 7], [1, 2, 0, 0, 4, 3, 6, 7, 5]])
+BATCHED = {
+    "x": jax.random.normal(KEYS[0], (8, 3), jnp.float64),
+    "senders": EDGES[0],
+    "receivers": EDGES[1],
+    "graph": GRAPH_OF_NODE,
+    "t": jax.random.normal(KEYS[1], (3, 3), jnp.float64),
+}
+BY_GRAPH = bpfree.by_segment(
+    lambda batch: batch["graph"], lambda batch: batch["graph"][batch["senders"]]
+)
+
+
+def batched_graphs(params, batch):
+    """(G,): messages on edges, then nodes, then a sum over each graph."""
+    message = jnp.tanh(batch["x"][batch["senders"]] @ params["w1"])
+    h = jax.ops.segment_sum(message, batch["receivers"], num_segments=8)
+    y = jnp.tanh(h @ params["w2"])
+    pooled = jax.ops.segment_sum(y, batch["graph"], num_segments=3) * params["scale"]
+    return ((pooled - batch["t"]) ** 2).sum(1)
+
+
+def test_rows_of_a_segment_answer_to_its_loss():
+    truth = jax.grad(lambda p: batched_graphs(p, BATCHED).mean())(PARAMS)
+    options = {"num_samples": 16, "sigma": 1e-3}
+    alone = bpfree.node_perturbation(batched_graphs, credit=BY_GRAPH, **options)
+    estimates = problems.estimates(alone, PARAMS, BATCHED, repeats=512)
+    gate = mean_gate(estimates, truth)
+    assert gate.passed and gate.error < 0.05, gate
+
+
+def test_rows_with_the_loss_of_another_segment_are_seen():
+    """The planted fault."""
+    wrong = bpfree.by_segment(
+        lambda batch: (batch["graph"] + 1) % 3,
+        lambda batch: batch["graph"][batch["senders"]],
+    )
+    truth = jax.grad(lambda p: batched_graphs(p, BATCHED).mean())(PARAMS)
+    tx = bpfree.node_perturbation(
+        batched_graphs, credit=wrong, num_samples=16, sigma=1e-3
+    )
+    estimates = problems.estimates(tx, PARAMS, BATCHED, repeats=512)
+    assert not mean_gate(estimates, truth).passed
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        ((), "takes functions of the batch"),
+        ((lambda batch: batch["x"],), "whole numbers"),
+        ((lambda batch: batch["graph"], lambda batch: batch["graph"]), "tell all kinds"),
+        ((lambda batch: np.arange(3),), "tell all kinds"),
+    ],
+)
+def test_segments_that_say_too_little(ids, message):
+    with pytest.raises(ValueError, match=message):
+        tx = bpfree.node_perturbation(batched_graphs, credit=bpfree.by_segment(*ids))
+        jax.eval_shape(lambda p: tx.update(None, tx.init(p), p, batch=BATCHED)[0], PARAMS)

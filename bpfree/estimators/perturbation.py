@@ -39,6 +39,7 @@ from bpfree.estimators.settings import Settings, check_program, make_settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, Program, split_aux, trace
+from bpfree.sampling.credit import check_segments, rows_of
 from bpfree.sampling.loop import copies, over_samples, sum_over_devices
 from bpfree.sampling.noise import weighted_sum
 from bpfree.sampling.scale import (
@@ -135,8 +136,18 @@ def begin(settings: Settings, key, args, state, wanted) -> Run:
 
 def traced(settings: Settings, params, batch, key=None) -> Program:
     """The traced loss function; raises ValueError where it and the settings disagree."""
-    axes = 1 if settings.credit is None else 2
-    program = trace(settings.loss_fn, params, batch, key, settings.nodes, loss_axes=axes)
+    credit = settings.credit
+    program = trace(
+        settings.loss_fn,
+        params,
+        batch,
+        key,
+        settings.nodes,
+        loss_axes=1 if credit is None else 2,
+        credited=credit is not None,
+        rows=rows_of(credit, batch),
+    )
+    check_segments(credit, batch, program.batch_size)
     check_program(settings, program)
     return program
 

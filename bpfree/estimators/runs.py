@@ -120,7 +120,7 @@ def changes(run: Run, weights) -> NodeTree:
 def beside(run: Run, weights) -> NodeTree:
     """{node: weights / B of the samples, by its credit rule}."""
     weights = weights / run.program.losses.size
-    return rule_weights(run.settings.credit, weights, run.part.nodes)
+    return rule_weights(run.settings.credit, weights, run.part.nodes, run.args[1])
 
 
 def weigh(run: Run):

@@ -10,11 +10,9 @@ from bpfree.estimators.layerwise import Budget, Schedule, make_schedule
 from bpfree.program.trace import LossFn, NodeFilter, Program
 from bpfree.sampling import baselines
 from bpfree.sampling.baselines import Baseline, Table
-from bpfree.sampling.credit import Rule, check_names
+from bpfree.sampling.credit import Credit, Segments, check_names
 from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Sigma, check_resolution, check_sigma
-
-Credit = Rule | Mapping[str, Rule] | None
 
 
 class Settings(NamedTuple):
@@ -99,7 +97,7 @@ def frozen(nodes: NodeFilter) -> NodeFilter:
 
 def _check_credit(credit: Credit) -> None:
     for rule in credit.values() if isinstance(credit, Mapping) else (credit,):
-        if rule is not None and not callable(rule):
+        if not (rule is None or callable(rule) or isinstance(rule, Segments)):
             raise ValueError(
                 f"credit={rule!r} must be a rule, such as bpfree.causal(), or a mapping "
                 "from names of nodes to rules"

@@ -103,6 +103,7 @@ def find(
     losses: int,
     batch: int | None,
     credited: bool,
+    rows: frozenset[int] = frozenset(),
 ) -> Found:
     """Where nodes stand in a loss function.
 
@@ -112,6 +113,7 @@ def find(
       batch: number of examples; None: one loss for the whole batch.
       credited: rules of the user say which losses answer for a node, so that examples
         may meet.
+      rows: lengths of first axes whose rows such a rule tells apart.
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
@@ -125,6 +127,7 @@ def find(
         marked=marked,
         batch=batch,
         credited=credited or batch is None,
+        rows=rows,
     )
     readings = [_Reader(source).read(losses, i) for i in range(_guesses(source))]
     fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
@@ -229,6 +232,7 @@ class _Source(NamedTuple):
     marked: bool
     batch: int | None
     credited: bool
+    rows: frozenset[int]
 
 
 class _Reader:
@@ -278,6 +282,8 @@ class _Reader:
             if role == "key":
                 return Value()
             fits = [a for a, size in enumerate(shape) if size == self.source.batch]
+            if self.source.rows:  # rows and losses are told apart by the first axis
+                fits = [a for a in fits if a == 0 and shape[0] not in self.source.rows]
             place = Place(fits[min(guess, len(fits) - 1)]) if fits else None
             return Value(data=True, place=place)
 
@@ -556,7 +562,10 @@ class _Reader:
             self._force(sum(1 << i for i in leaves))
             return value
         batch = self.source.batch
-        alone = value.place is not None and not bit & self.coupled
+        by_rows = value.place is None and bool(aval.shape[:1])
+        by_rows = by_rows and aval.shape[0] in self.source.rows
+        at = Place(0) if by_rows else value.place
+        alone = at is not None and not bit & self.coupled
         mine = sum(1 << i for i in leaves)
         weights = sum(math.prod(self.source.shapes[i]) for i in leaves)
         size = steps * math.prod(aval.shape)  # of the noise, as long as it is shared
@@ -566,7 +575,7 @@ class _Reader:
                 self._force(mine)
         elif mine & self.auto == mine and weights < size // (batch or 1):
             self._force(mine)
-        place = value.place if alone and batch else None
+        place = at if alone and batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value._replace(own=0, past=0, noise=value.noise | bit)
 

@@ -12,18 +12,19 @@ from bpfree.program.find import Found, Mark, find
 from bpfree.program.flat import Path
 
 
-def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool):
+def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, rows=frozenset()):
     """(jaxpr, constants) of the loss function with all its nodes tagged.
 
     Args:
       args: arguments of the loss function, `(params, batch[, key])`.
       batch: number of losses; None: one loss for the whole batch.
       credited: whether rules of the user say which losses answer for a node.
+      rows: lengths of first axes whose rows such a rule tells apart.
     """
     names = ("param", "batch", "key")
     trees = zip(names, args, strict=False)
     roles = [name for name, tree in trees for _ in jax.tree.leaves(tree)]
-    found = find(jaxpr, consts, roles, 0, batch, credited)
+    found = find(jaxpr, consts, roles, 0, batch, credited, rows)
     marking = _Marking(found, param_paths(args[0]), batch)
 
     def marked(*leaves):

@@ -97,6 +97,8 @@ def trace(
     key=None,
     nodes: NodeFilter = None,
     loss_axes: int = 1,
+    credited: bool = False,
+    rows: frozenset[int] = frozenset(),
 ) -> Program:
     """Trace `loss_fn` and check its nodes; values may be abstract.
 
@@ -106,13 +108,15 @@ def trace(
       nodes: predicate on names, or names with wildcards ("layers/*"), one or several.
         The others are no nodes: what they cut becomes part of a larger block.
       loss_axes: 1, or 2 to allow losses (B, T), one for each example and time step.
+      credited: rules of the user say which losses answer for a node.
+      rows: lengths of first axes that such a rule answers for row by row.
 
     Raises:
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
         collide, or `nodes` naming none.
     """
     args = arguments(loss_fn, params, batch, key)
-    jaxpr, consts, out, batch_size = _with_nodes(loss_fn, args, loss_axes, loss_axes > 1)
+    jaxpr, consts, out, batch_size = _with_nodes(loss_fn, args, loss_axes, credited, rows)
     sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
@@ -124,7 +128,7 @@ def trace(
         )
     program = Program(jaxpr, consts, sites, active, jax.tree.structure(out), batch_size)
     for site in program.nodes:
-        _check_site(site, batch_size)
+        _check_site(site, batch_size, rows)
     _check_hashes(active)
     return program
 
@@ -140,11 +144,13 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
     return {site.name for site in sites}
 
 
-def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool):
+def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, rows=frozenset()):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = to_jaxpr(loss_fn, args)
-    batch_size = check_losses(split_aux(out)[0], loss_axes)
-    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited)
+    losses = split_aux(out)[0]
+    batch_size = check_losses(losses, loss_axes)
+    credited = credited and losses.ndim == 1  # of (B, T) the examples must not meet
+    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited, rows)
     return jaxpr, consts, out, batch_size
 
 
@@ -225,9 +231,9 @@ def check_losses(losses, axes: int = 1) -> int | None:
     return shape[0] if shape else None
 
 
-def _check_site(site: Site, batch_size: int | None) -> None:
+def _check_site(site: Site, batch_size: int | None, rows) -> None:
     axis = site.batch_axis
-    if batch_size is None or axis is None or site.shape[axis] == batch_size:
+    if batch_size is None or axis is None or site.shape[axis] in (batch_size, *rows):
         return
     raise ValueError(
         f"node {site.name!r} has shape {site.shape}, whose batch axis {axis} is not the "
