@@ -1,8 +1,8 @@
 """Nodes found in the program of any loss function.
 
 A *weight product* multiplies a value made of parameters alone with one that depends on
-the batch: a matrix product, a convolution, a lookup. Its node stands after the bias that
-is added to it. `find` follows through the program, for each value,
+the batch: a matrix product, a convolution, a lookup. Its node stands where `weights.ends`
+says, after its bias or norm. `find` follows through the program, for each value,
 
 * the parameters that have a derivative for it, up to the last node (`own`, and `past`
   where the path has crossed a product of two values of the batch);
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jcore
 
-from bpfree.program import axes, flat, tags
+from bpfree.program import axes, flat, tags, weights
 from bpfree.program.axes import LOST, Place
 from bpfree.program.flat import Body, Op, Path
 
@@ -38,10 +38,7 @@ PRODUCTS = frozenset(
 )
 _LOOKUPS = ("gather", "dynamic_slice")
 _STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
-_SHAPES = frozenset(
-    "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type".split()
-)
-_MAXIMA = _SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
+_MAXIMA = weights.SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
 
 
 class Value(NamedTuple):
@@ -123,7 +120,7 @@ def find(
         shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
-        ends={} if marked else _ends(body, _structure(body, roles)),
+        ends={} if marked else weights.ends(body, weights.structure(body, roles)),
         marked=marked,
         batch=batch,
         credited=credited or batch is None,
@@ -141,85 +138,11 @@ def _guesses(source: "_Source") -> int:
     return max([1, *sizes]) if source.batch else 1
 
 
-# ---------------------------------------------------------- weights, and where they end
-
-
-def _structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
-    """{value: (depends on parameters, depends on the batch)}."""
-    found: dict[int, tuple[bool, bool]] = {}
-
-    def mark(v) -> tuple[bool, bool]:
-        return found.get(v, (False, False))
-
-    def join(values) -> tuple[bool, bool]:
-        values = list(values)
-        return any(p for p, _ in values), any(d for _, d in values)
-
-    def walk(body: Body, ins):
-        found.update(zip(body.ins, ins, strict=True))
-        for op in body.ops:
-            ins = [mark(v) for v in op.ins]
-            outs = [join(ins)] * len(op.outs)
-            if op.name in tags.REMAT:
-                outs = walk(op.bodies[0], ins)
-            elif op.name == "scan":
-                outs = scan(op, ins)
-            found.update(zip(op.outs, outs, strict=True))
-        return [mark(v) for v in body.outs]
-
-    def scan(op: Op, ins):
-        consts, carry, xs = tags.split_scan(op.eqn.params, ins)
-        while True:
-            outs = walk(op.bodies[0], [*consts, *carry, *xs])
-            pairs = zip(carry, outs[: len(carry)], strict=True)
-            grown = [join(pair) for pair in pairs]
-            if grown == list(carry):
-                return outs
-            carry = grown
-
-    walk(body, [(role == "param", role == "batch") for role in roles])
-    return found
-
-
-def _ends(body: Body, structure) -> dict[Path, Path]:
-    """{path of a product: path of the operation after which its node stands}.
-
-    That is the last addition of a value made of parameters alone, with changes of shape
-    at most between; the product itself where there is none.
-    """
-    ends: dict[Path, Path] = {}
-    uses = body.uses()
-    readers = {v: op for op in body.ops for v in op.ins}
-
-    def is_weight(v) -> bool:
-        return structure.get(v) == (True, False)
-
-    for op in body.ops:
-        if op.name == "scan" or op.name in tags.REMAT:
-            ends |= _ends(op.bodies[0], structure)
-            continue
-        if not op.outs:
-            continue
-        ends[op.path], value = op.path, op.outs[0]
-        while uses[value] == 1 and value in readers:
-            reader = readers[value]
-            others = [v for v in reader.ins if v != value]
-            biased = reader.name in ("add", "sub", "add_any") and all(
-                map(is_weight, others)
-            )
-            if not (biased or reader.name in _SHAPES or reader.name == "real"):
-                break
-            if biased or reader.name == "real":
-                ends[op.path] = reader.path
-            value = reader.outs[0]
-    return ends
-
-
 # ------------------------------------------------------------------- following the values
 
 
 class _Source(NamedTuple):
-    """What is read: a flat program with the arguments of `find`, `live` and `_ends`.
+    """What is read: a flat program with the arguments of `find`, `live` and `ends`.
 
     `marked`: the user has chosen the nodes, so that none is added.
     """
@@ -549,7 +472,8 @@ class _Reader:
         """A node after the bias of this product, for the leaves of the weight."""
         leaves = _bits_of(weight.trains)
         self._force(_join(xs).trains)
-        self.pending[self.source.ends[op.path]] = leaves
+        end = self.source.ends[op.path]
+        self.pending[end] = self.pending.get(end, ()) + leaves
         if operand is None:
             return
         if jnp.issubdtype(op.eqn.invars[operand].aval.dtype, jnp.inexact):
@@ -567,13 +491,13 @@ class _Reader:
         at = Place(0) if by_rows else value.place
         alone = at is not None and not bit & self.coupled
         mine = sum(1 << i for i in leaves)
-        weights = sum(math.prod(self.source.shapes[i]) for i in leaves)
+        entries = sum(math.prod(self.source.shapes[i]) for i in leaves)
         size = steps * math.prod(aval.shape)  # of the noise, as long as it is shared
         if batch and not alone:
             self.coupled |= bit
-            if weights <= size:
+            if entries <= size:
                 self._force(mine)
-        elif mine & self.auto == mine and weights < size // (batch or 1):
+        elif mine & self.auto == mine and entries < size // (batch or 1):
             self._force(mine)
         place = at if alone and batch else None
         self.outputs[op.path] = Mark("node", leaves, place)

@@ -286,11 +286,14 @@ def rule_weights(
 
     Raises ValueError where a rule returns what does not broadcast.
     """
-    bound = lambda rule: rule.rule(batch) if isinstance(rule, Segments) else rule  # noqa: E731
-    named = credit if isinstance(credit, Mapping) else {}
-    named = {name: bound(rule) for name, rule in named.items()}
-    other = credit if callable(credit) else per_example
-    other = credit.rule(batch) if isinstance(credit, Segments) else other
+
+    def bound(rule) -> Rule:
+        return rule.rule(batch) if isinstance(rule, Segments) else rule
+
+    rules = credit if isinstance(credit, Mapping) else {}
+    named = {name: bound(rule) for name, rule in rules.items()}
+    one = per_example if credit is None or isinstance(credit, Mapping) else credit
+    other = bound(one)
     found = {s.name: named.get(s.name, other)(centred, s) for s in nodes}
     for s in nodes:
         wanted = (len(centred), *s.shape)

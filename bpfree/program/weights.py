@@ -1,0 +1,132 @@
+"""Where the node of a weight product stands: after what is computed of it alone.
+
+From the product on, the program is followed through sums, scales and norms, as long as
+they read nothing else than parameters, constants, and products that are followed too. The
+node stands at the last value that is made with a parameter, or as the sum of products,
+and on which all that was followed flows together: after a bias, after the scale and bias
+of a norm, after the sum of an input's and a state's product. What stands between belongs
+to its block: no weight product is crossed on the way.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from bpfree.program import tags
+from bpfree.program.flat import Body, Op, Path
+
+SHAPES = frozenset(
+    "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type".split()
+)
+_SUMS = ("add", "sub", "add_any")
+_SCALES = ("mul", "div")
+_FOLLOWED = SHAPES.union(
+    _SUMS, _SCALES, "real neg square integer_pow sqrt rsqrt reduce_sum max".split()
+)
+
+
+def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
+    """{value: (depends on parameters, depends on the batch)}."""
+    found: dict[int, tuple[bool, bool]] = {}
+
+    def mark(v) -> tuple[bool, bool]:
+        return found.get(v, (False, False))
+
+    def join(values) -> tuple[bool, bool]:
+        values = list(values)
+        return any(p for p, _ in values), any(d for _, d in values)
+
+    def walk(body: Body, ins):
+        found.update(zip(body.ins, ins, strict=True))
+        for op in body.ops:
+            ins = [mark(v) for v in op.ins]
+            outs = [join(ins)] * len(op.outs)
+            if op.name in tags.REMAT:
+                outs = walk(op.bodies[0], ins)
+            elif op.name == "scan":
+                outs = scan(op, ins)
+            found.update(zip(op.outs, outs, strict=True))
+        return [mark(v) for v in body.outs]
+
+    def scan(op: Op, ins):
+        consts, carry, xs = tags.split_scan(op.eqn.params, ins)
+        while True:
+            outs = walk(op.bodies[0], [*consts, *carry, *xs])
+            pairs = zip(carry, outs[: len(carry)], strict=True)
+            grown = [join(pair) for pair in pairs]
+            if grown == list(carry):
+                return outs
+            carry = grown
+
+    walk(body, [(role == "param", role == "batch") for role in roles])
+    return found
+
+
+class _Region:
+    """What is followed from some products on, in the order of the program.
+
+    Attributes:
+      values: with what is left of their uses.
+      end: path of the operation at which the node stands, as far as is known.
+      products: paths of the products.
+    """
+
+    def __init__(self, op: Op, uses: Counter):
+        self.values = {op.outs[0]: uses[op.outs[0]]}
+        self.products, self.end = [op.path], op.path
+
+    def takes(self, op: Op, others: list["_Region"], uses: Counter) -> None:
+        """Another operation, and other regions that end in it."""
+        for other in others:
+            self.values |= other.values
+            self.products += other.products
+        for v in op.ins:
+            if v in self.values:
+                self.values[v] -= 1
+        self.values[op.outs[0]] = uses[op.outs[0]]
+
+    def flows_together_at(self, value: int) -> bool:
+        return all(left == 0 for v, left in self.values.items() if v != value)
+
+
+def ends(body: Body, made_of) -> dict[Path, Path]:
+    """{path of an operation: path of the operation after which its node stands}.
+
+    Args:
+      made_of: `structure` of the program.
+    """
+    found: dict[Path, Path] = {}
+    uses = body.uses()
+    of_value: dict[int, _Region] = {}
+    regions: list[_Region] = []
+
+    def is_data(v) -> bool:
+        return made_of.get(v, (False, False))[1]
+
+    for op in body.ops:
+        if op.name == "scan" or op.name in tags.REMAT:
+            found |= ends(op.bodies[0], made_of)
+        if not (op.outs and is_data(op.outs[0])):
+            continue
+        read = {id(of_value[v]): of_value[v] for v in op.ins if v in of_value}
+        alone = all(v in of_value for v in op.ins if is_data(v))
+        followed = bool(read) and alone and op.name in _FOLLOWED
+        if followed and len(read) > 1:
+            followed = op.name in _SUMS and all(
+                r.flows_together_at(v) for v in op.ins if (r := of_value.get(v))
+            )
+        if not followed:
+            region = _Region(op, uses)
+            regions.append(region)
+            of_value[op.outs[0]] = region
+            continue
+        first, *others = read.values()
+        first.takes(op, others, uses)
+        of_value.update(dict.fromkeys(first.values, first))
+        weighted = any(made_of.get(v) == (True, False) for v in op.ins)
+        enters = op.name in _SUMS + _SCALES and (weighted or others)
+        if (enters or op.name == "real") and first.flows_together_at(op.outs[0]):
+            first.end = op.path
+        regions = [r for r in regions if all(r is not other for other in others)]
+    for region in regions:
+        found |= dict.fromkeys(region.products, region.end)
+    return found
