@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 
 import bpfree
-from bpfree.program import find
+from bpfree.program import find, weights
 
 SHAPE, CLASSES = (16, 12, 8), 10
 
@@ -68,7 +68,8 @@ def main() -> None:
     args = parser.parse_args()
     ways = {"weight noise": find.PRODUCTS, "node at the norm": find.PRODUCTS | {"mul"}}
     for way, products in ways.items():
-        with mock.patch.object(find, "PRODUCTS", products):
+        patched = (mock.patch.object(m, "PRODUCTS", products) for m in (find, weights))
+        with next(patched), next(patched):
             rows = [
                 variances(seed, args.repeats, args.num_samples)
                 for seed in range(args.seeds)

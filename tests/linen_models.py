@@ -137,7 +137,7 @@ MODELS = {
     "gru": (
         Recurrent(),
         inputs(SIZE, 2),  # as many steps as examples
-        [f"GRUCell_0/{part}" for part in ("ir", "hr", "iz", "hz", "in", "hn")],
+        [f"GRUCell_0/{part}" for part in ("ir", "iz", "in", "hn")],
     ),
     "scan": (Scanned(), inputs(4), ["ScanLayer_0/Dense_0"]),
     "scan of remat": (

@@ -31,12 +31,8 @@ from jax.extend import core as jcore
 from bpfree.program import axes, flat, tags, weights
 from bpfree.program.axes import LOST, Place
 from bpfree.program.flat import Body, Op, Path
+from bpfree.program.weights import LOOKUPS, PRODUCTS
 
-PRODUCTS = frozenset(
-    """dot_general conv_general_dilated ragged_dot ragged_dot_general
-    triangular_solve""".split()
-)
-_LOOKUPS = ("gather", "dynamic_slice")
 _STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
 _MAXIMA = weights.SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
 
@@ -415,7 +411,7 @@ class _Reader:
 
     def _plain(self, op: Op, ins: list[Value], place: bool, steps: int) -> list[Value]:
         joined = self._placed(op, ins)
-        if op.name in PRODUCTS or op.name in _LOOKUPS:
+        if op.name in PRODUCTS or op.name in LOOKUPS:
             joined = self._product(op, ins, joined, place)
         elif op.name in _STEPS or _is_callback(op):
             joined = joined._replace(
@@ -448,19 +444,19 @@ class _Reader:
 
     def _product(self, op: Op, ins, joined: Value, place: bool) -> Value:
         """A product or lookup: a weight's gets a node, others carry derivatives on."""
-        left, right = ins[0], _join(ins[1:]) if op.name in _LOOKUPS else ins[1]
+        left, right = ins[0], _join(ins[1:]) if op.name in LOOKUPS else ins[1]
         if not (left.data or right.data):
             return joined
         for weight, x, operand in ((left, right, 1), (right, left, 0)):
             if weight.trains and not weight.data and x.data:
-                if op.name in _LOOKUPS and operand == 0:
+                if op.name in LOOKUPS and operand == 0:
                     continue
                 if place and op.path in self.source.ends:
                     self._candidate(op, weight, [x], operand)
                 else:
                     self._force(weight.trains)
                 return joined
-        if op.name in _LOOKUPS:
+        if op.name in LOOKUPS:
             return joined
         if left.data and right.data:
             self._force(joined.past)
@@ -473,7 +469,7 @@ class _Reader:
         leaves = _bits_of(weight.trains)
         self._force(_join(xs).trains)
         end = self.source.ends[op.path]
-        self.pending[end] = self.pending.get(end, ()) + leaves
+        self.pending[end] = tuple(dict.fromkeys(self.pending.get(end, ()) + leaves))
         if operand is None:
             return
         if jnp.issubdtype(op.eqn.invars[operand].aval.dtype, jnp.inexact):

@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from bpfree.program import tags
 from bpfree.program.flat import Body, Op, Path
 
+PRODUCTS = frozenset(
+    """dot_general conv_general_dilated ragged_dot ragged_dot_general
+    triangular_solve""".split()
+)
+LOOKUPS = ("gather", "dynamic_slice")
 SHAPES = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type".split()
 )
@@ -102,31 +107,34 @@ def ends(body: Body, made_of) -> dict[Path, Path]:
     def is_data(v) -> bool:
         return made_of.get(v, (False, False))[1]
 
+    def is_weight(v) -> bool:
+        return made_of.get(v) == (True, False)
+
     for op in body.ops:
         if op.name == "scan" or op.name in tags.REMAT:
             found |= ends(op.bodies[0], made_of)
         if not (op.outs and is_data(op.outs[0])):
             continue
+        weighted = any(map(is_weight, op.ins))
+        if weighted and (op.name in PRODUCTS or op.name in LOOKUPS or op.bodies):
+            regions.append(_Region(op, uses))
+            of_value[op.outs[0]] = regions[-1]
+            continue
         read = {id(of_value[v]): of_value[v] for v in op.ins if v in of_value}
         alone = all(v in of_value for v in op.ins if is_data(v))
-        followed = bool(read) and alone and op.name in _FOLLOWED
-        if followed and len(read) > 1:
-            followed = op.name in _SUMS and all(
-                r.flows_together_at(v) for v in op.ins if (r := of_value.get(v))
-            )
-        if not followed:
-            region = _Region(op, uses)
-            regions.append(region)
-            of_value[op.outs[0]] = region
+        if not (read and alone and op.name in _FOLLOWED):
             continue
         first, *others = read.values()
+        if others and not (
+            op.name in _SUMS and all(of_value[v].flows_together_at(v) for v in op.ins)
+        ):
+            continue
         first.takes(op, others, uses)
         of_value.update(dict.fromkeys(first.values, first))
-        weighted = any(made_of.get(v) == (True, False) for v in op.ins)
-        enters = op.name in _SUMS + _SCALES and (weighted or others)
-        if (enters or op.name == "real") and first.flows_together_at(op.outs[0]):
-            first.end = op.path
         regions = [r for r in regions if all(r is not other for other in others)]
+        made = op.name in _SUMS + _SCALES and (weighted or others)
+        if (made or op.name == "real") and first.flows_together_at(op.outs[0]):
+            first.end = op.path
     for region in regions:
         found |= dict.fromkeys(region.products, region.end)
     return found
