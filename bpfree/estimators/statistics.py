@@ -9,10 +9,10 @@ G_S = d(sum_b L_b) / dS,
     L'_b = L_b + sum_S <G_S, c_b - c_b of the clean pass>
 
 has the gradient of the loss that was written, and stands in the place of L_b in every
-estimate. The gains come from noisy passes of their own, in which only statistics move,
-by steps tau eps, a quarter as many as the nodes have:
+estimate. The gains come from noisy passes of their own, a quarter as many as the nodes
+have, in which only statistics move, by tau eps, and nothing is held:
 
-    G_S = 1 / (K tau) sum_k eps_k [ sum_b (L_kb - L_b) + sum_{T after S} <G_T, T_k - T> ]
+    G_S = 1 / (K tau) sum_k eps_k sum_b (L_kb - L_b)
 
 and tau is sigma in units of the standard deviation of B c_b over the examples. The
 estimate of G is independent of the noise at the nodes, so nothing it multiplies is
@@ -27,7 +27,7 @@ from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
-from bpfree.sampling.noise import draw_chunk
+from bpfree.sampling.noise import credit, draw_chunk
 from bpfree.sampling.scale import rms, scaled
 
 
@@ -38,53 +38,37 @@ def answered(run: Run) -> Program:
     move one at a time, like the nodes. With `hold_statistics` nobody answers for them.
     """
     sites = run.program.statistics
+    gains: NodeTree = {}
     together = [(s,) for s in sites] if run.settings.schedule.layerwise else [sites]
-    together = [] if run.settings.hold_statistics else together
-    program = run.program.answering(run.values, {})
-    for part in reversed(together):
-        gains = {**program.gains, **_gains(run._replace(program=program), part)}
-        program = program._replace(gains=gains)
-    return program
+    if sites and not run.settings.hold_statistics:
+        for part in together:
+            gains |= _gains(run, part)
+    return run.program.answering(run.values, gains)
 
 
 def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
-    """{shares: G} of statistics that are moved together."""
-    if not sites:
-        return {}
-    plan, names = run.settings.plan, frozenset(s.name for s in sites)
-    layout = _layout(run)
+    """{shares: G} of statistics that are moved together, by noise of the whole batch."""
+    plan, layout = run.settings.plan, _layout(run)
+    names = frozenset(site.name for site in sites)
     program = laid_out(run.program, layout, names)
-    run_at = passes.observed(program, run.args, names)
-    clean = {name: run.values[name] for name in names}
-    tau = {s.name: _step(run, s) for s in sites}
-
-    def changes(deltas: NodeTree):
-        losses, values = run_at(
-            {n: clean[n] + d.astype(clean[n].dtype) for n, d in deltas.items()}
-        )
-        return losses - run.clean, {n: values[n] - clean[n] for n in names}
-
+    losses = passes.perturbed(program, run.args, names)
     if run.settings.derivative == "jvp":
         zeros = {s.name: jnp.zeros(s.shape, jnp.float32) for s in sites}
-        evaluate = over_samples(layout, jax.linearize(changes, zeros)[1])
+        losses, clean = jax.linearize(losses, zeros)[1], jnp.zeros_like(run.clean)
     else:
-        evaluate = over_samples(layout, changes)
+        clean = run.clean
+    evaluate = over_samples(layout, losses)
+    tau = {site.name: _step(run, site) for site in sites}
 
     def chunk(draws):
         noise = draw_chunk(plan, run.key, draws, sites)
         found = evaluate({name: scaled(tau[name], z) for name, z in noise.items()})
-        flat = lambda a: a.astype(jnp.float32).reshape(len(draws), plan.group, -1)  # noqa: E731
-        return (), jax.tree.map(flat, (noise, *found))
+        change = (found - clean[None]).astype(jnp.float32)
+        return {name: credit(change, z, None) for name, z in noise.items()}, ()
 
-    table = sum_over_draws(chunk, layout)[1]
-    noise, losses, moves = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), table)
-    total, gains = losses.sum(1), {}
-    for site in reversed(sites):
-        z = noise[site.name]
-        gain = total @ z / len(z) / tau[site.name].reshape(-1)
-        total = total + moves[site.name] @ gain
-        gains[_shares(site)] = gain.reshape(site.shape)
-    return gains
+    total, _ = sum_over_draws(chunk, layout)
+    count = layout.num_draws * plan.group
+    return {_shares(s): total[s.name] / count / tau[s.name] for s in sites}
 
 
 def _layout(run: Run) -> Layout:

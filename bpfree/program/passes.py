@@ -182,7 +182,10 @@ def adding(program: Program, behind=lambda y: y, tap=True):
 
     def visit(site, y, deltas):
         if site.kind == "statistic":
-            return deltas.get(site.name, y), ({site.name: y} if tap else {})
+            held, moved = site.name in program.held, site.name in deltas
+            value = deltas[site.name].astype(y.dtype) if moved else y
+            value = y + value if moved and not held else value
+            return value, ({site.name: y} if tap else {})
         if site.name in program.gains:
             gain = program.gains[site.name].reshape(-1)
             change = (y - deltas[site.name]).reshape(len(y), -1)
