@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bpfree.estimators import redrawn, runs
@@ -46,7 +47,8 @@ from bpfree.sampling.scale import (
     init_scales,
     rms,
     scales,
-    too_small,
+    sizes_at,
+    smallest,
     updated_scales,
 )
 
@@ -58,14 +60,14 @@ class Found(NamedTuple):
       gradient: signals {node: ...} (clean pairing), or params-shaped (noisy).
       slopes: {node: dJ / d log sigma}; {} unless sigma is learned.
       loss: of the noisy passes, (); () where a clean pass tells it.
-      sizes: {node: rms of its noisy values}; {} likewise.
+      sizes: rms of the noisy values at each site, (n,); () likewise.
       changes: {nodes of a part: mean square of L_k - L_0}; {} if that is not measured.
     """
 
     gradient: Any
     slopes: Any = {}
     loss: Any = ()
-    sizes: Any = {}
+    sizes: Any = ()
     changes: Any = {}
 
 
@@ -118,7 +120,7 @@ def make_estimator(
                 signal = runs.encoded(settings.encode_signals, found.gradient)
                 with jax.named_scope("bpfree.pull"):
                     gradient = pull(signal)
-            value, sizes = clean.mean(), {name: rms(y) for name, y in values.items()}
+            value, sizes = clean.mean(), sizes_at(program.sites, values)
         injected = sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
         fault = find_fault(program, sizes, injected, clean, changes)
@@ -229,7 +231,7 @@ def _noisy(run: Run) -> Found:
         jax.tree.map(cast, total, run.args[0]),
         {name: slope for f in found for name, slope in f.slopes.items()},
         () if run.clean is not None else sum(f.loss for f in found) / len(found),
-        {name: size for f in found for name, size in f.sizes.items()},
+        () if run.clean is not None else sum(f.sizes for f in found),
         {names: change for f in found for names, change in f.changes.items()},
     )
 
@@ -261,15 +263,15 @@ def _noisy_part(run: Run) -> Found:
         gradient = jax.tree.map(at_least_float32, gradient)
         slopes, changes = runs.slopes(run, weights, noise), runs.changes(run, weights)
         found = Found(gradient, slopes, changes=changes)
-        return (found if run.clean is not None else _seen(found, losses, values)), ()
+        return (found if run.clean is not None else _seen(run, found, losses, values)), ()
 
     return runs.mean_over_samples(run, chunk)
 
 
-def _seen(found: Found, losses, values) -> Found:
+def _seen(run: Run, found: Found, losses, values) -> Found:
     """With what a clean pass would have told, from the noisy ones of a chunk."""
     each = at_least_float32(losses).reshape(len(losses), -1)
-    sizes = {name: len(y) * rms(y) for name, y in values.items()}
+    sizes = len(losses) * sizes_at(run.program.sites, values)
     return found._replace(loss=each.mean(1).sum(), sizes=sizes)
 
 
@@ -280,23 +282,28 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     """int32: the position of the first node that is not finite, or a code.
 
     Args:
-      sizes: {node: rms of its values}.
+      sizes: rms of the values at each site, (n,); 0 where nothing is to be checked.
       sigma: {node: () or (channels,)}, {} if nothing is injected.
       clean: losses of the clean pass. changes: mean squares of what noise adds to them;
         a loss that noise does not change at all (a step, a hinge) is no fault.
     """
+    sites = program.sites
+    places = np.arange(len(sites), dtype=np.int32)
+
+    def first(bad):
+        return jnp.where(bad, places, len(sites)).min()
+
+    none = jnp.float32(jnp.inf)
+    scale = jnp.stack(
+        [jnp.min(sigma[s.name]) if s.name in sigma else none for s in sites]
+    )
+    safe = np.array([smallest(s.dtype) for s in sites], sizes.dtype) * sizes
+    small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
     code = jnp.int32(NO_FAULT)
     if changes:
-        smallest = float(jnp.finfo(clean.dtype).eps) * rms(clean).astype(jnp.float32)
-        lost = [(v > 0) & (jnp.sqrt(v) < smallest) for v in changes.values()]
-        code = jnp.where(jnp.stack(lost).any(), LOST_LOSS, code)
-    sites = [(i, s) for i, s in enumerate(program.sites) if s.name in sizes]
-    for position, site in reversed(sites):
-        if site.name in sigma:
-            small = too_small(site, sigma[site.name], sizes[site.name])
-            code = jnp.where(small, SMALL_SIGMA - position, code)
-    for position, site in reversed(sites):
-        code = jnp.where(jnp.isfinite(sizes[site.name]), code, position)
-    for scale in sigma.values():
-        code = jnp.where((scale > 0).all(), code, BAD_SIGMA)
-    return code.astype(jnp.int32)
+        spacing = float(jnp.finfo(clean.dtype).eps) * rms([clean])[0].astype(jnp.float32)
+        change = jnp.sqrt(jnp.stack(list(changes.values())))
+        code = jnp.where(((change > 0) & (change < spacing)).any(), LOST_LOSS, code)
+    code = jnp.where(small < len(sites), SMALL_SIGMA - small, code)
+    code = jnp.where(broken < len(sites), broken, code)
+    return jnp.where((scale > 0).all(), code, BAD_SIGMA).astype(jnp.int32)

@@ -23,13 +23,13 @@ from bpfree.program.tags import Site
 from bpfree.program.trace import Program, name_hash, split_aux
 from bpfree.sampling.loop import sum_over_draws
 from bpfree.sampling.noise import weighted_sum
-from bpfree.sampling.scale import rms, scaled
+from bpfree.sampling.scale import rms, scaled, sizes_at
 
 SEGMENT = 16  # steps of a loop that are pulled side by side, from a carry that is kept
 
 
 def estimate(run: runs.Run):
-    """(gradient, losses of the clean pass, aux, {node: rms of its values})."""
+    """(gradient, losses of the clean pass, aux, rms of the values at each site)."""
     loops: list[Any] = []
 
     def keeping(*args, **options):
@@ -40,8 +40,8 @@ def estimate(run: runs.Run):
     out, values = passes.evaluate(run.program, spec, run.args)
     clean, aux = split_aux(out)
     noisy = run.program.holding(values)
-    sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
-    (part,) = runs.split(run._replace(program=noisy, clean=clean, values=sizes))
+    sizes = sizes_at(run.program.sites, values)
+    (part,) = runs.split(run._replace(program=noisy, clean=clean))
     gradient = _pulled(run, _signals(part, _weights(part)), loops)
     return gradient, clean, aux, sizes
 
@@ -52,7 +52,7 @@ def _sizes(program: Program):
 
     def visit(site, y, deltas):
         value, out = plain(site, y, deltas)
-        return value, ({site.name: rms(y)} if site.name in program.active else out)
+        return value, ({site.name: rms([y])[0]} if site.name in program.active else out)
 
     return visit
 
