@@ -67,7 +67,7 @@ def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
 @jax.named_scope("bpfree.noise")
 def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array]) -> Noise:
     """Noise of draw `index`, a function of (key, index, path) and of nothing else."""
-    keys = named_keys(jax.random.fold_in(key, index), list(params))
+    (keys,) = named_keys(key, jnp.reshape(index, 1), list(params))
     halves = keys if rank is None else jax.vmap(jax.random.split)(keys)
     wanted = {}
     for i, (path, p) in enumerate(params.items()):
@@ -78,8 +78,8 @@ def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array])
         else:
             wanted[path, "all"] = keys[i], jnp.shape(p)
     each, shapes = zip(*wanted.values(), strict=True)
-    drawn = draw_arrays(plan, jnp.stack(each), [(shape, None) for shape in shapes])
-    found = {name: z[0] for name, z in zip(wanted, drawn, strict=True)}
+    drawn = draw_arrays(plan, jnp.stack(each)[None], [(shape, None) for shape in shapes])
+    found = {name: z[0, 0] for name, z in zip(wanted, drawn, strict=True)}
 
     def one(path):
         if (path, "all") in found:

@@ -31,15 +31,17 @@ class OfWords(NamedTuple):
 
     Attributes:
       shape: `(shape, batch_axis) -> shape of the words`.
-      noise: `(words, shape, batch_axis) -> (G, *shape)`, float32.
+      noise: `(entries, shape, batch_axis) -> (G, *shape)`, float32.
+      entry: `words -> entries`, each of them alone.
     """
 
     shape: Callable[[tuple[int, ...], int | None], tuple[int, ...]]
     noise: Draw
+    entry: Callable[[jax.Array], jax.Array] = lambda words: words
 
     def draw(self, key: jax.Array, shape: tuple[int, ...], batch_axis: int | None):
         words = jax.random.bits(key, self.shape(shape, batch_axis), jnp.uint32)
-        return self.noise(words, shape, batch_axis)
+        return self.noise(self.entry(words), shape, batch_axis)
 
 
 class Plan(NamedTuple):
@@ -79,7 +81,7 @@ def gaussian(share: int = 1) -> Plan:
         return jax.vmap(one)(jax.random.split(sign_key, share))
 
     if share == 1:
-        words = OfWords(lambda shape, batch_axis: (1, *shape), _normals)
+        words = OfWords(lambda shape, _: (1, *shape), lambda z, *_: _once(z), _normals)
         return Plan(1, words.draw, lambda noise: noise, words)
     return Plan(share, draw, score=lambda noise: noise)
 
@@ -131,13 +133,13 @@ def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
     return jnp.moveaxis(signs.reshape(-1, *rest), 0, batch_axis)
 
 
-def _normals(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
-    """The normals (1, *shape) that `jax.random.normal` makes of the same words."""
+def _normals(words: jax.Array) -> jax.Array:
+    """What `jax.random.normal` makes of the same words."""
     mantissa = (words >> 9) | jnp.uint32(0x3F800000)
     unit = lax.bitcast_convert_type(mantissa, jnp.float32) - 1  # in [0, 1)
     low = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum(low, unit * (np.float32(1) - low) + low)
-    return _once(np.float32(math.sqrt(2)) * lax.erf_inv(uniform))
+    return np.float32(math.sqrt(2)) * lax.erf_inv(uniform)
 
 
 def _once(random: jax.Array) -> jax.Array:
@@ -145,38 +147,50 @@ def _once(random: jax.Array) -> jax.Array:
     return lax.optimization_barrier(random)
 
 
-@jax.named_scope("bpfree.noise")
 def draw_noise(
     plan: Plan, key: jax.Array, index: jax.Array, nodes: tuple[Site, ...]
 ) -> NodeTree:
     """Noise of draw `index` for every node: {name: (G, *node shape)}."""
-    keys = named_keys(jax.random.fold_in(key, index), [s.name for s in nodes])
+    return draw_chunk(plan, key, jnp.reshape(index, 1), nodes)
+
+
+@jax.named_scope("bpfree.noise")
+def draw_chunk(
+    plan: Plan, key: jax.Array, indices: jax.Array, nodes: tuple[Site, ...]
+) -> NodeTree:
+    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
+    keys = named_keys(key, indices, [s.name for s in nodes])
     noise = draw_arrays(plan, keys, [(s.shape, s.batch_axis) for s in nodes])
-    return {s.name: z for s, z in zip(nodes, noise, strict=True)}
+    pairs = zip(nodes, noise, strict=True)
+    return {s.name: z.reshape(-1, *z.shape[2:]) for s, z in pairs}
 
 
-def named_keys(key: jax.Array, names: Sequence[str]) -> jax.Array:
-    """`fold_in(key, name_hash(name))` for each name, (n,)."""
+def named_keys(key: jax.Array, indices: jax.Array, names: Sequence[str]) -> jax.Array:
+    """`fold_in(fold_in(key, index), name_hash(name))` for each draw and name, (c, n)."""
     hashes = np.array([name_hash(name) for name in names], np.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
+    draws = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+    fold_all = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold_all, (0, None))(draws, hashes)
 
 
 def draw_arrays(
     plan: Plan, keys: jax.Array, kinds: Sequence[tuple[tuple[int, ...], int | None]]
 ) -> list[jax.Array]:
-    """`plan.draw(keys[i], *kinds[i])` for each i; kinds are (shape, batch_axis)."""
-    if plan.of_words is None:
-        return [plan.draw(key, *kind) for key, kind in zip(keys, kinds, strict=True)]
-    words = random_words(keys, [plan.of_words.shape(*kind) for kind in kinds])
-    return [plan.of_words.noise(w, *kind) for w, kind in zip(words, kinds, strict=True)]
+    """`plan.draw(keys[k, i], *kinds[i])` for each i, (c, G, *shape).
 
+    Args:
+      keys: (c, n).
+      kinds: n of (shape, batch_axis).
+    """
 
-def draw_chunk(
-    plan: Plan, key: jax.Array, indices: jax.Array, nodes: tuple[Site, ...]
-) -> NodeTree:
-    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
-    noise = jax.vmap(lambda index: draw_noise(plan, key, index, nodes))(indices)
-    return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), noise)
+    def each(i, make, source):
+        return jax.vmap(lambda x: make(x, *kinds[i]))(source)
+
+    made = plan.of_words
+    if made is None:
+        return [each(i, plan.draw, keys[:, i]) for i in range(len(kinds))]
+    words = random_words(keys, [made.shape(*kind) for kind in kinds], made.entry)
+    return [each(i, made.noise, words[i]) for i in range(len(kinds))]
 
 
 def beside(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
