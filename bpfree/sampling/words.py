@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-_SMALL = 2**16  # words; to hash a larger array takes longer than to compile that
+_SMALL = 2**13  # words; to hash a larger array takes longer than to compile that
 _NARROW = 2**11  # words along the last axis, for each of which an index is kept
 
 
