@@ -6,7 +6,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
-from bpfree.estimators import weight_noise
 from tests import problems
 from tests.statistics import assert_close, mean_gate
 
@@ -36,7 +35,7 @@ def test_the_expectation_is_the_gradient(options):
 
 
 def test_one_seed_for_all_parameters_would_be_seen(monkeypatch):
-    monkeypatch.setattr(weight_noise, "name_hash", lambda name: 0)
+    monkeypatch.setattr("bpfree.sampling.noise.name_hash", lambda name: 0)
     assert not mean_gate(estimates(tangents="weights"), TRUTH).passed
 
 

@@ -9,10 +9,9 @@ from jax import lax
 from jax.experimental import io_callback
 
 import bpfree
-from bpfree.estimators import normalized
+from bpfree.estimators import normalized, runs
 from bpfree.program import tags
-from bpfree.sampling import noise
-from bpfree.sampling.noise import draw_noise
+from bpfree.sampling.noise import draw_chunk
 from tests import problems, programs
 from tests import statistics as gates
 
@@ -217,14 +216,14 @@ def test_the_mean_of_the_noise_matters_to_one_clean_pass(monkeypatch):
     """The same noise read off against a clean pass: its mean is taken for a signal."""
 
     def shifted(*args):
-        return jax.tree.map(lambda z: z + 10.0, draw_noise(*args))
+        return jax.tree.map(lambda z: z + 10.0, draw_chunk(*args))
 
     def loss(params, batch):
         return device_loss(0.0)(params, batch, jax.random.key(0))
 
     options = {"noise": "gaussian", "sigma": 1e-3}
     right = mean_direction(bpfree.node_perturbation, loss, **options)
-    monkeypatch.setattr(noise, "draw_noise", shifted)
+    monkeypatch.setattr(runs, "draw_chunk", shifted)
     wrong = mean_direction(bpfree.node_perturbation, loss, **options)
     assert cosine(right, wrong) < 0.95
 

@@ -11,7 +11,7 @@ import pytest
 import bpfree
 from bpfree.estimators import runs
 from bpfree.sampling import noise
-from bpfree.sampling.noise import draw_noise
+from bpfree.sampling.noise import draw_chunk
 from tests import problems
 from tests import statistics as gates
 
@@ -134,10 +134,10 @@ def one_draw_for_the_batch(monkeypatch):
     """[nodepert]: every example gets the noise of the first. Unbiased, but useless."""
 
     def planted(*args):
-        drawn = draw_noise(*args)
+        drawn = draw_chunk(*args)
         return {k: jnp.broadcast_to(z[:, :1], z.shape) for k, z in drawn.items()}
 
-    monkeypatch.setattr(noise, "draw_noise", planted)
+    monkeypatch.setattr(runs, "draw_chunk", planted)
 
 
 def test_variance_falls_with_the_batch(right):
@@ -160,9 +160,9 @@ def test_the_variance_gate_rejects_one_draw_for_the_batch(monkeypatch):
 
 def test_the_variance_gate_rejects_the_same_noise_in_every_sample(right, monkeypatch):
     monkeypatch.setattr(
-        noise,
-        "draw_noise",
-        lambda plan, key, index, nodes: draw_noise(plan, key, 0 * index, nodes),
+        runs,
+        "draw_chunk",
+        lambda plan, key, indices, nodes: draw_chunk(plan, key, 0 * indices, nodes),
     )
     more = node_perturbation(num_samples=4 * SAMPLES)
     assert abs(gates.variance_z(right, more, ratio=4.0)) > gates.LIMIT

@@ -69,7 +69,7 @@ def test_gaussian_noise_estimates_the_smoothed_gradient():
 
 def test_one_seed_for_all_parameters_would_be_seen(monkeypatch):
     """Planted: matrices of one shape get the same noise [es-at-scale]."""
-    monkeypatch.setattr(weight_noise, "name_hash", lambda name: 0)
+    monkeypatch.setattr("bpfree.sampling.noise.name_hash", lambda name: 0)
     assert not mean_gate(estimates(), TRUTH).passed
 
 

@@ -18,6 +18,7 @@ from bpfree.estimators.estimate import BAD_GRADIENT, NO_FAULT, Estimator
 from bpfree.estimators.objective import Objective, is_energy
 from bpfree.program.trace import arguments, split_aux
 from bpfree.sampling import seeds
+from bpfree.sampling.scale import at_least_float32
 
 
 class Fault(NamedTuple):
@@ -100,8 +101,9 @@ def transformation(
         with jax.named_scope("bpfree.estimate"):
             found = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, found.aux)
-        finite = [jnp.isfinite(g).all() for g in jax.tree.leaves(found.gradient)]
-        bad = jnp.where(jnp.stack(finite).all(), NO_FAULT, BAD_GRADIENT)
+        sums = [at_least_float32(g).sum() for g in jax.tree.leaves(found.gradient)]
+        finite = jnp.stack([jnp.isfinite(total) for total in sums]).all()
+        bad = jnp.where(finite, NO_FAULT, BAD_GRADIENT)
         code = jnp.where(found.fault == NO_FAULT, bad, found.fault)
         first = (state.fault.step < 0) & (code != NO_FAULT)
         fault = Fault(state.count, code.astype(jnp.int32))

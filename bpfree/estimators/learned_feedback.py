@@ -47,8 +47,8 @@ from bpfree.sampling.scale import (
     at_least_float32,
     check_number,
     check_resolution,
-    rms,
     scale_at,
+    sizes_at,
 )
 from bpfree.sampling.seeds import as_key
 
@@ -217,7 +217,7 @@ def learned_feedback(
             residual, slope = _residual_and_misfit(step, predictor, older)
         signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
         moved, fit_state = fit.update(slope, state.inner.fit, older)
-        sizes = {name: rms(y) for name, y in clean.values.items()}
+        sizes = sizes_at(clean.program.sites, clean.values)
         scales = {s.name: step.sigma for s in predictors.hidden(clean.program)}
         fault = perturbation.find_fault(clean.program, sizes, scales)
         inner = FeedbackState(optax.apply_updates(older, moved), fit_state)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bpfree.estimators import runs, statistics
@@ -48,7 +49,8 @@ from bpfree.sampling.scale import (
     init_scales,
     rms,
     scales,
-    too_small,
+    sizes_at,
+    smallest,
     updated_scales,
 )
 
@@ -60,14 +62,14 @@ class Found(NamedTuple):
       gradient: signals {node: ...} (clean pairing), or params-shaped (noisy).
       slopes: {node: dJ / d log sigma}; {} unless sigma is learned.
       loss: of the noisy passes, (); () where a clean pass tells it.
-      sizes: {node: rms of its noisy values}; {} likewise.
+      sizes: rms of the noisy values at each site, (n,); () likewise.
       changes: {nodes of a part: mean square of L_k - L_0}; {} if that is not measured.
     """
 
     gradient: Any
     slopes: Any = {}
     loss: Any = ()
-    sizes: Any = {}
+    sizes: Any = ()
     changes: Any = {}
 
 
@@ -113,7 +115,7 @@ def make_estimator(
                 found = _clean(run, signals)
                 with jax.named_scope("bpfree.pull"):
                     gradient = pull(found.gradient)
-            value, sizes = clean.mean(), _sizes(program, values)
+            value, sizes = clean.mean(), sizes_at(program.sites, values)
         injected = run.sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
         fault = find_fault(program, sizes, injected, clean, changes)
@@ -164,12 +166,6 @@ def _is_forward_only(run: Run) -> bool:
     holds = any(s.kind in ("hold", "statistic") for s in run.program.sites)
     clean = not run.settings.noisy or run.settings.baseline.clean
     return not (clean or holds or run.program.has_aux)
-
-
-def _sizes(program: Program, values: NodeTree) -> NodeTree:
-    """{name: rms}; a share that is not finite shows in its statistic."""
-    kinds = {s.name: s.kind for s in program.sites}
-    return {name: rms(y) for name, y in values.items() if kinds[name] != "shares"}
 
 
 def _example_nodes(settings: Settings, params, example_batch):
@@ -249,7 +245,7 @@ def _noisy(run: Run) -> Found:
         jax.tree.map(cast, total, run.args[0]),
         {name: slope for f in found for name, slope in f.slopes.items()},
         () if run.clean is not None else sum(f.loss for f in found) / len(found),
-        {name: size for f in found for name, size in f.sizes.items()},
+        () if run.clean is not None else sum(f.sizes for f in found),
         {names: change for f in found for names, change in f.changes.items()},
     )
 
@@ -281,15 +277,15 @@ def _noisy_part(run: Run) -> Found:
         gradient = jax.tree.map(at_least_float32, gradient)
         slopes, changes = runs.slopes(run, weights, noise), runs.changes(run, weights)
         found = Found(gradient, slopes, changes=changes)
-        return (found if run.clean is not None else _seen(found, losses, values)), ()
+        return (found if run.clean is not None else _seen(run, found, losses, values)), ()
 
     return runs.mean_over_samples(run, chunk)
 
 
-def _seen(found: Found, losses, values) -> Found:
+def _seen(run: Run, found: Found, losses, values) -> Found:
     """With the loss and sizes that a clean pass gives, from the noisy ones of a chunk."""
     each = at_least_float32(losses).reshape(len(losses), -1)
-    sizes = {name: len(y) * rms(y) for name, y in values.items()}
+    sizes = len(losses) * sizes_at(run.program.sites, values)
     return found._replace(loss=each.mean(1).sum(), sizes=sizes)
 
 
@@ -300,23 +296,29 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     """int32: `name_code` of the first node that is not finite, or another code.
 
     Args:
-      sizes: {node: rms of its values}.
+      sizes: rms of the values at each site, (n,); 0 where nothing is to be checked.
       sigma: {node: () or (channels,)}, {} if nothing is injected.
       clean: losses of the clean pass. changes: mean squares of what noise adds to them;
         a loss that noise does not change at all (a step, a hinge) is no fault.
     """
+    sites = program.sites
+    places = np.arange(len(sites), dtype=np.int32)
+    codes = jnp.asarray([*(name_code(s.name) for s in sites), 0], jnp.int32)
+
+    def first(bad):
+        return jnp.where(bad, places, len(sites)).min()
+
+    none = jnp.float32(jnp.inf)
+    scale = jnp.stack(
+        [jnp.min(sigma[s.name]) if s.name in sigma else none for s in sites]
+    )
+    safe = np.array([smallest(s.dtype) for s in sites], sizes.dtype) * sizes
+    small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
     code = jnp.int32(NO_FAULT)
     if changes:
-        smallest = float(jnp.finfo(clean.dtype).eps) * rms(clean).astype(jnp.float32)
-        lost = [(v > 0) & (jnp.sqrt(v) < smallest) for v in changes.values()]
-        code = jnp.where(jnp.stack(lost).any(), LOST_LOSS, code)
-    sites = [s for s in reversed(program.sites) if s.name in sizes]
-    for site in sites:
-        if site.name in sigma:
-            small = too_small(site, sigma[site.name], sizes[site.name])
-            code = jnp.where(small, SMALL_SIGMA - name_code(site.name), code)
-    for site in sites:
-        code = jnp.where(jnp.isfinite(sizes[site.name]), code, name_code(site.name))
-    for scale in sigma.values():
-        code = jnp.where((scale > 0).all(), code, BAD_SIGMA)
-    return code.astype(jnp.int32)
+        spacing = float(jnp.finfo(clean.dtype).eps) * rms([clean])[0].astype(jnp.float32)
+        change = jnp.sqrt(jnp.stack(list(changes.values())))
+        code = jnp.where(((change > 0) & (change < spacing)).any(), LOST_LOSS, code)
+    code = jnp.where(small < len(sites), SMALL_SIGMA - codes[small], code)
+    code = jnp.where(broken < len(sites), codes[broken], code)
+    return jnp.where((scale > 0).all(), code, BAD_SIGMA).astype(jnp.int32)

@@ -26,7 +26,7 @@ from bpfree.program.tags import Site
 from bpfree.program.trace import Program, name_hash, split_aux
 from bpfree.sampling.loop import sum_over_draws
 from bpfree.sampling.noise import weighted_sum
-from bpfree.sampling.scale import rms, scaled
+from bpfree.sampling.scale import rms, scaled, sizes_at
 
 SEGMENT = 16  # steps of a loop that are pulled side by side, from a carry that is kept
 
@@ -66,7 +66,7 @@ def _estimate(run: runs.Run):
     out, values = passes.evaluate(run.program, spec, run.args)
     clean, aux = split_aux(out)
     noisy = run._replace(program=run.program.holding(values), clean=clean, values=values)
-    sizes = {s.name: rms(values[s.name]) for s in run.program.nodes}
+    sizes = sizes_at(run.program.sites, values)
     (part,) = runs.split(noisy._replace(program=statistics.answered(noisy)))
     gradient = _pulled(run, _signals(part, _weights(part)), loops)
     return gradient, clean, aux, sizes
@@ -78,7 +78,7 @@ def _sizes(program: Program):
 
     def visit(site, y, deltas):
         value, out = plain(site, y, deltas)
-        return value, ({site.name: rms(y)} if site.name in program.active else out)
+        return value, ({site.name: rms([y])[0]} if site.name in program.active else out)
 
     return visit
 

@@ -88,6 +88,6 @@ def _step(run: Run, site: Site) -> jax.Array:
     """tau of the module docstring; where all shares are equal, a thousandth of others."""
     shares = run.values[_shares(site)].astype(jnp.float32)
     spread = jnp.std(shares, axis=0) * len(shares)
-    floor = 1e-3 * rms(spread) + jnp.finfo(spread.dtype).tiny
+    floor = 1e-3 * rms([spread])[0] + jnp.finfo(spread.dtype).tiny
     sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()
     return sigma * jnp.maximum(spread, floor)

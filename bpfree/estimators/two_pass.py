@@ -26,7 +26,7 @@ from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
 from bpfree.sampling.loop import over_samples, sum_over_draws
 from bpfree.sampling.noise import per_sample
-from bpfree.sampling.scale import at_least_float32, rms, scales
+from bpfree.sampling.scale import at_least_float32, scales, sizes_at
 
 
 class _Pair(NamedTuple):
@@ -136,7 +136,7 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
     for name in deltas:
         own = deltas[name] - other_deltas[name]
         difference[name] += own.astype(difference[name].dtype)
-    sizes = {name: rms(y) for name, y in values.items()}
+    sizes = sizes_at(run.program.sites, values)
     fault = perturbation.find_fault(run.program, sizes, run.sigma or {})
     pair = _Pair(losses - others[0], difference)
     report = _First(losses.mean(), aux, fault)

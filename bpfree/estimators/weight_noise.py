@@ -19,9 +19,9 @@ from jax import lax
 from bpfree.program.blocks import moves_loss
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import name_hash, to_jaxpr
+from bpfree.program.trace import to_jaxpr
 from bpfree.sampling import loop
-from bpfree.sampling.noise import Plan, gaussian, rademacher
+from bpfree.sampling.noise import Plan, draw_arrays, gaussian, named_keys, rademacher
 
 
 class Factors(NamedTuple):
@@ -56,31 +56,37 @@ def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
     """
     jaxpr, _, out = to_jaxpr(loss_fn, args)
     leaves, paths = jax.tree.leaves(args[0]), param_paths(args[0])
-    tree = jax.tree.structure(out)
+    moving = moves_loss(jaxpr, jax.tree.structure(out), len(leaves))
     return {
         path: leaf
         for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True))
-        if (wanted is None or wanted[i]) and moves_loss(jaxpr, tree, i)
+        if (wanted is None or wanted[i]) and moving[i]
     }
 
 
 @jax.named_scope("bpfree.noise")
 def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array]) -> Noise:
     """Noise of draw `index`, a function of (key, index, path) and of nothing else."""
-    draw_key = jax.random.fold_in(key, index)
+    (keys,) = named_keys(key, jnp.reshape(index, 1), list(params))
+    halves = keys if rank is None else jax.vmap(jax.random.split)(keys)
+    wanted = {}
+    for i, (path, p) in enumerate(params.items()):
+        *lead, last = jnp.shape(p) or (1,)
+        if rank is not None and _saves(jnp.shape(p), rank):
+            wanted[path, "left"] = halves[i, 0], (*lead, rank)
+            wanted[path, "right"] = halves[i, 1], (last, rank)
+        else:
+            wanted[path, "all"] = keys[i], jnp.shape(p)
+    each, shapes = zip(*wanted.values(), strict=True)
+    drawn = draw_arrays(plan, jnp.stack(each)[None], [(shape, None) for shape in shapes])
+    found = {name: z[0, 0] for name, z in zip(wanted, drawn, strict=True)}
 
-    def drawn(key, *shape):
-        return plan.draw(key, shape, None)[0]
+    def one(path):
+        if (path, "all") in found:
+            return found[path, "all"]
+        return Factors(found[path, "left"] / math.sqrt(rank), found[path, "right"])
 
-    def one(path, shape):
-        leaf_key = jax.random.fold_in(draw_key, name_hash(path))
-        if rank is None or not _saves(shape, rank):
-            return drawn(leaf_key, *shape)
-        keys = jax.random.split(leaf_key)
-        left = drawn(keys[0], *shape[:-1], rank) / math.sqrt(rank)
-        return Factors(left, drawn(keys[1], shape[-1], rank))
-
-    return {path: one(path, jnp.shape(p)) for path, p in params.items()}
+    return {path: one(path) for path in params}
 
 
 def _saves(shape, rank: int) -> bool:

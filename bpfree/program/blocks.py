@@ -7,14 +7,14 @@ program, which parameters a block holds and which weight products its derivative
 
 import warnings
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Literal
 
-from bpfree.program import interpreter, passes, tags
+from bpfree.program import passes, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import Program, split_aux
 
@@ -27,6 +27,7 @@ _PRODUCTS = {
 }
 # Depends on a chosen input; on the batch; on a chosen input through a product.
 DERIVED, DATA, BEHIND = 1, 2, 4
+_LEAF = 8  # and from here on one bit for each leaf of params, in `moves_loss`
 _LOSS = "(loss)"  # the block after the last node
 
 
@@ -114,9 +115,11 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
     `lax.stop_gradient` are taken as frozen on purpose.
     """
     leaf_paths = param_paths(args[0])
-    tangents, names = _tangent_program(program, args)
-    _check_batch_axes(program, args)
-    found = Blocks(_block(tangents, leaf_paths, names, i) for i in range(len(names)))
+    jaxpr, names = _tangent_program(program, args)
+    marks = _marks(jaxpr, len(leaf_paths))
+    _check_batch_axes(program, jaxpr, marks)
+    parts = _apart(jaxpr, marks, len(names))
+    found = Blocks(map(partial(_block, leaf_paths, jaxpr, marks), names, parts))
     for block in found[:-1]:
         if not block.params:
             raise ValueError(
@@ -126,13 +129,10 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
                 "between it and the node before, or its parameters are frozen."
             )
     trained = {path for block in found for path in block.params}
+    moving = moves_loss(program.jaxpr, program.out_tree, len(leaf_paths))
     for i, path in enumerate(leaf_paths):
         asked = wanted is None or wanted[i]
-        if (
-            asked
-            and path not in trained
-            and moves_loss(program.jaxpr, program.out_tree, i)
-        ):
+        if asked and path not in trained and moving[i]:
             raise ValueError(
                 f"parameter {path!r} moves the loss but no block has a derivative for "
                 "it: mark a node between it and the threshold after it, or apply "
@@ -142,7 +142,7 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
 
 
 def _tangent_program(program: Program, args) -> tuple[Any, list[str]]:
-    """Jaxpr of (params, directions, *rest) -> tangents of the nodes and losses."""
+    """Jaxpr of (params, directions, *rest) -> (nodes, tangents of nodes and losses)."""
     order = [s.name for s in program.nodes]
 
     def tangents(params, directions, *rest):
@@ -150,41 +150,71 @@ def _tangent_program(program: Program, args) -> tuple[Any, list[str]]:
             out, values = passes.cut(program, (params, *rest))
             return *(values[name] for name in order), split_aux(out)[0]
 
-        return jax.jvp(cut, (params,), (directions,))[1]
+        values, moved = jax.jvp(cut, (params,), (directions,))
+        return values[:-1], moved
 
     jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(tangents)(args[0], *args))
     return jaxpr, [*order, _LOSS]
 
 
-def _block(tangents, paths: list[str], names: list[str], i: int) -> Block:
-    jaxpr, used = tags.dce(tangents, [j == i for j in range(len(names))])
-    n = len(paths)
-    marks = [0] * n + [DERIVED] * n + [DATA] * (len(used) - 2 * n)
-    _, products = reach(jaxpr, [m for m, kept in zip(marks, used, strict=True) if kept])
-    return Block(
-        names[i],
-        tuple(path for path, mine in zip(paths, used[n : 2 * n], strict=True) if mine),
-        len(products),
-        sum(products),
-    )
+def _marks(tangents, n: int) -> dict[Any, int]:
+    """The marks of all variables of a tangent program of n parameters."""
+    data = [DATA] * (len(tangents.invars) - 2 * n)
+    marks: dict[Any, int] = {}
+    reach(tangents, [0] * n + [DERIVED] * n + data, marks)
+    return marks
 
 
-def _check_batch_axes(program: Program, args) -> None:
+def _apart(tangents, marks, count: int) -> list[Any]:
+    """For each of the last `count` outputs the jaxpr of what it needs that is linear.
+
+    One walk from the end. Blocks have nothing in common but loops and calls, so that
+    their sizes add up to that of the program, at any depth.
+    """
+    needed: dict[Any, int] = {}  # by which outputs, as the bits of a number
+    parts: list[list[Any]] = [[] for _ in range(count)]
+    for i, v in enumerate(tangents.outvars[-count:]):
+        if not isinstance(v, Literal):
+            needed[v] = needed.get(v, 0) | 1 << i
+    for eqn in reversed(tangents.eqns):
+        if not any(marks[v] & DERIVED for v in eqn.outvars):
+            continue
+        by = reduce(or_, (needed.get(v, 0) for v in eqn.outvars), 0)
+        for v in eqn.invars if by else ():
+            if not isinstance(v, Literal):
+                needed[v] = needed.get(v, 0) | by
+        while by:
+            parts[by.bit_length() - 1].append(eqn)
+            by -= 1 << by.bit_length() - 1
+    outs = tangents.outvars[-count:]
+    return [_ending(tangents, o, p[::-1]) for o, p in zip(outs, parts, strict=True)]
+
+
+def _ending(jaxpr, out, eqns):
+    """The jaxpr of some equations that end in `out`; what they read are its inputs."""
+    atoms = [*(v for eqn in eqns for v in eqn.invars), out]
+    read = dict.fromkeys(v for v in atoms if not isinstance(v, Literal))
+    inside = {v for eqn in eqns for v in eqn.outvars}
+    free = [v for v in read if v not in inside]
+    return jaxpr.replace(constvars=[], invars=free, outvars=[out], eqns=eqns)
+
+
+def _block(paths: list[str], tangents, marks, name: str, part) -> Block:
+    jaxpr, used = tags.dce(part, [True])
+    read = [v for v, kept in zip(part.invars, used, strict=True) if kept]
+    directions = tangents.invars[len(paths) : 2 * len(paths)]
+    _, products = reach(jaxpr, [marks[v] for v in read])
+    mine = tuple(p for p, v in zip(paths, directions, strict=True) if v in set(read))
+    return Block(name, mine, len(products), sum(products))
+
+
+def _check_batch_axes(program: Program, tangents, marks) -> None:
     """A node with a batch axis that nothing of the batch reaches is shared by it."""
     if program.batch_size is None:
         return
-    order = [s for s in program.nodes if s.batch_axis is not None]
-
-    def values(*args):
-        plain = interpreter.Run(passes.adding(program))
-        found = passes.evaluate(program, plain, args)[1]
-        return [found[s.name] for s in order]
-
-    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(values)(*args))
-    n = len(jax.tree.leaves(args[0]))
-    marks = [0] * n + [DATA] * (len(jaxpr.invars) - n)
-    for site, mark in zip(order, reach(jaxpr, marks)[0], strict=True):
-        if not mark & DATA:
+    for site, v in zip(program.nodes, tangents.outvars, strict=False):
+        reached = not isinstance(v, Literal) and marks[v] & DATA
+        if site.batch_axis is not None and not reached:
             raise ValueError(
                 f"node {site.name!r} does not depend on the batch, so its axis "
                 f"{site.batch_axis} is no batch axis: pass batch_axis=None to "
@@ -192,33 +222,33 @@ def _check_batch_axes(program: Program, args) -> None:
             )
 
 
-def moves_loss(jaxpr, out_tree, leaf: int) -> bool:
-    """Whether the losses of a traced loss function depend on a leaf of params.
+def moves_loss(jaxpr, out_tree, n: int) -> list[bool]:
+    """Whether the losses of a traced loss function depend on each of n leaves of params.
 
     Not through `stop_gradient`, by which a parameter is frozen.
     """
-    marks = [DERIVED * (i == leaf) for i in range(len(jaxpr.invars))]
-    outputs, _ = reach(jaxpr, marks)
+    leaf = [_LEAF << i for i in range(n)]
+    outputs, _ = reach(jaxpr, leaf + [0] * (len(jaxpr.invars) - n))
     tree = jax.tree.unflatten(out_tree, outputs)
-    losses = jax.tree.leaves(split_aux(tree)[0])
-    return any(mark & DERIVED for mark in losses)
+    reached = reduce(or_, jax.tree.leaves(split_aux(tree)[0]), 0)
+    return [bool(reached & mark) for mark in leaf]
 
 
 # ------------------------------------------------------------------ following marks
 
 
-def reach(jaxpr, marks: Sequence[int]) -> tuple[list[int], list[bool]]:
+def reach(jaxpr, marks: Sequence[int], seen=None) -> tuple[list[int], list[bool]]:
     """Follow marks from the inputs to the outputs of a jaxpr; constants count as DATA.
 
     Returns the marks of the outputs and, for every product of a DERIVED value, whether it
     carries a signal further: its other factor does not depend on DATA (a weight), or the
     value is BEHIND a product already. A loop body's products count once. `stop_gradient`
     ends DERIVED. An equation we cannot look into reaches all it returns and, if DERIVED,
-    counts as one product that carries.
+    counts as one product that carries. The marks of all variables come into `seen`.
     """
-    mark = dict(zip(jaxpr.invars, marks, strict=True)) | dict.fromkeys(
-        jaxpr.constvars, DATA
-    )
+    mark: dict[Any, int] = {} if seen is None else seen
+    mark.update(zip(jaxpr.invars, marks, strict=True))
+    mark.update(dict.fromkeys(jaxpr.constvars, DATA))
     products: list[bool] = []
     for eqn in jaxpr.eqns:
         ins = [0 if isinstance(v, Literal) else mark.get(v, 0) for v in eqn.invars]
@@ -239,7 +269,7 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     if name == "cond":
         return _reach_branches(eqn, ins)
     if name == "stop_gradient":
-        union &= ~DERIVED
+        union &= DATA | BEHIND
     found = []
     if not union & DATA:  # among parameters alone
         return [union] * len(eqn.outvars), []

@@ -20,24 +20,32 @@ from bpfree.program import interpreter, tags
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with every convolution as NHWC, HWIO -> NHWC, those of its scans included."""
-    return rewritten(fn, _canonical)
+    return rewritten(fn, canonical)
 
 
 def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callable:
     """`fn` with its equations bound by `bind(eqn, invals)`."""
+    return lambda *args: traced(fn, bind, *args)[0](*args)
+
+
+def traced(fn: Callable[..., Any], bind: Callable[..., list[Any]], *shapes):
+    """(`rewritten(fn, bind)` for arguments of these shapes, its results' shapes).
+
+    For functions that run more than once: tracing is most of what a rewriting costs.
+    """
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
+    jaxpr, consts = tags.open_jaxpr(closed)
 
     def run(*args):
-        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        jaxpr, consts = tags.open_jaxpr(closed)
         outs = interpreter.replay(jaxpr, consts, jax.tree.leaves(args), bind)
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
-    return run
+    return run, out
 
 
-def _canonical(eqn, invals) -> list[Any]:
+def canonical(eqn, invals) -> list[Any]:
     if eqn.primitive is lax.scan_p and tags.contains(tags.body_of(eqn)[0], _is_conv):
-        return interpreter.replay_scan(eqn, invals, _canonical)
+        return interpreter.replay_scan(eqn, invals, canonical)
     if not _is_conv(eqn.primitive):
         return tags.bind_eqn(eqn, invals)
     params = dict(eqn.params)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.program import interpreter, tags
-from bpfree.program.convolutions import canonical_convs
+from bpfree.program.convolutions import canonical, traced
 from bpfree.program.partition import samples_inside
 from bpfree.program.trace import Program
 from bpfree.sampling.noise import Plan
@@ -61,25 +61,32 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
 
     Returns: (sums, stacked), the latter `(num_draws, ...)` in order of the index.
     """
-    devices = layout.devices
-    run = _rows_of(layout, chunk_fn)
-    full, rest = divmod(layout.num_draws, devices * layout.chunk)
+    spread = layout.sharding is not None
+    rows = (layout.devices,) if spread else ()
+    run = on_devices(layout, chunk_fn) if spread else chunk_fn
+    full, rest = divmod(layout.num_draws, layout.devices * layout.chunk)
     indices = jnp.arange(layout.num_draws)
-    head = indices[: layout.num_draws - rest].reshape(full, devices, layout.chunk)
+    head = indices[: layout.num_draws - rest].reshape(full, *rows, layout.chunk)
 
-    @canonical_convs
-    def body(sums, indices):
-        added, stacked = run(indices)
-        return jax.tree.map(jnp.add, sums, added), stacked
+    def adding(indices):
+        """(zero sums, body of the loop) for chunks like this one; traced once."""
+        one, (added, _) = traced(run, canonical, indices)
 
-    added, _ = jax.eval_shape(run, head[0])
-    sums = jax.tree.map(tags.zeros, added)
+        def body(sums, indices):
+            added, stacked = one(indices)
+            return jax.tree.map(jnp.add, sums, added), stacked
+
+        return jax.tree.map(tags.zeros, added), body
+
+    sums, body = adding(head[0])
     sums, stacked = lax.scan(body, sums, head)
-    parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), stacked)]
+    flat = lambda a, axes: a.reshape(-1, *a.shape[axes + len(rows) :])  # noqa: E731
+    parts = [jax.tree.map(lambda a: flat(a, 2), stacked)]
     if rest:
-        sums, last = body(sums, indices[-rest:].reshape(devices, -1))
-        parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), last))
-    sums = sums if layout.apart else sum_over_devices(sums)
+        last = indices[-rest:].reshape(*rows, -1)
+        sums, stacked = adding(last)[1](sums, last)
+        parts.append(jax.tree.map(lambda a: flat(a, 1), stacked))
+    sums = sum_over_devices(sums) if spread and not layout.apart else sums
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
@@ -96,13 +103,6 @@ def over_samples(layout: Layout, evaluate: Callable) -> Callable:
     if not layout.sequential:
         return jax.vmap(evaluate)
     return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
-
-
-def _rows_of(layout: Layout, chunk_fn):
-    """`chunk_fn` on (devices, c) indices, one row and one partial sum per device."""
-    if layout.sharding is None:
-        return lambda indices: jax.tree.map(lambda a: a[None], chunk_fn(indices[0]))
-    return on_devices(layout, chunk_fn)
 
 
 def on_devices(layout: Layout, function: Callable) -> Callable:

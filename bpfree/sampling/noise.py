@@ -8,17 +8,40 @@ is never stored.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, name_hash
+from bpfree.sampling.words import random_words
 
 _WORD = 32  # signs in one random word
+
+
+Draw = Callable[[jax.Array, tuple[int, ...], int | None], jax.Array]
+
+
+class OfWords(NamedTuple):
+    """How noise is made of one array of random words.
+
+    Attributes:
+      shape: `(shape, batch_axis) -> shape of the words`.
+      noise: `(entries, shape, batch_axis) -> (G, *shape)`, float32.
+      entry: `words -> entries`, each of them alone.
+    """
+
+    shape: Callable[[tuple[int, ...], int | None], tuple[int, ...]]
+    noise: Draw
+    entry: Callable[[jax.Array], jax.Array] = lambda words: words
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...], batch_axis: int | None):
+        words = jax.random.bits(key, self.shape(shape, batch_axis), jnp.uint32)
+        return self.noise(self.entry(words), shape, batch_axis)
 
 
 class Plan(NamedTuple):
@@ -29,11 +52,14 @@ class Plan(NamedTuple):
       draw: `(key, shape, batch_axis) -> (G, *shape)`, float32.
       score: noise -> minus the derivative of its log density, or None where the noise
         has no density.
+      of_words: the same draw, where one array of words makes it: those of all nodes are
+        hashed together.
     """
 
     group: int
-    draw: Callable[[jax.Array, tuple[int, ...], int | None], jax.Array]
+    draw: Draw
     score: Callable[[jax.Array], jax.Array] | None
+    of_words: OfWords | None = None
 
 
 def gaussian(share: int = 1) -> Plan:
@@ -46,8 +72,6 @@ def gaussian(share: int = 1) -> Plan:
     """
 
     def draw(key, shape, batch_axis):
-        if share == 1:
-            return _once(jax.random.normal(key, (1, *shape), jnp.float32))
         magnitude_key, sign_key = jax.random.split(key)
         magnitude = _once(jax.random.normal(magnitude_key, shape, jnp.float32))
 
@@ -56,26 +80,30 @@ def gaussian(share: int = 1) -> Plan:
 
         return jax.vmap(one)(jax.random.split(sign_key, share))
 
+    if share == 1:
+        words = OfWords(lambda shape, _: (1, *shape), lambda z, *_: _once(z), _normals)
+        return Plan(1, words.draw, lambda noise: noise, words)
     return Plan(share, draw, score=lambda noise: noise)
 
 
 def rademacher() -> Plan:
     """Independent signs, 32 to a random word (SPSA directions); they have no density."""
-
-    def draw(key, shape, batch_axis):
-        return packed_signs(key, shape, batch_axis)[None]
-
-    return Plan(1, draw, score=None)
+    words = OfWords(_packed, lambda *args: _signs(*args)[None])
+    return Plan(1, words.draw, None, words)
 
 
 def antithetic_plan(plan: Plan) -> Plan:
     """Each sample of `plan` and its negative, for the same example."""
 
-    def draw(key, shape, batch_axis):
-        noise = plan.draw(key, shape, batch_axis)
-        return jnp.concatenate([noise, -noise])
+    def both(draw: Draw) -> Draw:
+        def pairs(source, shape, batch_axis):
+            noise = draw(source, shape, batch_axis)
+            return jnp.concatenate([noise, -noise])
 
-    return Plan(2 * plan.group, draw, plan.score)
+        return pairs
+
+    words = plan.of_words and plan.of_words._replace(noise=both(plan.of_words.noise))
+    return Plan(2 * plan.group, both(plan.draw), plan.score, words)
 
 
 def packed_signs(
@@ -85,18 +113,33 @@ def packed_signs(
 
     Words are packed within an example, so that a sharded batch axis draws locally.
     """
+    return OfWords(_packed, _signs).draw(key, shape, batch_axis)
+
+
+def _packed(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, int]:
     rows = 1 if batch_axis is None else shape[batch_axis]
-    rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
-    width = math.prod(rest)
-    words = _once(jax.random.bits(key, (rows, -(-width // _WORD)), jnp.uint32))
+    return rows, -(-math.prod(shape) // (rows * _WORD))
+
+
+def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
     places = jnp.arange(_WORD, dtype=jnp.uint32).reshape(1, 1, -1)
-    top_bit = (words[..., None] >> places) << (_WORD - 1)
+    top_bit = (_once(words)[..., None] >> places) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
     signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
-    signs = signs.reshape(rows, -1)[:, :width]
+    rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
+    signs = signs.reshape(len(words), -1)[:, : math.prod(rest)]
     if batch_axis is None:
         return signs.reshape(shape)
-    return jnp.moveaxis(signs.reshape(rows, *rest), 0, batch_axis)
+    return jnp.moveaxis(signs.reshape(-1, *rest), 0, batch_axis)
+
+
+def _normals(words: jax.Array) -> jax.Array:
+    """What `jax.random.normal` makes of the same words."""
+    mantissa = (words >> 9) | jnp.uint32(0x3F800000)
+    unit = lax.bitcast_convert_type(mantissa, jnp.float32) - 1  # in [0, 1)
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    uniform = jnp.maximum(low, unit * (np.float32(1) - low) + low)
+    return np.float32(math.sqrt(2)) * lax.erf_inv(uniform)
 
 
 def _once(random: jax.Array) -> jax.Array:
@@ -104,26 +147,50 @@ def _once(random: jax.Array) -> jax.Array:
     return lax.optimization_barrier(random)
 
 
-@jax.named_scope("bpfree.noise")
 def draw_noise(
     plan: Plan, key: jax.Array, index: jax.Array, nodes: tuple[Site, ...]
 ) -> NodeTree:
     """Noise of draw `index` for every node: {name: (G, *node shape)}."""
-    draw_key = jax.random.fold_in(key, index)
-    return {
-        s.name: plan.draw(
-            jax.random.fold_in(draw_key, name_hash(s.name)), s.shape, s.batch_axis
-        )
-        for s in nodes
-    }
+    return draw_chunk(plan, key, jnp.reshape(index, 1), nodes)
 
 
+@jax.named_scope("bpfree.noise")
 def draw_chunk(
     plan: Plan, key: jax.Array, indices: jax.Array, nodes: tuple[Site, ...]
 ) -> NodeTree:
     """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
-    noise = jax.vmap(lambda index: draw_noise(plan, key, index, nodes))(indices)
-    return jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), noise)
+    keys = named_keys(key, indices, [s.name for s in nodes])
+    noise = draw_arrays(plan, keys, [(s.shape, s.batch_axis) for s in nodes])
+    pairs = zip(nodes, noise, strict=True)
+    return {s.name: z.reshape(-1, *z.shape[2:]) for s, z in pairs}
+
+
+def named_keys(key: jax.Array, indices: jax.Array, names: Sequence[str]) -> jax.Array:
+    """`fold_in(fold_in(key, index), name_hash(name))` for each draw and name, (c, n)."""
+    hashes = np.array([name_hash(name) for name in names], np.uint32)
+    draws = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+    fold_all = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold_all, (0, None))(draws, hashes)
+
+
+def draw_arrays(
+    plan: Plan, keys: jax.Array, kinds: Sequence[tuple[tuple[int, ...], int | None]]
+) -> list[jax.Array]:
+    """`plan.draw(keys[k, i], *kinds[i])` for each i, (c, G, *shape).
+
+    Args:
+      keys: (c, n).
+      kinds: n of (shape, batch_axis).
+    """
+
+    def each(i, make, source):
+        return jax.vmap(lambda x: make(x, *kinds[i]))(source)
+
+    made = plan.of_words
+    if made is None:
+        return [each(i, plan.draw, keys[:, i]) for i in range(len(kinds))]
+    words = random_words(keys, [made.shape(*kind) for kind in kinds], made.entry)
+    return [each(i, made.noise, words[i]) for i in range(len(kinds))]
 
 
 def beside(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:

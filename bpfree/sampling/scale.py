@@ -16,12 +16,14 @@ the estimate fades to zero. So the smallest safe sigma is eps rms(y) / 2 at each
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
 from bpfree.program import passes
 from bpfree.program.tags import Site
@@ -106,7 +108,8 @@ def scale_slopes(beside, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
 
 def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
-    return sigma.reshape((1,) * (value.ndim - sigma.ndim) + sigma.shape) * value
+    lead = range(value.ndim - sigma.ndim if sigma.ndim else 0)
+    return lax.expand_dims(sigma, lead) * value
 
 
 def _channels(site: Site) -> tuple[int, ...]:
@@ -191,25 +194,38 @@ def smallest(dtype, size=1.0):
     return 0.5 * resolution(dtype) * size
 
 
-def too_small(site: Site, sigma: jax.Array, size: jax.Array) -> jax.Array:
-    """Whether noise of scale sigma is lost in values of rms `size`; bool ()."""
-    return sigma.min().astype(size.dtype) < smallest(site.dtype, size)
-
-
 def smallest_at(name: str, loss_fn: LossFn, params, batch, key) -> float:
     """The smallest safe sigma at a node with these parameters and this batch."""
     program = trace(loss_fn, params, batch, key, [name], loss_axes=2)
     args = arguments(loss_fn, params, batch, key)
     values = passes.cut(program, args)[1]
-    return float(smallest(values[name].dtype, rms(values[name])))
+    return float(smallest(values[name].dtype, rms([values[name]])[0]))
 
 
-def rms(value: jax.Array) -> jax.Array:
-    """Root mean square, (); not finite just where an entry is not."""
-    value = at_least_float32(value)
-    largest = jnp.abs(value).max()  # taken out, so that no square overflows
-    unit = jnp.where(largest > 0, largest, 1)
-    return unit * jnp.sqrt(jnp.mean((value / unit) ** 2))
+def rms(values: Sequence[jax.Array]) -> jax.Array:
+    """Root mean square of each array, (n,); not finite just where an entry is not.
+
+    Of values whose squares overflow it is the largest.
+    """
+    wide = [at_least_float32(value) for value in values]
+    kind = max((value.dtype for value in wide), key=lambda dtype: dtype.itemsize)
+    squares = jnp.stack([(value * value).sum().astype(kind) for value in wide])
+    largest = jnp.stack([jnp.abs(value).max().astype(kind) for value in wide])
+    root = jnp.sqrt(squares / np.array([value.size for value in wide], kind))
+    return jnp.where(jnp.isfinite(root), root, largest)
+
+
+def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:
+    """Root mean square of the values at each site, (n,); 0 where there are none.
+
+    A share of a statistic that is not finite shows in the statistic.
+    """
+    checked = {s.name for s in sites if s.kind != "shares"} & values.keys()
+    known = [i for i, site in enumerate(sites) if site.name in checked]
+    found = rms([values[sites[i].name] for i in known])
+    index = np.full(len(sites), len(known))
+    index[known] = np.arange(len(known))
+    return jnp.append(found, jnp.zeros(1, found.dtype))[index]
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

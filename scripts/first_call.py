@@ -1,0 +1,137 @@
+"""Size of the program of one update, and seconds to trace and compile it.
+
+    python scripts/first_call.py --depth=12 --rounds=3
+
+The model is an unrolled transformer (width 64, 4 heads, batch 8 x 32). Printed for each
+estimator: StableHLO operations of the lowered program, and seconds to trace and lower and
+to compile it, with both over those of backprop. Rounds take all estimators in turn, in
+one process, each with empty caches; the medians are printed. --cpu measures processor
+time, which a busy machine changes less than the wall clock's. --rounds=0 counts
+operations only.
+"""
+
+import argparse
+import re
+import statistics
+import time
+
+import jax
+import optax
+from flax import linen as nn
+
+import bpfree
+
+BATCH, LENGTH, WORDS, WIDTH, HEADS = 8, 32, 100, 64, 4
+_NORM = {"use_scale": False, "use_bias": False}
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = nn.LayerNorm(**_NORM)(x)
+        x = x + nn.MultiHeadDotProductAttention(HEADS)(h, h)
+        h = nn.LayerNorm(**_NORM)(x)
+        return x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(h)))
+
+
+class Transformer(nn.Module):
+    depth: int
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(WORDS, WIDTH)(ids)
+        for _ in range(self.depth):
+            x = Block()(x)
+        return nn.Dense(WORDS)(x)
+
+
+def problem(depth: int):
+    """(loss function, shapes of params, shapes of a batch)."""
+    net = Transformer(depth)
+    batch = {"x": jax.ShapeDtypeStruct((BATCH, LENGTH), "int32")}
+    params = jax.eval_shape(net.init, jax.random.key(0), batch["x"])["params"]
+
+    def loss(out, ids):
+        return optax.softmax_cross_entropy_with_integer_labels(out, ids).mean(-1)
+
+    return bpfree.supervised(net, loss, label="x"), params, batch
+
+
+def estimators(loss, batch):
+    """{name: its transformation}."""
+    few = {"num_samples": 8}
+    likelihood = {**few, "sigma": 0.05}
+    return {
+        "node perturbation": bpfree.node_perturbation(loss, **few),
+        "likelihood ratio (clean)": bpfree.likelihood_ratio(
+            loss, pairing="clean", **likelihood
+        ),
+        "forward gradient": bpfree.forward_gradient(loss, **few),
+        "weight perturbation": bpfree.weight_perturbation(loss, **few),
+        "weight perturbation (rank 1)": bpfree.weight_perturbation(loss, rank=1, **few),
+        "likelihood ratio (noisy)": bpfree.likelihood_ratio(loss, **likelihood),
+        "learned feedback": bpfree.learned_feedback(loss, example_batch=batch),
+        "layer-wise": bpfree.node_perturbation(loss, layerwise=True, **few),
+    }
+
+
+def updates(depth: int):
+    """{name: () -> the lowered update, traced anew}, backprop first."""
+    loss, params, batch = problem(depth)
+
+    def backprop(params, batch):
+        return jax.grad(lambda p: loss(p, batch).mean())(params)
+
+    def lowering(tx):
+        state = jax.eval_shape(tx.init, params)
+        update = lambda p, s, b: tx.update(None, s, p, batch=b)  # noqa: E731
+        return lambda: jax.jit(lambda *args: update(*args)).lower(params, state, batch)
+
+    first = {"backprop": lambda: jax.jit(lambda *a: backprop(*a)).lower(params, batch)}
+    return first | {name: lowering(tx) for name, tx in estimators(loss, batch).items()}
+
+
+def operations(lowered) -> int:
+    """StableHLO operations, those of called functions once."""
+    return len(re.findall(r"stablehlo\.", lowered.as_text()))
+
+
+def seconds(lower, clock) -> tuple[float, float]:
+    """To trace and lower, and to compile, as in a fresh process."""
+    jax.clear_caches()
+    start = clock()
+    lowered = lower()
+    traced = clock()
+    lowered.compile()
+    return traced - start, clock() - traced
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="estimators, by commas; none: all")
+    parser.add_argument("--cpu", action="store_true", help="processor time")
+    args = parser.parse_args()
+    clock = time.process_time if args.cpu else time.perf_counter
+    jax.config.update("jax_enable_compilation_cache", False)
+    wanted = {"backprop", *args.only.split(",")} if args.only else None
+    made = {n: f for n, f in updates(args.depth).items() if not wanted or n in wanted}
+    sizes = {name: operations(lower()) for name, lower in made.items()}
+    rounds = [
+        {n: seconds(lower, clock) for n, lower in made.items()}
+        for _ in range(args.rounds)
+    ]
+    print(f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}")
+    base = statistics.median(sum(r["backprop"]) for r in rounds) if rounds else None
+    for name, size in sizes.items():
+        line = f"{name:<28}{size:>8}{size / sizes['backprop']:>7.2f}x"
+        if rounds:
+            trace, build = (statistics.median(r[name][i] for r in rounds) for i in (0, 1))
+            whole = statistics.median(sum(r[name]) for r in rounds) / base
+            line += f"{trace:>10.1f}{build:>11.1f}{whole:>8.1f}x"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The program of one update stays small: operations of the lowered program, exactly.
+
+Counts are deterministic, unlike seconds; `scripts/first_call.py` prints both.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpfree.estimators import weight_noise
+from bpfree.program.tags import Site
+from bpfree.program.trace import name_hash
+from bpfree.sampling.noise import draw_noise, gaussian, rademacher
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import first_call  # noqa: E402
+
+BUDGET = {
+    "node perturbation": 2.25,
+    "likelihood ratio (clean)": 2,
+    "likelihood ratio (noisy)": 3,
+    "weight perturbation": 2.75,
+}
+
+
+@pytest.fixture(scope="module")
+def updates():
+    return first_call.updates(12)
+
+
+@pytest.fixture(scope="module")
+def backprop(updates):
+    return first_call.operations(updates["backprop"]())
+
+
+@pytest.mark.parametrize("name", BUDGET)
+def test_operations_over_those_of_backprop(updates, backprop, name):
+    assert first_call.operations(updates[name]()) <= BUDGET[name] * backprop
+
+
+# Arrays that are hashed side by side, one of a kind, and large ones: of one shape, alone.
+SHAPES = {"a": (30, 40), "b": (5,), "c": (30, 40), "d": (40, 30), "e": (), "f": (4, 3)}
+LARGE = {"g": (3, 70_000), "h": (3, 70_000), "i": (70_000, 2)}
+
+
+@pytest.mark.parametrize("plan", [gaussian(), rademacher()])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_noise_hashed_together_is_that_of_each_node_alone(plan, axis):
+    shapes = {k: v for k, v in (SHAPES | LARGE).items() if v or axis is None}
+    sites = [Site(k, "node", axis, v, jnp.float32) for k, v in shapes.items()]
+    key = jax.random.key(3)
+    together = jax.jit(lambda i: draw_noise(plan, key, i, tuple(sites)))(2)
+    for name, shape in shapes.items():
+        mine = jax.random.fold_in(jax.random.fold_in(key, 2), name_hash(name))
+        np.testing.assert_array_equal(together[name], plan.draw(mine, shape, axis))
+
+
+def test_words_are_those_of_jax():
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 2), name_hash("b"))
+    site = Site("b", "node", 0, (5, 7), jnp.float32)
+    normals = draw_noise(gaussian(), jax.random.key(3), 2, (site,))["b"]
+    expected = jax.random.normal(key, (1, 5, 7), jnp.float32)
+    np.testing.assert_array_equal(normals, expected)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("plan", [gaussian(), rademacher()])
+def test_weight_noise_drawn_together_is_that_of_each_leaf_alone(plan, rank):
+    params = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
+    key = jax.random.key(3)
+    together = weight_noise.draw(plan, rank, key, 2, params)
+    for path, leaf in params.items():
+        alone = weight_noise.draw(plan, rank, key, 2, {path: leaf})[path]
+        jax.tree.map(np.testing.assert_array_equal, together[path], alone)
