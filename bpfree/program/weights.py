@@ -3,9 +3,10 @@
 From the product on, the program is followed through sums, scales and norms, as long as
 they read nothing else than parameters, constants, and products that are followed too. The
 node stands at the last value that is made with a parameter, or as the sum of products,
-and on which all that was followed flows together: after a bias, after the scale and bias
-of a norm, after the sum of an input's and a state's product. What stands between belongs
-to its block: no weight product is crossed on the way.
+on which all that was followed flows together, and which is linear in the product but for
+its moments: after a bias, after the scale and bias of a norm, after the sum of an input's
+and a state's product. What stands between belongs to its block: no weight product is
+crossed on the way.
 """
 
 from collections import Counter
@@ -24,9 +25,8 @@ SHAPES = frozenset(
 )
 _SUMS = ("add", "sub", "add_any")
 _SCALES = ("mul", "div")
-_FOLLOWED = SHAPES.union(
-    _SUMS, _SCALES, "real neg square integer_pow sqrt rsqrt reduce_sum max".split()
-)
+_LINEAR = SHAPES.union(_SUMS, ("real", "neg"))
+_FOLLOWED = _LINEAR.union(_SCALES, "square integer_pow sqrt rsqrt reduce_sum max".split())
 
 
 def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
@@ -71,23 +71,32 @@ class _Region:
 
     Attributes:
       values: with what is left of their uses.
+      linear: those of them that are linear in a product, moments taken as constants.
       end: path of the operation at which the node stands, as far as is known.
       products: paths of the products.
     """
 
     def __init__(self, op: Op, uses: Counter):
         self.values = {op.outs[0]: uses[op.outs[0]]}
+        self.linear = {op.outs[0]}
         self.products, self.end = [op.path], op.path
 
     def takes(self, op: Op, others: list["_Region"], uses: Counter) -> None:
         """Another operation, and other regions that end in it."""
         for other in others:
             self.values |= other.values
+            self.linear |= other.linear
             self.products += other.products
         for v in op.ins:
             if v in self.values:
                 self.values[v] -= 1
         self.values[op.outs[0]] = uses[op.outs[0]]
+        linear = [v in self.linear for v in op.ins]
+        scaled = (
+            op.name in _SCALES and sum(linear) == 1 and linear[0] >= (op.name == "div")
+        )
+        if scaled or (any(linear) and op.name in _LINEAR):
+            self.linear.add(op.outs[0])
 
     def flows_together_at(self, value: int) -> bool:
         return all(left == 0 for v, left in self.values.items() if v != value)
@@ -133,7 +142,9 @@ def ends(body: Body, made_of) -> dict[Path, Path]:
         of_value.update(dict.fromkeys(first.values, first))
         regions = [r for r in regions if all(r is not other for other in others)]
         made = op.name in _SUMS + _SCALES and (weighted or others)
-        if (made or op.name == "real") and first.flows_together_at(op.outs[0]):
+        value = op.outs[0]
+        standing = value in first.linear and first.flows_together_at(value)
+        if (made or op.name == "real") and standing:
             first.end = op.path
     for region in regions:
         found |= dict.fromkeys(region.products, region.end)
