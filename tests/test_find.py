@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import bpfree
+from tests.statistics import assert_close
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 
@@ -134,6 +135,58 @@ def test_where_examples_meet_a_node_is_shared_or_the_parameter_is_one():
     _, values, _ = bpfree.record(ranked)(PARAMS, BATCH)
     assert values["w1"].shape == (3, 6)  # fewer entries than 4 examples of 6
     test_node_perturbation_estimates_the_gradient(ranked)
+
+
+X3 = BATCH["x"][:, 0]
+
+
+def normed(h, params):
+    moments = h - h.mean(1, keepdims=True)
+    power = (moments**2).mean(1, keepdims=True)
+    return moments / jnp.sqrt(power + 1e-5) * params["b1"][None] + params["b1"][None]
+
+
+def shifted(h, params):
+    return h + params["b1"][None]
+
+
+PLACES = {
+    "bias": (lambda p, h, x: shifted(h, p), lambda p, h: shifted(h, p)),
+    "norm": (lambda p, h, x: jnp.tanh(normed(h, p)), lambda p, h: normed(h, p)),
+    "power": (lambda p, h, x: shifted(h**2, p), lambda p, h: h),
+    "residual": (lambda p, h, x: shifted(h + jnp.tanh(h), p), lambda p, h: h),
+    "data": (lambda p, h, x: shifted(h + x.mean(), p), lambda p, h: h),
+    "scale": (lambda p, h, x: jnp.sin(h * p["b1"][None]), lambda p, h: h * p["b1"][None]),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_node_stands_after_what_is_computed_of_its_product_alone(name):
+    whole, until = PLACES[name]
+
+    def loss_fn(params, batch):
+        return whole(params, batch["x"] @ params["w1"], batch["x"]).sum(1)
+
+    _, values, _ = bpfree.record(loss_fn)(PARAMS, {"x": X3})
+    assert_close(values["w1"], until(PARAMS, X3 @ PARAMS["w1"]), rtol=1e-12)
+
+
+def test_one_node_stands_at_the_sum_of_products():
+    """Of an input and a state; where one of them is used elsewhere, two."""
+    params = PARAMS | {"u": normal(7, 3, 6)}
+
+    def cell(params, batch, twice=0.0):
+        z, h = batch["x"] @ params["w1"], jnp.cos(batch["x"]) @ params["u"]
+        loss = jnp.tanh(z + h + params["b1"][None]).sum(1)
+        return loss + jnp.tanh(h).sum(1) if twice else loss
+
+    batch = {"x": X3}
+    found = {
+        block.name: set(block.params) for block in bpfree.blocks(cell, params, batch)
+    }
+    assert found == {"w1": {"w1", "u", "b1"}, "(loss)": set()}
+    apart = bpfree.record(lambda p, b: cell(p, b, 1.0))(params, batch)[1]
+    assert set(apart) == {"w1", "u"}
 
 
 def test_a_wrong_batch_axis_would_be_seen():

@@ -98,6 +98,11 @@ class _Region:
         if scaled or (any(linear) and op.name in _LINEAR):
             self.linear.add(op.outs[0])
 
+    def ends_in(self, value: int) -> bool:
+        """Whether the one operation that is left reads this value."""
+        read_once = self.values[value] == 1 and value in self.linear
+        return read_once and self.flows_together_at(value)
+
     def flows_together_at(self, value: int) -> bool:
         return all(left == 0 for v, left in self.values.items() if v != value)
 
@@ -135,7 +140,7 @@ def ends(body: Body, made_of) -> dict[Path, Path]:
             continue
         first, *others = read.values()
         if others and not (
-            op.name in _SUMS and all(of_value[v].flows_together_at(v) for v in op.ins)
+            op.name in _SUMS and all(of_value[v].ends_in(v) for v in op.ins)
         ):
             continue
         first.takes(op, others, uses)
