@@ -11,7 +11,7 @@ it out does not move the expectation, and takes its variance away.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from bpfree.program.tags import Site
 from bpfree.sampling.noise import beside
 
 Rule = Callable[[jax.Array, Site], jax.Array]
-Credit = Union[Rule, "Segments", Mapping[str, Union[Rule, "Segments"]], None]
 
 
 def per_example(centred: jax.Array, node: Site) -> jax.Array:
@@ -202,6 +201,9 @@ class Segments(NamedTuple):
             return _beside(node, centred[:, rows], at)
 
         return rule
+
+
+Credit = Rule | Segments | Mapping[str, Rule | Segments] | None
 
 
 def by_segment(*ids: Callable[[Any], jax.Array]) -> Segments:
