@@ -398,8 +398,10 @@ class _Reader:
         """Whether noise of several examples meets in this sum, outside of loops."""
         if value.place is None or self.loops or self.source.credited:
             return False
+        at, shape = value.place, op.eqn.invars[0].aval.shape
+        whole = shape[at.axis] == at.outer * (self.source.batch or 0) * at.inner
         alone = value.noise & ~value.mixed
-        return alone != 0 and value.place.axis in op.eqn.params["axes"]
+        return whole and alone != 0 and at.axis in op.eqn.params["axes"]
 
     def _statistic(self, op: Op, value: Value) -> Value:
         """A sum over the batch: held in noisy passes, and a node shared by the batch."""
