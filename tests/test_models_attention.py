@@ -33,7 +33,10 @@ def standard_promotion():
 
 
 def objective_of(name):
-    return bpfree.supervised(CASES[name][0], cross_entropy, train=True)
+    def loss(outputs, label):
+        return cross_entropy(outputs, label).reshape(len(label), -1).mean(1)
+
+    return bpfree.supervised(CASES[name][0], loss, train=True)
 
 
 @functools.cache
