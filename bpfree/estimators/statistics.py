@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from bpfree.estimators.runs import Run
 from bpfree.program import passes
-from bpfree.program.tags import Site
+from bpfree.program.tags import SHARES, Site
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import credit, draw_chunk
@@ -68,7 +68,7 @@ def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
 
     total, _ = sum_over_draws(chunk, layout)
     count = layout.num_draws * plan.group
-    return {_shares(s): total[s.name] / count / tau[s.name] for s in sites}
+    return {SHARES + s.name: total[s.name] / count / tau[s.name] for s in sites}
 
 
 def _layout(run: Run) -> Layout:
@@ -80,13 +80,9 @@ def _layout(run: Run) -> Layout:
     )
 
 
-def _shares(site: Site) -> str:
-    return f"shares of {site.name}"
-
-
 def _step(run: Run, site: Site) -> jax.Array:
     """tau of the module docstring; where all shares are equal, a thousandth of others."""
-    shares = run.values[_shares(site)].astype(jnp.float32)
+    shares = run.values[SHARES + site.name].astype(jnp.float32)
     spread = jnp.std(shares, axis=0) * len(shares)
     floor = 1e-3 * rms([spread])[0] + jnp.finfo(spread.dtype).tiny
     sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()

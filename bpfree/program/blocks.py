@@ -17,14 +17,8 @@ from jax.extend.core import Literal
 from bpfree.program import passes, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import Program, split_aux
+from bpfree.program.weights import PRODUCTS
 
-_PRODUCTS = {
-    "dot_general",
-    "conv_general_dilated",
-    "ragged_dot",
-    "ragged_dot_general",
-    "triangular_solve",
-}
 # Depends on a chosen input; on the batch; on a chosen input through a product.
 DERIVED, DATA, BEHIND = 1, 2, 4
 _LEAF = 8  # and from here on one bit for each leaf of params, in `moves_loss`
@@ -273,7 +267,7 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     found = []
     if not union & DATA:  # among parameters alone
         return [union] * len(eqn.outvars), []
-    if union & DERIVED and name in _PRODUCTS:
+    if union & DERIVED and name in PRODUCTS:
         value, other = ins if ins[0] & DERIVED else ins[1::-1]
         found = [not other & DATA or bool(value & BEHIND)]
     elif union & DERIVED and (tags.sub_jaxprs(eqn) or name.startswith("custom_")):

@@ -115,7 +115,7 @@ class _Marking:
         rest = [a + 1 + (a > at.axis) for a in axes if a != at.axis]
         summed = (at.axis + 1, at.axis + 2, *rest)
         size = self.batch * math.prod(x.shape[a] for a in summed)
-        shares = tags.tagged(x.sum(summed) / size, "shares", f"shares of {name}", 0)
+        shares = tags.tagged(x.sum(summed) / size, "shares", tags.SHARES + name, 0)
         return tags.tagged(shares.sum(0), "statistic", name) * size
 
     def run(self, jaxpr, consts, args, path: Path) -> list[Any]:
