@@ -234,17 +234,18 @@ def blocks(loss_fn: LossFn, params, batch, key=None, nodes: NodeFilter = None) -
 
     Returns:
       A tuple of blocks in program order, each with `name`, `params`, `products`,
-      `carried`.
+      `carried` and `noise`: "example" (each example has a draw of its own), "batch" (all
+      examples share one) or "weights" (the noise is added to the parameter).
 
     Raises:
       ValueError: a node or a parameter has no derivative in its block.
 
     Example:
         >>> print(bpfree.blocks(loss_fn, params, batch))
-        block   products  carried  parameters
-        hidden         1        0  w1
-        output         1        0  w2
-        (loss)         0        0  -
+        block   noise    products  carried  parameters
+        hidden  example         1        0  w1
+        output  example         1        0  w2
+        (loss)  none            0        0  -
         error signals carried through a weight: 0
     """
     program = trace(loss_fn, params, batch, key, nodes)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import linen as nn
+from jax import lax
 
 import bpfree
 
@@ -35,6 +36,23 @@ def test_one_node_per_layer_carries_nothing_through_a_weight():
         "(loss)": ((), 0, 0),
     }
     assert str(found).endswith("error signals carried through a weight: 0")
+
+
+def test_blocks_say_what_their_noise_is_drawn_for():
+    def loss_fn(params, batch):
+        hidden = jnp.tanh(batch["x"] @ params["w"])
+        centred = hidden - jnp.sort(hidden, axis=0)  # examples meet
+        kernel = lax.while_loop(  # no node can stand inside
+            lambda c: c[0] < 1, lambda c: (c[0] + 1, c[1] @ params["v"]), (0, centred)
+        )[1]
+        return squares(kernel @ params["u"])
+
+    params = {**PARAMS, "v": jnp.eye(4, dtype=jnp.float32), "w": jnp.ones((8, 4), jnp.float32)}
+    batch = {"x": jnp.arange(16, dtype=jnp.float32).reshape(2, 8)}
+    found = bpfree.blocks(loss_fn, params, batch)
+    assert {b.name: b.noise for b in found} == {
+        "v": "weights", "w": "batch", "u": "example", "(loss)": "none"
+    }  # fmt: skip
 
 
 def test_a_block_of_two_layers_carries_its_signal_through_the_second():

@@ -22,6 +22,7 @@ from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Credit, check_choice, make_settings
 from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.marking import param_paths
+from bpfree.program.tangents import with_tangents
 from bpfree.program.trace import LossFn, NodeFilter, split_aux
 from bpfree.sampling.loop import sum_over_draws
 
@@ -118,11 +119,13 @@ def forward_gradient(
 
 
 def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
+    function = with_tangents(loss_fn)
+
     def estimate(key, args, state, wanted) -> Estimate:
         params = args[0]
 
         def mean_loss(params):
-            losses, aux = split_aux(loss_fn(params, *args[1:]))
+            losses, aux = split_aux(function(params, *args[1:]))
             return losses.mean(), (losses, aux)
 
         _, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)

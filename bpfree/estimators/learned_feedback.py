@@ -22,7 +22,7 @@ from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import check_choice, frozen
-from bpfree.program import passes, tags
+from bpfree.program import passes, tags, tangents
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import (
     LossFn,
@@ -236,7 +236,7 @@ def _clean_pass(program: Program, args):
         if s.kind in kinds
         if s.name in values
     }
-    return predictors.Clean(program, args, kept), out, pull
+    return predictors.Clean(tangents.known(program), args, kept), out, pull
 
 
 def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> None:

@@ -1,5 +1,6 @@
 """One update of a perturbation estimator: its noise, its losses, and their weights."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 from bpfree.estimators import layerwise
 from bpfree.estimators.derivative import linearized
 from bpfree.estimators.settings import Settings
-from bpfree.program import interpreter, passes
+from bpfree.program import interpreter, passes, tangents
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling import baselines
 from bpfree.sampling.credit import rule_weights
-from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
 from bpfree.sampling.scale import scale_slopes, scaled
 
@@ -56,12 +57,17 @@ def split(run: Run) -> list[Run]:
     share = 1 / len(parts)
 
     def one(part):
-        program = run.program
-        if run.settings.derivative == "finite_difference":
-            program = laid_out(program, part.layout, part.names)
+        program = moving(run, part.layout, part.names)
         return run._replace(program=program, part=part, share=share, known=known)
 
     return [one(part) for part in parts]
+
+
+def moving(run: Run, layout: Layout, names: Collection[str]) -> Program:
+    """The program as noise at these nodes moves it."""
+    if run.settings.derivative == "jvp":
+        return tangents.known(run.program)
+    return laid_out(run.program, layout, names)
 
 
 def draw(run: Run, draws) -> NodeTree:

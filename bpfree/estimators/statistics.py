@@ -22,11 +22,11 @@ biased by it.
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators.runs import Run
+from bpfree.estimators.runs import Run, moving
 from bpfree.program import passes
 from bpfree.program.tags import SHARES, Site
 from bpfree.program.trace import NodeTree, Program
-from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, over_samples, sum_over_draws
 from bpfree.sampling.noise import credit, draw_chunk
 from bpfree.sampling.scale import rms, scaled
 
@@ -50,7 +50,7 @@ def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
     """{shares: G} of statistics that are moved together, by noise of the whole batch."""
     plan, layout = run.settings.plan, _layout(run)
     names = frozenset(site.name for site in sites)
-    program = laid_out(run.program, layout, names)
+    program = moving(run, layout, names)
     losses = passes.perturbed(program, run.args, names)
     if run.settings.derivative == "jvp":
         zeros = {s.name: jnp.zeros(s.shape, jnp.float32) for s in sites}

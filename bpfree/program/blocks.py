@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Sequence
 from functools import partial, reduce
 from operator import or_
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.extend.core import Literal
+from jax.extend import core as jcore
 
 from bpfree.program import passes, tags
 from bpfree.program.marking import param_paths
@@ -37,12 +37,17 @@ class Block(NamedTuple):
       carried: those of them that carry an error signal further, which is what backprop
         does at every layer: through a weight, or after another product. Elementwise
         weights are no products and are not counted.
+      noise: what noise at the node is drawn for. "example": each example has a draw, and
+        answers for it with its loss; "batch": all examples share one; "weights": the node
+        stands on the parameter itself (weight noise), which all share too; "none" at the
+        loss.
     """
 
     name: str
     params: tuple[str, ...]
     products: int
     carried: int
+    noise: Literal["example", "batch", "weights", "none"]
 
 
 class Blocks(tuple[Block, ...]):
@@ -50,10 +55,10 @@ class Blocks(tuple[Block, ...]):
 
     def __str__(self) -> str:
         width = max(len(b.name) for b in self)
-        lines = [f"{'block':<{width}}  products  carried  parameters"]
+        lines = [f"{'block':<{width}}  noise    products  carried  parameters"]
         for b in self:
-            params = ", ".join(b.params) or "-"
-            lines.append(f"{b.name:<{width}}  {b.products:>8}  {b.carried:>7}  {params}")
+            counts = f"{b.noise:<7}  {b.products:>8}  {b.carried:>7}"
+            lines.append(f"{b.name:<{width}}  {counts}  {', '.join(b.params) or '-'}")
         carried = sum(b.carried for b in self)
         lines.append(f"error signals carried through a weight: {carried}")
         return "\n".join(lines)
@@ -113,7 +118,8 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
     marks = _marks(jaxpr, len(leaf_paths))
     _check_batch_axes(program, jaxpr, marks)
     parts = _apart(jaxpr, marks, len(names))
-    found = Blocks(map(partial(_block, leaf_paths, jaxpr, marks), names, parts))
+    kinds = [*map(partial(_noise, jaxpr, marks), enumerate(program.nodes)), "none"]
+    found = Blocks(map(partial(_block, leaf_paths, jaxpr, marks), names, kinds, parts))
     for block in found[:-1]:
         if not block.params:
             raise ValueError(
@@ -168,14 +174,14 @@ def _apart(tangents, marks, count: int) -> list[Any]:
     needed: dict[Any, int] = {}  # by which outputs, as the bits of a number
     parts: list[list[Any]] = [[] for _ in range(count)]
     for i, v in enumerate(tangents.outvars[-count:]):
-        if not isinstance(v, Literal):
+        if not isinstance(v, jcore.Literal):
             needed[v] = needed.get(v, 0) | 1 << i
     for eqn in reversed(tangents.eqns):
         if not any(marks[v] & DERIVED for v in eqn.outvars):
             continue
         by = reduce(or_, (needed.get(v, 0) for v in eqn.outvars), 0)
         for v in eqn.invars if by else ():
-            if not isinstance(v, Literal):
+            if not isinstance(v, jcore.Literal):
                 needed[v] = needed.get(v, 0) | by
         while by:
             parts[by.bit_length() - 1].append(eqn)
@@ -187,19 +193,29 @@ def _apart(tangents, marks, count: int) -> list[Any]:
 def _ending(jaxpr, out, eqns):
     """The jaxpr of some equations that end in `out`; what they read are its inputs."""
     atoms = [*(v for eqn in eqns for v in eqn.invars), out]
-    read = dict.fromkeys(v for v in atoms if not isinstance(v, Literal))
+    read = dict.fromkeys(v for v in atoms if not isinstance(v, jcore.Literal))
     inside = {v for eqn in eqns for v in eqn.outvars}
     free = [v for v in read if v not in inside]
     return jaxpr.replace(constvars=[], invars=free, outvars=[out], eqns=eqns)
 
 
-def _block(paths: list[str], tangents, marks, name: str, part) -> Block:
+def _block(paths: list[str], tangents, marks, name: str, noise, part) -> Block:
     jaxpr, used = tags.dce(part, [True])
     read = [v for v, kept in zip(part.invars, used, strict=True) if kept]
     directions = tangents.invars[len(paths) : 2 * len(paths)]
     _, products = reach(jaxpr, [marks[v] for v in read])
     mine = tuple(p for p, v in zip(paths, directions, strict=True) if v in set(read))
-    return Block(name, mine, len(products), sum(products))
+    return Block(name, mine, len(products), sum(products), noise)
+
+
+def _noise(tangents, marks, node) -> str:
+    """What the noise of a node, an output of the tangent program, is drawn for."""
+    number, site = node
+    if site.batch_axis is not None:
+        return "example"
+    v = tangents.outvars[number]
+    of_data = isinstance(v, jcore.Literal) or marks[v] & DATA
+    return "batch" if of_data else "weights"
 
 
 def _check_batch_axes(program: Program, tangents, marks) -> None:
@@ -207,7 +223,7 @@ def _check_batch_axes(program: Program, tangents, marks) -> None:
     if program.batch_size is None:
         return
     for site, v in zip(program.nodes, tangents.outvars, strict=False):
-        reached = not isinstance(v, Literal) and marks[v] & DATA
+        reached = not isinstance(v, jcore.Literal) and marks[v] & DATA
         if site.batch_axis is not None and not reached:
             raise ValueError(
                 f"node {site.name!r} does not depend on the batch, so its axis "
@@ -245,11 +261,11 @@ def reach(jaxpr, marks: Sequence[int], seen=None) -> tuple[list[int], list[bool]
     mark.update(dict.fromkeys(jaxpr.constvars, DATA))
     products: list[bool] = []
     for eqn in jaxpr.eqns:
-        ins = [0 if isinstance(v, Literal) else mark.get(v, 0) for v in eqn.invars]
+        ins = [0 if isinstance(v, jcore.Literal) else mark.get(v, 0) for v in eqn.invars]
         outs, found = _reach_eqn(eqn, ins)
         products += found
         mark.update(zip(eqn.outvars, outs, strict=True))
-    ends = [0 if isinstance(v, Literal) else mark.get(v, 0) for v in jaxpr.outvars]
+    ends = [0 if isinstance(v, jcore.Literal) else mark.get(v, 0) for v in jaxpr.outvars]
     return ends, products
 
 

@@ -45,7 +45,7 @@ def traced(fn: Callable[..., Any], bind: Callable[..., list[Any]], *shapes):
 
 def canonical(eqn, invals) -> list[Any]:
     if eqn.primitive is lax.scan_p and tags.contains(tags.body_of(eqn)[0], _is_conv):
-        return interpreter.replay_scan(eqn, invals, canonical)
+        return interpreter.replay_inside(eqn, invals, canonical)
     if not _is_conv(eqn.primitive):
         return tags.bind_eqn(eqn, invals)
     params = dict(eqn.params)

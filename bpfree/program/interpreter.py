@@ -235,19 +235,24 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
     return jax.checkpoint(body, **options)(invals, mine)
 
 
-def replay_scan(eqn, invals, bind: Bind) -> list[Any]:
-    """A scan equation whose body is replayed."""
+def replay_inside(eqn, invals, bind: Bind) -> list[Any]:
+    """A scan, cond or remat equation whose bodies are replayed."""
     return reopened(eqn, invals, partial(replay, bind=bind))
 
 
 def reopened(eqn, invals, evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """A scan or remat equation with `evaluate(jaxpr, consts, args)` of its body."""
+    """A scan, cond or remat, with `evaluate(jaxpr, consts, args)` of its bodies."""
     if eqn.primitive.name == "scan":
 
         def body(jaxpr, consts, args, deltas):
             return evaluate(jaxpr, consts, args), deltas
 
         return _scanned(plain_scan, eqn, invals, {}, body)[0]
+    if eqn.primitive.name == "cond":
+        index, *operands = invals
+        bodies = map(open_jaxpr, eqn.params["branches"])
+        branches = [lambda *args, b=b: evaluate(*b, args) for b in bodies]
+        return lax.switch(index, branches, *operands)
     jaxpr, consts = body_of(eqn)
     options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
     return jax.checkpoint(lambda args: evaluate(jaxpr, consts, args), **options)(invals)
