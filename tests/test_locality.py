@@ -47,7 +47,11 @@ def test_blocks_say_what_their_noise_is_drawn_for():
         )[1]
         return squares(kernel @ params["u"])
 
-    params = {**PARAMS, "v": jnp.eye(4, dtype=jnp.float32), "w": jnp.ones((8, 4), jnp.float32)}
+    params = {
+        **PARAMS,
+        "v": jnp.eye(4, dtype=jnp.float32),
+        "w": jnp.ones((8, 4), jnp.float32),
+    }
     batch = {"x": jnp.arange(16, dtype=jnp.float32).reshape(2, 8)}
     found = bpfree.blocks(loss_fn, params, batch)
     assert {b.name: b.noise for b in found} == {

@@ -50,6 +50,7 @@ def likelihood_ratio(
     credit: Credit = None,
     layerwise: bool = False,
     hold_statistics: bool = False,
+    hold_stop_gradient: bool = True,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -106,6 +107,7 @@ def likelihood_ratio(
         `bpfree.node_perturbation`.
       hold_statistics: likewise. A loss with statistics of the batch is smoothed with
         these held, and what they add is of first order in sigma.
+      hold_stop_gradient: likewise.
       sharding, example_batch: likewise. Coupled groups are evaluated side by side, even
         where chunk_size is smaller.
 
@@ -148,6 +150,7 @@ def likelihood_ratio(
         credit=credit,
         layerwise=layerwise,
         hold_statistics=hold_statistics,
+        hold_stop_gradient=hold_stop_gradient,
         seed=seed,
         example_batch=example_batch,
     )

@@ -33,6 +33,7 @@ def node_perturbation(
     derivative: Derivative = "finite_difference",
     redraw: bool = False,
     hold_statistics: bool = False,
+    hold_stop_gradient: bool = True,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -91,6 +92,10 @@ def node_perturbation(
         say what each example's share in them is worth. With True these passes are left
         out: an estimate with less variance, of the gradient with the statistics
         constant, which is not that of the loss.
+      hold_stop_gradient: what stands under `jax.lax.stop_gradient` keeps its clean value
+        in noisy passes, so that the estimate is of what autodiff gives. False lets noise
+        through, by which the differences see the true function of a straight-through
+        unit, `x + stop_gradient(round(x) - x)`.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -130,6 +135,7 @@ def node_perturbation(
         layerwise=layerwise,
         derivative=derivative,
         hold_statistics=hold_statistics,
+        hold_stop_gradient=hold_stop_gradient,
     )
     make = redrawn.make_estimator if redraw else perturbation.make_estimator
     return transformation(make(settings), loss_fn, seed, example_batch)

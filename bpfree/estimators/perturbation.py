@@ -148,6 +148,7 @@ def traced(settings: Settings, params, batch, key=None) -> Program:
         loss_axes=1 if credit is None else 2,
         credited=credit is not None,
         rows=rows_of(credit, batch),
+        hold_stops=settings.hold_stop_gradient,
     )
     check_segments(credit, batch, program.batch_size)
     check_program(settings, program)

@@ -29,6 +29,7 @@ class Settings(NamedTuple):
     credit: Credit
     sigma_optimizer: optax.GradientTransformation | None
     hold_statistics: bool
+    hold_stop_gradient: bool
 
 
 def make_settings(
@@ -49,6 +50,7 @@ def make_settings(
     sigma_optimizer: optax.GradientTransformation | None = None,
     own_noise: bool = False,
     hold_statistics: bool = False,
+    hold_stop_gradient: bool = True,
 ) -> Settings:
     """Check the arguments of a constructor; raises ValueError with the choices.
 
@@ -85,6 +87,7 @@ def make_settings(
         credit,
         sigma_optimizer,
         hold_statistics,
+        hold_stop_gradient,
     )
 
 

@@ -20,7 +20,7 @@ from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import BAD_SIGMA, NO_FAULT, Estimate
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import check_choice, check_draws, find_baseline
-from bpfree.program import interpreter, lowrank, tags
+from bpfree.program import interpreter, lowrank, stops, tags
 from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
 from bpfree.sampling.loop import sum_over_draws
@@ -45,6 +45,7 @@ def weight_perturbation(
     baseline: BaselineChoice = "clean",
     rank: int | None = None,
     noise: Noise = "rademacher",
+    hold_stop_gradient: bool = True,
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
 ) -> EstimatorTransformation:
@@ -82,6 +83,8 @@ def weight_perturbation(
         numbers than the parameter. Products x (W + sigma z) are evaluated as x W + sigma
         (x A) B^T / sqrt(r), the first term once (see `bpfree.program.lowrank`).
       noise: "rademacher" (32 signs to a random word) or "gaussian"; of A and B with rank.
+      hold_stop_gradient: as in `bpfree.node_perturbation`. With False the program is not
+        read at all.
       sharding: NamedSharding whose first axis spreads the samples over devices.
       example_batch: batch or ShapeDtypeStructs; needed if loss_fn returns aux.
 
@@ -120,6 +123,7 @@ def weight_perturbation(
 
     def estimate(key, args, state, wanted) -> Estimate:
         clean, aux = split_aux(loss_fn(*args))
+        noisy = stops.held(loss_fn, args) if hold_stop_gradient else loss_fn
         scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
         signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
         moved = weight_noise.moved(loss_fn, args, wanted)
@@ -128,7 +132,7 @@ def weight_perturbation(
         def draw(index):
             return weight_noise.draw(plan, rank, key, index, moved)
 
-        change = _change(loss_fn, args, clean, jax.eval_shape(draw, layout.num_draws))
+        change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws))
         centre = jnp.float32(0) if compared.clean else _mean(clean)
 
         def losses(noise):

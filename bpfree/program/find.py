@@ -97,6 +97,8 @@ def find(
     batch: int | None,
     credited: bool,
     rows: frozenset[int] = frozenset(),
+    hold_stops: bool = True,
+    everywhere: bool = False,
 ) -> Found:
     """Where nodes stand in a loss function.
 
@@ -107,6 +109,8 @@ def find(
       credited: rules of the user say which losses answer for a node, so that examples
         may meet.
       rows: lengths of first axes whose rows such a rule tells apart.
+      hold_stops: whether a `stop_gradient` keeps its clean value in noisy passes.
+      everywhere: whether all parameters get weight noise.
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
@@ -121,6 +125,8 @@ def find(
         batch=batch,
         credited=credited or batch is None,
         rows=rows,
+        hold_stops=hold_stops,
+        everywhere=everywhere,
     )
     readings = [_Reader(source).read(losses, i) for i in range(_guesses(source))]
     fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
@@ -152,6 +158,8 @@ class _Source(NamedTuple):
     batch: int | None
     credited: bool
     rows: frozenset[int]
+    hold_stops: bool
+    everywhere: bool
 
 
 class _Reader:
@@ -176,7 +184,8 @@ class _Reader:
         self.source = source
         self.bits: dict[Path, int] = {}
         self.leaves: dict[Path, tuple[int, ...]] = {}
-        self.forced = self.coupled = self.auto = self.loops = 0
+        self.forced = (1 << source.roles.count("param")) - 1 if source.everywhere else 0
+        self.coupled = self.auto = self.loops = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
         """Takes the guess-th axis of size B of each leaf of the batch for the batch's."""
@@ -240,7 +249,8 @@ class _Reader:
             elif op.eqn.primitive is tags.tag_p:
                 outs = [self._tag(op, ins[0])]
             elif op.name == "stop_gradient":
-                holds = place and not _passes_noise(op, made, asked)
+                holds = place and self.source.hold_stops
+                holds = holds and not _passes_noise(op, made, asked)
                 outs = [self._stopped(op, ins[0], holds)]
             elif place and op.name == "reduce_sum" and self._meet(op, ins[0]):
                 outs = [self._statistic(op, ins[0])]

@@ -12,19 +12,27 @@ from bpfree.program.find import Found, Mark, find
 from bpfree.program.flat import Path
 
 
-def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, rows=frozenset()):
+def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, **options):
     """(jaxpr, constants) of the loss function with all its nodes tagged.
 
     Args:
       args: arguments of the loss function, `(params, batch[, key])`.
       batch: number of losses; None: one loss for the whole batch.
       credited: whether rules of the user say which losses answer for a node.
-      rows: lengths of first axes whose rows such a rule tells apart.
+      options: the further arguments of `find`.
     """
-    names = ("param", "batch", "key")
-    trees = zip(names, args, strict=False)
-    roles = [name for name, tree in trees for _ in jax.tree.leaves(tree)]
-    found = find(jaxpr, consts, roles, 0, batch, credited, rows)
+    found = find(jaxpr, consts, roles(args), 0, batch, credited, **options)
+    return tagged(jaxpr, consts, args, batch, found)
+
+
+def roles(args) -> list[str]:
+    """Of the leaves of `(params, batch[, key])`."""
+    trees = zip(("param", "batch", "key"), args, strict=False)
+    return [name for name, tree in trees for _ in jax.tree.leaves(tree)]
+
+
+def tagged(jaxpr, consts, args, batch: int | None, found: Found):
+    """(jaxpr, constants) with the tags that were found."""
     marking = _Marking(found, param_paths(args[0]), batch)
 
     def marked(*leaves):
@@ -80,7 +88,7 @@ class _Marking:
     def named(self, mark: Mark) -> tuple[Mark, str]:
         """A node is named by its kernel's module, or by the kernel if it has several."""
         if not mark.leaves:
-            return mark, "stop_gradient" if mark.kind == "hold" else "batch"
+            return mark, tags.STOPPED if mark.kind == "hold" else "batch"
         path = self.paths[mark.leaves[0]]
         parent = _parent(path)
         return mark, parent if parent and len(self.kernels[parent]) == 1 else path

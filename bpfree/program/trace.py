@@ -99,6 +99,7 @@ def trace(
     loss_axes: int = 1,
     credited: bool = False,
     rows: frozenset[int] = frozenset(),
+    hold_stops: bool = True,
 ) -> Program:
     """Trace `loss_fn` and check its nodes; values may be abstract.
 
@@ -110,13 +111,16 @@ def trace(
       loss_axes: 1, or 2 to allow losses (B, T), one for each example and time step.
       credited: rules of the user say which losses answer for a node.
       rows: lengths of first axes that such a rule answers for row by row.
+      hold_stops: whether a `stop_gradient` keeps its clean value in noisy passes.
 
     Raises:
       ValueError: no nodes, losses not `(B,)` or `()`, a wrong batch axis, names that
         collide, or `nodes` naming none.
     """
     args = arguments(loss_fn, params, batch, key)
-    jaxpr, consts, out, batch_size = _with_nodes(loss_fn, args, loss_axes, credited, rows)
+    jaxpr, consts, out, batch_size = _with_nodes(
+        loss_fn, args, loss_axes, credited, rows=rows, hold_stops=hold_stops
+    )
     sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(filter(_predicate(nodes, names), names))
@@ -144,13 +148,13 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
     return {site.name for site in sites}
 
 
-def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, rows=frozenset()):
+def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, **options):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = to_jaxpr(loss_fn, args)
     losses = split_aux(out)[0]
     batch_size = check_losses(losses, loss_axes)
     credited = credited and losses.ndim == 1  # of (B, T) the examples must not meet
-    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited, rows)
+    jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited, **options)
     return jaxpr, consts, out, batch_size
 
 

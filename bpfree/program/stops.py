@@ -1,0 +1,47 @@
+"""Results of `stop_gradient`, held while parameters move.
+
+To autodiff, what stands under a `stop_gradient` is a constant: a target, a detached
+baseline. For finite differences over the parameters to mean the same,
+
+    L(theta + sigma z; c),        c = what stood there at theta
+
+the values c of a clean pass take its place in the noisy ones.
+"""
+
+import jax
+
+from bpfree.program import interpreter, tags
+from bpfree.program.find import find
+from bpfree.program.interpreter import Run
+from bpfree.program.marking import roles, tagged
+from bpfree.program.trace import LossFn, check_losses, split_aux, to_jaxpr
+
+
+def held(loss_fn: LossFn, args) -> LossFn:
+    """`loss_fn`, with what it has at `args` wherever noise would pass a stop_gradient.
+
+    Costs a clean pass if there is such a place. Marks of the user are ignored.
+    """
+    jaxpr, consts, out = to_jaxpr(loss_fn, args)
+    size = check_losses(split_aux(out)[0])
+    found = find(jaxpr, consts, roles(args), 0, size, True, everywhere=True)
+    if not any(mark.kind == "hold" for mark in found.outputs.values()):
+        return loss_fn
+    jaxpr, consts = tagged(jaxpr, consts, args, size, found)
+    sites = tags.find_sites(jaxpr)
+    sites = [s._replace(name=f"{i} {s.name}") for i, s in enumerate(sites)]
+    names = {s.name for s in sites if s.name.endswith(f" {tags.STOPPED}")}
+
+    def visit(site, y, values):
+        return values.get(site.name, y), {site.name: y} if site.name in names else {}
+
+    def evaluate(args, values):
+        leaves = jax.tree.leaves(args)
+        return interpreter.run(Run(visit), jaxpr, consts, leaves, sites, values)
+
+    values = evaluate(args, {})[1]
+
+    def noisy(*args):
+        return jax.tree.unflatten(jax.tree.structure(out), evaluate(args, values)[0])
+
+    return noisy

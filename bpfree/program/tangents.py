@@ -1,0 +1,88 @@
+"""Tangents of functions whose derivative is written for reverse mode alone.
+
+A `custom_vjp` has a rule R that takes cotangents of its results y to those of its
+arguments x, and none for tangents. But R is linear, so that its transpose is one:
+
+    x_bar = R y_bar        dy = R^T dx
+
+Surrogate spikes and straight-through rounding thus have the directional derivatives that
+forward gradients, derivative="jvp" and the predictors of learned feedback read.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpfree.program import interpreter, tags
+from bpfree.program.trace import LossFn, Program
+
+
+def known(program: Program) -> Program:
+    """The same program, of which every function has tangents."""
+    if not tags.has_custom_vjp(program.jaxpr):
+        return program
+    return program._replace(bind=_bind)
+
+
+def with_tangents(loss_fn: LossFn) -> LossFn:
+    """The same function, of which every function that it calls has tangents."""
+
+    def evaluate(*args):
+        closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
+        jaxpr, consts = tags.open_jaxpr(closed)
+        if not tags.has_custom_vjp(jaxpr):
+            return loss_fn(*args)
+        outs = interpreter.replay(jaxpr, consts, jax.tree.leaves(args), _bind)
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return evaluate
+
+
+def _bind(eqn, invals) -> list[Any]:
+    name = eqn.primitive.name
+    if "custom_vjp" in name:
+        return _transposed(eqn, invals)
+    if not any(map(tags.has_custom_vjp, tags.sub_jaxprs(eqn))):
+        return tags.bind_eqn(eqn, invals)
+    if name in tags.INLINED:
+        return interpreter.replay(*tags.body_of(eqn), invals, _bind)
+    if name == "scan" or name == "cond" or name in tags.REMAT:
+        return interpreter.replay_inside(eqn, invals, _bind)
+    return tags.bind_eqn(eqn, invals)
+
+
+def _transposed(eqn, invals) -> list[Any]:
+    """A `custom_vjp` call, as a function of its inexact arguments that has tangents."""
+    moving = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars]
+    inexact = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars]
+
+    def call(*primals):
+        """Its results: the inexact ones, and the others."""
+        given = iter(primals)
+        pairs = zip(moving, invals, strict=True)
+        outs = tags.bind_eqn(eqn, [next(given) if m else x for m, x in pairs])
+        others = [y for y, i in zip(outs, inexact, strict=True) if not i]
+        return [y for y, i in zip(outs, inexact, strict=True) if i], others
+
+    forward = jax.custom_jvp(call)
+
+    @forward.defjvp
+    def derivative(primals, tangents):
+        outs, rule, others = jax.vjp(call, *primals, has_aux=True)
+        try:
+            (moved,) = jax.linear_transpose(rule, outs)(tuple(tangents))
+        except NotImplementedError as error:
+            where = tags.body_of(eqn)[0].debug_info.func_src_info
+            raise ValueError(
+                f"the backward rule of the custom_vjp {where} is not linear in the "
+                f"cotangent ({error}), so it has no directional derivative. Use an "
+                "estimator of finite differences, such as bpfree.node_perturbation."
+            ) from error
+        still = [np.zeros(y.shape, jax.dtypes.float0) for y in others]
+        return (outs, others), (moved, still)
+
+    outs, others = forward(*[x for m, x in zip(moving, invals, strict=True) if m])
+    found, rest = iter(outs), iter(others)
+    return [next(found) if i else next(rest) for i in inexact]
