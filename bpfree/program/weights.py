@@ -66,6 +66,41 @@ def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
     return found
 
 
+def summed_products(body: Body, made_of) -> dict[Path, tuple[int, int]]:
+    """{path of a sum: (weight, value of the batch)}: products written with `*` and `sum`.
+
+    The product of both is read by the sum alone, along an axis on which the weight varies.
+    """
+    found: dict[Path, tuple[int, int]] = {}
+    uses, made = body.uses(), {}
+    for op in body.ops:
+        for inner in op.bodies if op.name == "scan" or op.name in tags.REMAT else ():
+            found |= summed_products(inner, made_of)
+        made.update(dict.fromkeys(op.outs, op))
+        factor = made.get(op.ins[0]) if op.name == "reduce_sum" else None
+        while factor and factor.name == "convert_element_type" and uses[factor.outs[0]] == 1:
+            factor = made.get(factor.ins[0])
+        if not (factor and factor.name == "mul" and uses[factor.outs[0]] == 1):
+            continue
+        for weight, x in (factor.ins, factor.ins[::-1]):
+            roles = made_of.get(weight), made_of.get(x, (False, False))[1]
+            if roles == ((True, False), True):
+                shape = factor.eqn.outvars[0].aval.shape
+                if set(op.eqn.params["axes"]) & _varies(made.get(weight), shape):
+                    found[op.path] = weight, x
+    return found
+
+
+def _varies(op: Op | None, shape) -> set[int]:
+    """Axes on which the result of an operation, of this shape, is no repetition."""
+    axes = {a for a, size in enumerate(shape) if size > 1}
+    if op is None or op.name != "broadcast_in_dim":
+        return axes
+    source = op.eqn.invars[0].aval.shape
+    pairs = zip(op.eqn.params["broadcast_dimensions"], source, strict=True)
+    return axes & {axis for axis, size in pairs if size > 1}
+
+
 class _Region:
     """What is followed from some products on, in the order of the program.
 
@@ -107,11 +142,12 @@ class _Region:
         return all(left == 0 for v, left in self.values.items() if v != value)
 
 
-def ends(body: Body, made_of) -> dict[Path, Path]:
+def ends(body: Body, made_of, sums) -> dict[Path, Path]:
     """{path of an operation: path of the operation after which its node stands}.
 
     Args:
       made_of: `structure` of the program.
+      sums: `summed_products` of it.
     """
     found: dict[Path, Path] = {}
     uses = body.uses()
@@ -126,11 +162,12 @@ def ends(body: Body, made_of) -> dict[Path, Path]:
 
     for op in body.ops:
         if op.name == "scan" or op.name in tags.REMAT:
-            found |= ends(op.bodies[0], made_of)
+            found |= ends(op.bodies[0], made_of, sums)
         if not (op.outs and is_data(op.outs[0])):
             continue
         weighted = any(map(is_weight, op.ins))
-        if weighted and (op.name in PRODUCTS or op.name in LOOKUPS or op.bodies):
+        product = op.name in PRODUCTS or op.name in LOOKUPS or bool(op.bodies)
+        if (weighted and product) or op.path in sums:
             regions.append(_Region(op, uses))
             of_value[op.outs[0]] = regions[-1]
             continue
