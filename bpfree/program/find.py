@@ -110,22 +110,25 @@ def find(
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
-    marked = any(site.kind == "node" for site in tags.find_sites(jaxpr))
-    made_of = weights.structure(body, roles)
-    sums = {} if marked else weights.summed_products(body, made_of)
     source = _Source(
         body=body,
         shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
-        ends={} if marked else weights.ends(body, made_of, sums),
-        sums=sums,
-        marked=marked,
+        marked=any(site.kind == "node" for site in tags.find_sites(jaxpr)),
         batch=batch,
         credited=credited or batch is None,
         rows=rows,
     )
-    readings = [_Reader(source).read(losses, i) for i in range(_guesses(source))]
+    guesses = range(_guesses(source))
+
+    def read(assumed):
+        seen = source.placing(batch if assumed else None)
+        return [_Reader(seen).read(losses, i) for i in guesses]
+
+    readings = read(assumed=False)
+    if batch and any(r.constants for r in readings):
+        readings += read(assumed=True)
     fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
     return min(readings, key=fewest).found()
 
@@ -141,21 +144,37 @@ def _guesses(source: "_Source") -> int:
 
 
 class _Source(NamedTuple):
-    """What is read: a flat program with the arguments of `find`, `live`, `ends` and sums.
+    """What is read: a flat program, with the arguments of `find`.
 
-    `marked`: the user has chosen the nodes, so that none is added.
+    Attributes:
+      live: paths of the operations on which the losses depend.
+      marked: the user has chosen the nodes, so that none is added.
+      assumed: length of the axis by which a constant, or what a key draws, is taken for a
+        value of the batch (coordinates, latents, time steps). Nothing rests on it: noise
+        that does not stay with its example is seen on the way to the losses.
+      ends, sums: of `weights`.
     """
 
     body: Body
     shapes: tuple[tuple[int, ...], ...]
     roles: tuple[str, ...]
     live: set[Path]
-    ends: dict[Path, Path]
-    sums: dict[Path, tuple[int, int]]
     marked: bool
     batch: int | None
     credited: bool
     rows: frozenset[int]
+    assumed: int | None = None
+    ends: dict[Path, Path] = {}
+    sums: dict[Path, tuple[int, int]] = {}
+
+    def placing(self, assumed: int | None) -> "_Source":
+        """With the places of nodes."""
+        if self.marked:
+            return self
+        made_of = weights.structure(self.body, self.roles, assumed)
+        sums = weights.summed_products(self.body, made_of)
+        ends = weights.ends(self.body, made_of, sums)
+        return self._replace(assumed=assumed, ends=ends, sums=sums)
 
 
 class _Reader:
@@ -169,6 +188,7 @@ class _Reader:
       coupled: bits of the nodes that are shared by the batch.
       leaves: of the kernel of each node.
       auto: bits of the parameters tagged "auto": weight noise where it has fewer entries.
+      constants: whether a weight meets a constant, or what a key draws, in a product.
     """
 
     outputs: dict[Path, Mark]
@@ -177,7 +197,7 @@ class _Reader:
     idle: set[Path]
 
     def __init__(self, source: _Source):
-        self.source = source
+        self.source, self.constants = source, False
         self.bits: dict[Path, int] = {}
         self.leaves: dict[Path, tuple[int, ...]] = {}
         self.forced = self.coupled = self.auto = self.loops = 0
@@ -229,8 +249,8 @@ class _Reader:
 
     def _walk(self, body: Body, ins, place: bool, steps: int) -> list[Value]:
         env: dict[int, Value] = dict(zip(body.ins, ins, strict=True))
-        env |= {v: Value(const=_small(c)) for v, c in body.consts.items()}
-
+        for v, c in body.consts.items():
+            env[v] = self._drawn(Value(const=_small(c)), jnp.shape(c))
         made: dict[int, Op] = {}
         asked = {v for op in body.ops if _is_callback(op) for v in op.ins}
         for op in body.ops:
@@ -434,9 +454,18 @@ class _Reader:
             joined = joined._replace(
                 own=0, past=0, decides=joined.decides | joined.trains
             )
+        if op.name == "random_bits":
+            joined = self._drawn(joined, op.eqn.outvars[0].aval.shape)
         const, columns = _known(op, ins)
         made = joined._replace(const=const, columns=columns)
         return [_typed(made, v.aval) for v in op.eqn.outvars]
+
+    def _drawn(self, value: Value, shape) -> Value:
+        """A constant, or what a key draws, which may count examples."""
+        size = self.source.assumed
+        if value.place or size not in shape:
+            return value
+        return value._replace(data=True, place=Place(shape.index(size)))
 
     def _placed(self, op: Op, ins: list[Value]) -> Value:
         """The operands joined, with the place of the examples in the result."""
@@ -494,6 +523,7 @@ class _Reader:
                 self._force(value.trains)
         if left.trains and right.trains:
             return joined
+        self.constants |= joined.trains != 0
         return joined._replace(own=0, past=joined.trains)
 
     def _candidate(self, op: Op, weight: Value, xs, operand: int | None = None) -> None:

@@ -12,6 +12,8 @@ crossed on the way.
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from bpfree.program import tags
 from bpfree.program.flat import Body, Op, Path
 
@@ -29,8 +31,13 @@ _LINEAR = SHAPES.union(_SUMS, ("real", "neg"))
 _FOLLOWED = _LINEAR.union(_SCALES, "square integer_pow sqrt rsqrt reduce_sum max".split())
 
 
-def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
-    """{value: (depends on parameters, depends on the batch)}."""
+def structure(
+    body: Body, roles: Sequence[str], assumed: int | None = None
+) -> dict[int, tuple[bool, bool]]:
+    """{value: (depends on parameters, depends on the batch)}.
+
+    Constants, and what a key draws, with an axis of length `assumed` count as the batch's.
+    """
     found: dict[int, tuple[bool, bool]] = {}
 
     def mark(v) -> tuple[bool, bool]:
@@ -42,9 +49,12 @@ def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
 
     def walk(body: Body, ins):
         found.update(zip(body.ins, ins, strict=True))
+        found.update({v: (False, assumed in np.shape(c)) for v, c in body.consts.items()})
         for op in body.ops:
             ins = [mark(v) for v in op.ins]
             outs = [join(ins)] * len(op.outs)
+            if op.name == "random_bits" and assumed in op.eqn.outvars[0].aval.shape:
+                outs = [(outs[0][0], True)]
             if op.name in tags.REMAT:
                 outs = walk(op.bodies[0], ins)
             elif op.name == "scan":
