@@ -24,7 +24,7 @@ from tests.statistics import assert_close
 SIZE, EPSILON = 6, 1e-5
 X = jax.random.normal(jax.random.key(3), (SIZE, 3), jnp.float64)
 NODES = {"first", "norm/bias", "norm/scale", "out"}
-STATISTICS = ["first/mean", "first/mean#1"]
+STATISTICS = ["mean of first", "mean of first#1"]
 LABEL = jnp.sin(jnp.arange(SIZE, dtype=jnp.float64))
 
 
@@ -116,7 +116,7 @@ def test_the_node_before_a_norm_keeps_its_examples(problem):
     sites = {s.name: s for s in trace(objective, params, batch).sites}
     assert {n for n, s in sites.items() if s.kind == "node"} == NODES
     assert [s.name for s in sites.values() if s.kind == "statistic"] == STATISTICS
-    assert sites["first"].batch_axis == 0 and sites["first/mean"].batch_axis is None
+    assert sites["first"].batch_axis == 0 and sites["mean of first"].batch_axis is None
 
 
 def test_the_pullback_is_exact(problem):
@@ -317,7 +317,7 @@ def test_a_bad_statistic_is_named(problem):
     tx = bpfree.node_perturbation(objective, num_samples=2, example_batch=batch)
     _, state = tx.update(None, tx.init(params), params, batch=batch)
     message = bpfree.fault_message(state, objective, params, batch)
-    assert "node 'first/mean#1' is not finite" in message
+    assert "node 'mean of first#1' is not finite" in message
 
 
 class Normed(nn.Module):

@@ -261,12 +261,16 @@ def reach(jaxpr, marks: Sequence[int], seen=None) -> tuple[list[int], list[bool]
     mark.update(dict.fromkeys(jaxpr.constvars, DATA))
     products: list[bool] = []
     for eqn in jaxpr.eqns:
-        ins = [0 if isinstance(v, jcore.Literal) else mark.get(v, 0) for v in eqn.invars]
+        ins = [_mark_of(mark, v) for v in eqn.invars]
         outs, found = _reach_eqn(eqn, ins)
         products += found
         mark.update(zip(eqn.outvars, outs, strict=True))
-    ends = [0 if isinstance(v, jcore.Literal) else mark.get(v, 0) for v in jaxpr.outvars]
-    return ends, products
+    return [_mark_of(mark, v) for v in jaxpr.outvars], products
+
+
+def _mark_of(mark: dict[Any, int], v) -> int:
+    """Literals and arrays without entries depend on nothing."""
+    return 0 if isinstance(v, jcore.Literal) or 0 in v.aval.shape else mark.get(v, 0)
 
 
 def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:

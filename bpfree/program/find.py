@@ -114,21 +114,27 @@ def find(
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
-    marked = any(site.kind == "node" for site in tags.find_sites(jaxpr))
     source = _Source(
         body=body,
         shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
-        ends={} if marked else weights.ends(body, weights.structure(body, roles)),
-        marked=marked,
+        marked=any(site.kind == "node" for site in tags.find_sites(jaxpr)),
         batch=batch,
         credited=credited or batch is None,
         rows=rows,
         hold_stops=hold_stops,
         everywhere=everywhere,
     )
-    readings = [_Reader(source).read(losses, i) for i in range(_guesses(source))]
+    guesses = range(_guesses(source))
+
+    def read(assumed):
+        seen = source.placing(batch if assumed else None)
+        return [_Reader(seen).read(losses, i) for i in guesses]
+
+    readings = read(assumed=False)
+    if batch and any(r.constants for r in readings):
+        readings += read(assumed=True)
     fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
     return min(readings, key=fewest).found()
 
@@ -144,22 +150,39 @@ def _guesses(source: "_Source") -> int:
 
 
 class _Source(NamedTuple):
-    """What is read: a flat program with the arguments of `find`, `live` and `ends`.
+    """What is read: a flat program, with the arguments of `find`.
 
-    `marked`: the user has chosen the nodes, so that none is added.
+    Attributes:
+      live: paths of the operations on which the losses depend.
+      marked: the user has chosen the nodes, so that none is added.
+      assumed: length of the axis by which a constant, or what a key draws, is taken for a
+        value of the batch (coordinates, latents, time steps). Nothing rests on it: noise
+        that does not stay with its example is seen on the way to the losses.
+      ends, sums: of `weights`.
     """
 
     body: Body
     shapes: tuple[tuple[int, ...], ...]
     roles: tuple[str, ...]
     live: set[Path]
-    ends: dict[Path, Path]
     marked: bool
     batch: int | None
     credited: bool
     rows: frozenset[int]
     hold_stops: bool
     everywhere: bool
+    assumed: int | None = None
+    ends: dict[Path, Path] = {}
+    sums: dict[Path, tuple[int, int]] = {}
+
+    def placing(self, assumed: int | None) -> "_Source":
+        """With the places of nodes."""
+        if self.marked:
+            return self
+        made_of = weights.structure(self.body, self.roles, assumed)
+        sums = weights.summed_products(self.body, made_of)
+        ends = weights.ends(self.body, made_of, sums)
+        return self._replace(assumed=assumed, ends=ends, sums=sums)
 
 
 class _Reader:
@@ -173,6 +196,7 @@ class _Reader:
       coupled: bits of the nodes that are shared by the batch.
       leaves: of the kernel of each node.
       auto: bits of the parameters tagged "auto": weight noise where it has fewer entries.
+      constants: whether a weight meets a constant, or what a key draws, in a product.
     """
 
     outputs: dict[Path, Mark]
@@ -181,7 +205,7 @@ class _Reader:
     idle: set[Path]
 
     def __init__(self, source: _Source):
-        self.source = source
+        self.source, self.constants = source, False
         self.bits: dict[Path, int] = {}
         self.leaves: dict[Path, tuple[int, ...]] = {}
         self.forced = (1 << source.roles.count("param")) - 1 if source.everywhere else 0
@@ -198,11 +222,15 @@ class _Reader:
                 end = end.mixing()
             if not self.source.credited:  # noise of these nodes is shared by the batch
                 self.coupled |= end.mixed
+            if not (self.forced or any(m.kind == "node" for m in self.outputs.values())):
+                self._force(end.trains)
             if before == (self.forced, self.coupled):
                 return self
 
     def _start(self, guess: int) -> list[Value]:
         def one(i, shape, role):
+            if 0 in shape:
+                return Value()
             if role == "param":
                 forced = self.forced >> i & 1
                 noise = self._bit((-1, i), (i,)) if forced else 0
@@ -230,8 +258,8 @@ class _Reader:
 
     def _walk(self, body: Body, ins, place: bool, steps: int) -> list[Value]:
         env: dict[int, Value] = dict(zip(body.ins, ins, strict=True))
-        env |= {v: Value(const=_small(c)) for v, c in body.consts.items()}
-
+        for v, c in body.consts.items():
+            env[v] = self._drawn(Value(const=_small(c)), jnp.shape(c))
         made: dict[int, Op] = {}
         asked = {v for op in body.ops if _is_callback(op) for v in op.ins}
         for op in body.ops:
@@ -256,6 +284,10 @@ class _Reader:
                 outs = [self._statistic(op, ins[0])]
             else:
                 outs = self._plain(op, ins, place, steps)
+            if place and op.path in self.source.sums:
+                weight, x = (env[v] for v in self.source.sums[op.path])
+                if weight.trains:
+                    self._candidate(op, weight, [x])
             if op.path in self.pending:
                 outs = [self._node(op, self.pending[op.path], outs[0], steps)]
             env.update(zip(op.outs, outs, strict=True))
@@ -341,15 +373,17 @@ class _Reader:
             else:
                 self._force(joined.trains)
         made = [
-            joined.mixing() if at is LOST else joined._replace(place=at)
-            for at in self._places_inside(op, ins)
+            joined.mixing()
+            if v.place is LOST
+            else joined._replace(place=v.place, mixed=joined.mixed | v.mixed)
+            for v in self._results_inside(op, ins)
         ]
         return [
             _typed(value, v.aval) for value, v in zip(made, op.eqn.outvars, strict=True)
         ]
 
-    def _places_inside(self, op: Op, ins) -> list[Place | None]:
-        """Places of the results, from a walk through the bodies without nodes."""
+    def _results_inside(self, op: Op, ins) -> list[Value]:
+        """Places of the results and where examples meet, walked through without nodes."""
         if op.name == "while":
             n = op.eqn.params["cond_nconsts"]
             m = op.eqn.params["body_nconsts"]
@@ -358,16 +392,16 @@ class _Reader:
                 outs = self._quiet(op.bodies[-1], [*consts, *carry])
                 new = [self._carried(a, b) for a, b in zip(carry, outs, strict=True)]
                 if new == carry:
-                    return [v.place for v in outs]
+                    return carry
                 carry = new
         operands = ins[1:] if op.name == "cond" else ins
-        found: list[Place | None] = [None] * len(op.outs)
+        found = [Value()] * len(op.outs)
         bodies = op.bodies if op.name == "cond" else op.bodies[:1]
         for body in bodies:
             if len(body.ins) != len(operands) or len(body.outs) != len(op.outs):
-                return found
-            for i, value in enumerate(self._quiet(body, operands)):
-                found[i] = found[i] or value.place
+                return [Value()] * len(op.outs)
+            outs = self._quiet(body, operands)
+            found = [self._carried(a, b) for a, b in zip(found, outs, strict=True)]
         return found
 
     def _quiet(self, body: Body, ins) -> list[Value]:
@@ -411,7 +445,8 @@ class _Reader:
         at, shape = value.place, op.eqn.invars[0].aval.shape
         whole = shape[at.axis] == at.outer * (self.source.batch or 0) * at.inner
         alone = value.noise & ~value.mixed
-        return whole and alone != 0 and at.axis in op.eqn.params["axes"]
+        real = not jnp.issubdtype(op.eqn.outvars[0].aval.dtype, jnp.complexfloating)
+        return real and whole and alone != 0 and at.axis in op.eqn.params["axes"]
 
     def _statistic(self, op: Op, value: Value) -> Value:
         """A sum over the batch: held in noisy passes, and a node shared by the batch."""
@@ -419,7 +454,7 @@ class _Reader:
         leaves = self.leaves[max(reaching)]  # of the last one
         self.outputs[op.path] = Mark("statistic", leaves, value.place)
         noise = self._bit(op.path, leaves)
-        return Value(decides=value.decides, noise=noise, data=True)
+        return value._replace(noise=noise, place=LOST)
 
     def _plain(self, op: Op, ins: list[Value], place: bool, steps: int) -> list[Value]:
         joined = self._placed(op, ins)
@@ -429,9 +464,18 @@ class _Reader:
             joined = joined._replace(
                 own=0, past=0, decides=joined.decides | joined.trains
             )
+        if op.name == "random_bits":
+            joined = self._drawn(joined, op.eqn.outvars[0].aval.shape)
         const, columns = _known(op, ins)
         made = joined._replace(const=const, columns=columns)
         return [_typed(made, v.aval) for v in op.eqn.outvars]
+
+    def _drawn(self, value: Value, shape) -> Value:
+        """A constant, or what a key draws, which may count examples."""
+        size = self.source.assumed
+        if value.place or size not in shape:
+            return value
+        return value._replace(data=True, place=Place(shape.index(size)))
 
     def _placed(self, op: Op, ins: list[Value]) -> Value:
         """The operands joined, with the place of the examples in the result."""
@@ -457,8 +501,10 @@ class _Reader:
     def _product(self, op: Op, ins, joined: Value, place: bool) -> Value:
         """A product or lookup: a weight's gets a node, others carry derivatives on."""
         left, right = ins[0], _join(ins[1:]) if op.name in LOOKUPS else ins[1]
-        if not (left.data or right.data):
+        if 0 in op.eqn.outvars[0].aval.shape:
             return joined
+        if not (left.data or right.data):
+            return joined if op.name in LOOKUPS else self._constant(left, right, joined)
         for weight, x, operand in ((left, right, 1), (right, left, 0)):
             if weight.trains and not weight.data and x.data:
                 if op.name in LOOKUPS and operand == 0:
@@ -475,6 +521,20 @@ class _Reader:
             return joined._replace(own=0, past=joined.trains)
         self._force(joined.trains)
         return joined
+
+    def _constant(self, left: Value, right: Value, joined: Value) -> Value:
+        """A product without the batch: of parameters alone, or of one with a constant.
+
+        A net of constants (coordinates, or what a key draws) has no nodes. Its last
+        parameters belong to the next block, those before them get weight noise.
+        """
+        for value, other in ((left, right), (right, left)):
+            if value.past and other.trains:
+                self._force(value.trains)
+        if left.trains and right.trains:
+            return joined
+        self.constants |= joined.trains != 0
+        return joined._replace(own=0, past=joined.trains)
 
     def _candidate(self, op: Op, weight: Value, xs, operand: int | None = None) -> None:
         """A node after the bias of this product, for the leaves of the weight."""
@@ -528,7 +588,12 @@ def _join(values: Sequence[Value]) -> Value:
 
 
 def _typed(value: Value, aval) -> Value:
-    """A result without a derivative (an index, a comparison) only decides."""
+    """A result without a derivative (an index, a comparison) only decides.
+
+    One without entries says nothing.
+    """
+    if 0 in aval.shape:
+        return Value()
     if jnp.issubdtype(aval.dtype, jnp.inexact):
         return value
     return value._replace(own=0, past=0, decides=value.decides | value.trains)

@@ -115,7 +115,7 @@ class _Marking:
 
         Tagged are the mean and, before it, the share of every example in it, (B, ...).
         """
-        at, name = mark.place, f"{self.named(mark)[1]}/mean"
+        at, name = mark.place, tags.MEAN + self.named(mark)[1]
         assert at is not None and self.batch
         folds = (at.outer, self.batch, at.inner)
         x = x.reshape(*x.shape[: at.axis], *folds, *x.shape[at.axis + 1 :])
@@ -123,8 +123,11 @@ class _Marking:
         rest = [a + 1 + (a > at.axis) for a in axes if a != at.axis]
         summed = (at.axis + 1, at.axis + 2, *rest)
         size = self.batch * math.prod(x.shape[a] for a in summed)
+        kind = x.dtype
+        x = x if jnp.issubdtype(kind, jnp.floating) else x.astype(jnp.float32)  # counts
         shares = tags.tagged(x.sum(summed) / size, "shares", tags.SHARES + name, 0)
-        return tags.tagged(shares.sum(0), "statistic", name) * size
+        total = tags.tagged(shares.sum(0), "statistic", name) * size
+        return total if total.dtype == kind else jnp.round(total).astype(kind)
 
     def run(self, jaxpr, consts, args, path: Path) -> list[Any]:
         env: dict[Any, Any] = {}

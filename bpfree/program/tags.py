@@ -14,6 +14,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 
 INPUT = "input of "  # begins the names of the values that kernels multiply
 STOPPED = "stop_gradient"  # name of the holds at a stop_gradient
+MEAN = "mean of "  # begins the names of statistics of the batch
 SHARES = "shares of "  # begins the names of the examples' shares in a statistic
 NOISE = ("weight", "auto")  # kinds of tags on parameters that say where noise goes
 INFERRED = "inferred"  # batch axis of a node that `find` reads from the program

@@ -12,6 +12,8 @@ crossed on the way.
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from bpfree.program import tags
 from bpfree.program.flat import Body, Op, Path
 
@@ -29,8 +31,13 @@ _LINEAR = SHAPES.union(_SUMS, ("real", "neg"))
 _FOLLOWED = _LINEAR.union(_SCALES, "square integer_pow sqrt rsqrt reduce_sum max".split())
 
 
-def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
-    """{value: (depends on parameters, depends on the batch)}."""
+def structure(
+    body: Body, roles: Sequence[str], assumed: int | None = None
+) -> dict[int, tuple[bool, bool]]:
+    """{value: (depends on parameters, depends on the batch)}.
+
+    Constants, and what a key draws, with an axis of length `assumed` count as the batch's.
+    """
     found: dict[int, tuple[bool, bool]] = {}
 
     def mark(v) -> tuple[bool, bool]:
@@ -42,9 +49,12 @@ def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
 
     def walk(body: Body, ins):
         found.update(zip(body.ins, ins, strict=True))
+        found.update({v: (False, assumed in np.shape(c)) for v, c in body.consts.items()})
         for op in body.ops:
             ins = [mark(v) for v in op.ins]
             outs = [join(ins)] * len(op.outs)
+            if op.name == "random_bits" and assumed in op.eqn.outvars[0].aval.shape:
+                outs = [(outs[0][0], True)]
             if op.name in tags.REMAT:
                 outs = walk(op.bodies[0], ins)
             elif op.name == "scan":
@@ -64,6 +74,43 @@ def structure(body: Body, roles: Sequence[str]) -> dict[int, tuple[bool, bool]]:
 
     walk(body, [(role == "param", role == "batch") for role in roles])
     return found
+
+
+def summed_products(body: Body, made_of) -> dict[Path, tuple[int, int]]:
+    """{path of a sum: (weight, value of the batch)}: products written with `*` and `sum`.
+
+    The product of both is read by the sum alone, along an axis on which the weight varies.
+    """
+    found: dict[Path, tuple[int, int]] = {}
+    uses, made = body.uses(), {}
+    for op in body.ops:
+        for inner in op.bodies if op.name == "scan" or op.name in tags.REMAT else ():
+            found |= summed_products(inner, made_of)
+        made.update(dict.fromkeys(op.outs, op))
+        factor = made.get(op.ins[0]) if op.name == "reduce_sum" else None
+        while (
+            factor and factor.name == "convert_element_type" and uses[factor.outs[0]] == 1
+        ):
+            factor = made.get(factor.ins[0])
+        if not (factor and factor.name == "mul" and uses[factor.outs[0]] == 1):
+            continue
+        for weight, x in (factor.ins, factor.ins[::-1]):
+            roles = made_of.get(weight), made_of.get(x, (False, False))[1]
+            if roles == ((True, False), True):
+                shape = factor.eqn.outvars[0].aval.shape
+                if set(op.eqn.params["axes"]) & _varies(made.get(weight), shape):
+                    found[op.path] = weight, x
+    return found
+
+
+def _varies(op: Op | None, shape) -> set[int]:
+    """Axes on which the result of an operation, of this shape, is no repetition."""
+    axes = {a for a, size in enumerate(shape) if size > 1}
+    if op is None or op.name != "broadcast_in_dim":
+        return axes
+    source = op.eqn.invars[0].aval.shape
+    pairs = zip(op.eqn.params["broadcast_dimensions"], source, strict=True)
+    return axes & {axis for axis, size in pairs if size > 1}
 
 
 class _Region:
@@ -107,11 +154,12 @@ class _Region:
         return all(left == 0 for v, left in self.values.items() if v != value)
 
 
-def ends(body: Body, made_of) -> dict[Path, Path]:
+def ends(body: Body, made_of, sums) -> dict[Path, Path]:
     """{path of an operation: path of the operation after which its node stands}.
 
     Args:
       made_of: `structure` of the program.
+      sums: `summed_products` of it.
     """
     found: dict[Path, Path] = {}
     uses = body.uses()
@@ -126,11 +174,12 @@ def ends(body: Body, made_of) -> dict[Path, Path]:
 
     for op in body.ops:
         if op.name == "scan" or op.name in tags.REMAT:
-            found |= ends(op.bodies[0], made_of)
+            found |= ends(op.bodies[0], made_of, sums)
         if not (op.outs and is_data(op.outs[0])):
             continue
         weighted = any(map(is_weight, op.ins))
-        if weighted and (op.name in PRODUCTS or op.name in LOOKUPS or op.bodies):
+        product = op.name in PRODUCTS or op.name in LOOKUPS or bool(op.bodies)
+        if (weighted and product) or op.path in sums:
             regions.append(_Region(op, uses))
             of_value[op.outs[0]] = regions[-1]
             continue

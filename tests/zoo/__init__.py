@@ -30,6 +30,11 @@ FILES = {
         "time_mixing columns chosen_experts hypernetwork branches lora_frozen "
         "graph_convolution mamba",
     ),
+    "meetings": (
+        "jax",
+        "branch reversed_branch custom_rule counted scaled_statistic phases named_mean "
+        "sums generator coordinates template",
+    ),
     "linen_variants": (
         "flax",
         "scanned_transformer token_mixer weight_norm unet_resized bidirectional "

@@ -22,7 +22,8 @@ QUICK = set(
     objectives.mean_loss linen.raw_params plain_variants.chosen_experts
     plain_variants.branches plain_variants.graph_convolution nnx_variants.lora
     equinox_models.mlp equinox_variants.batch_norm haiku_models.mlp
-    distrax_models.masked_coupling""".split()
+    distrax_models.masked_coupling meetings.branch meetings.scaled_statistic
+    meetings.named_mean meetings.sums meetings.generator""".split()
 )
 SAMPLED = {"plain.folded", "plain.vmapped", "plain.batch_norm"}
 STEPPED = {"plain.mlp"}
