@@ -83,7 +83,7 @@ def _layout(run: Run) -> Layout:
 def _step(run: Run, site: Site) -> jax.Array:
     """tau of the module docstring; where all shares are equal, a thousandth of others."""
     shares = run.values[SHARES + site.name].astype(jnp.float32)
-    spread = jnp.std(shares, axis=0) * len(shares)
+    spread = jnp.std(shares, axis=site.steps) * shares.shape[site.steps]
     floor = 1e-3 * rms([spread])[0] + jnp.finfo(spread.dtype).tiny
     sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()
     return sigma * jnp.maximum(spread, floor)

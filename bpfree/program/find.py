@@ -209,7 +209,7 @@ class _Reader:
         self.bits: dict[Path, int] = {}
         self.leaves: dict[Path, tuple[int, ...]] = {}
         self.forced = (1 << source.roles.count("param")) - 1 if source.everywhere else 0
-        self.coupled = self.auto = self.loops = 0
+        self.coupled = self.auto = 0
 
     def read(self, losses: int, guess: int) -> "_Reader":
         """Takes the guess-th axis of size B of each leaf of the batch for the batch's."""
@@ -330,11 +330,9 @@ class _Reader:
         known, _ = settled(carry, lambda ins: self._quiet(op.bodies[0], ins))
         pairs = zip(carry, known, strict=True)
         carry = [v._replace(data=k.data, place=k.place) for v, k in pairs]
-        self.loops += 1
         carry, outs = settled(
             carry, lambda ins: self._walk(op.bodies[0], ins, place, steps * length)
         )
-        self.loops -= 1
         ends = [out_of(v, False) for v in outs[: len(carry)]]
         return ends + [out_of(v, True) for v in outs[len(carry) :]]
 
@@ -439,8 +437,8 @@ class _Reader:
         return rest._replace(noise=0, mixed=0)
 
     def _meet(self, op: Op, value: Value) -> bool:
-        """Whether noise of several examples meets in this sum, outside of loops."""
-        if value.place is None or self.loops or self.source.credited:
+        """Whether noise of several examples meets in this sum."""
+        if value.place is None or self.source.credited:
             return False
         at, shape = value.place, op.eqn.invars[0].aval.shape
         whole = shape[at.axis] == at.outer * (self.source.batch or 0) * at.inner

@@ -30,11 +30,10 @@ def evaluate(program: Program, spec: Run, args, deltas: NodeTree | None = None):
         given,
     )
     out = jax.tree.unflatten(program.out_tree, outs)
-    if not program.gains:
-        return out, taps
     losses, aux = split_aux(out)
-    for name in [n for n in program.gains if n in taps]:  # the others are as they were
-        losses = losses + taps.pop(name).astype(losses.dtype)
+    for name in [n for n in taps if n in program.held and n.startswith(tags.SHARES)]:
+        worth = taps.pop(name).reshape(-1, len(losses)).sum(0)  # in loops, over the steps
+        losses = losses + worth.astype(losses.dtype)
     return ((losses, aux) if program.has_aux else losses), taps
 
 
@@ -186,12 +185,12 @@ def adding(program: Program, behind=lambda y: y, tap=True):
             value = deltas[site.name].astype(y.dtype) if moved else y
             value = y + value if moved and not held else value
             return value, ({site.name: y} if tap else {})
-        if site.name in program.gains:
-            gain = program.gains[site.name].reshape(-1)
-            change = (y - deltas[site.name]).reshape(len(y), -1)
-            return y, {site.name: change.astype(gain.dtype) @ gain}
         if site.kind == "shares":
-            return y, ({site.name: y} if tap else {})
+            if site.name not in deltas:
+                return y, ({site.name: y} if tap else {})
+            clean, gain = deltas[site.name]
+            change = (y - clean).reshape(len(y), -1).astype(gain.dtype)
+            return y, {site.name: change @ gain.reshape(-1)}
         if site.kind == "hold":
             value = lax.stop_gradient(deltas.get(site.name, y))
             return value, ({} if site.name in deltas or not tap else {site.name: value})

@@ -25,10 +25,10 @@ NodeFilter = Callable[[str], bool] | Collection[str] | None
 class Program(NamedTuple):
     """A traced loss function: its jaxpr, its active nodes, and how to unpack it.
 
-    `held` is empty in a clean pass; in noisy ones it says what stands at the holds, and
-    at the statistics of the batch and the shares in them. `gains` are the derivatives of
-    the sum of the losses by the statistics: each example's loss then answers for its
-    share. `bind` evaluates the equations.
+    `held` is empty in a clean pass; in noisy ones it says what stands at the holds and at
+    the statistics of the batch, and, where each example's loss answers for its share in
+    a statistic, has the share and the derivative of the sum of the losses by the
+    statistic. `bind` evaluates the equations.
     """
 
     jaxpr: Any
@@ -37,8 +37,7 @@ class Program(NamedTuple):
     active: frozenset[str]
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
-    held: NodeTree = {}
-    gains: NodeTree = {}
+    held: dict[str, Any] = {}
     bind: interpreter.Bind = tags.bind_eqn
 
     @property
@@ -70,17 +69,20 @@ class Program(NamedTuple):
 
         Each example's loss answers for its share in them: {name of shares: gain}.
         """
-        kinds = ("statistic", "shares")
-        held = {s.name: values[s.name] for s in self.sites if s.kind in kinds}
-        return self._replace(held={**self.held, **held}, gains=gains)
+        held = {site.name: values[site.name] for site in self.statistics}
+        answered = {name: (values[name], gain) for name, gain in gains.items()}
+        return self._replace(held={**self.held, **held, **answered})
 
     def shared(self) -> "Program":
         """The same for estimators that hold no statistics.
 
-        The batch shares the nodes before the last one: all losses answer for them.
+        The batch shares the nodes before the last one, and those in a loop with it: all
+        losses answer for them.
         """
         kinds = [s.kind for s in self.sites]
         last = max((i for i, kind in enumerate(kinds) if kind == "statistic"), default=0)
+        while last < len(kinds) and "statistic" in kinds and self.sites[last].steps:
+            last += 1
         meeting = (s._replace(batch_axis=None) for s in self.sites[:last])
         return self._replace(sites=(*meeting, *self.sites[last:]))
 
