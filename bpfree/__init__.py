@@ -39,7 +39,7 @@ from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.reading import aux, fault_message, metrics, value
 from bpfree.estimators.weight_perturbation import weight_perturbation
-from bpfree.nodes import blocks, hold, inject, kernel_input, node, pullback, record
+from bpfree.nodes import blocks, hold, inject, node, pullback, record
 from bpfree.program.blocks import BackpropagationWarning
 from bpfree.program.tags import INFERRED
 from bpfree.sampling.credit import by_segment, causal, within_hops
@@ -68,7 +68,6 @@ __all__ = [
     "hold",
     "inject",
     "iterative_node_perturbation",
-    "kernel_input",
     "layered",
     "learned_feedback",
     "likelihood_ratio",

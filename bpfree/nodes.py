@@ -68,20 +68,6 @@ def node(x: Any, name: str | None = None, batch_axis: int | str | None = INFERRE
     return tags.tagged(x, "node", name, batch_axis)
 
 
-def kernel_input(x: jax.Array, path: str) -> jax.Array:
-    """Mark `x` as what the kernel at `path` multiplies; only `record` reads the mark.
-
-    Args:
-      x: input of the kernel, any shape.
-      path: of the kernel in the parameters, such as "Dense_0/kernel".
-
-    Example:
-        >>> bpfree.kernel_input(jnp.arange(3.0), "Dense_0/kernel").tolist()
-        [0.0, 1.0, 2.0]
-    """
-    return tags.tagged(x, "input", path)
-
-
 def hold(x: jax.Array, name: str) -> jax.Array:
     """Mark `x` as a statistic of the clean pass; the identity under plain autodiff.
 

@@ -278,7 +278,7 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
     if dead := predictor.dead(clean):
         raise ValueError(
             f"after the nodes {dead} the predictor finds no derivative to carry "
-            "feedback through (a threshold, or no bpfree.kernel_input). Use "
+            "feedback through (a threshold). Use "
             "predictor=bpfree.predictors.direct(gate='learned'), teacher='losses'."
         )
 

@@ -167,8 +167,7 @@ def direct(
 
     Args:
       gate: "derivative", of the sum of the kernel inputs that the node feeds, by the
-        node: that of the activation. Kernel inputs are found with the nodes; a loss
-        function with marks needs `bpfree.kernel_input`.
+        node: that of the activation.
         "learned", sigmoid(a y + b) with a and b for each channel; it needs no
         derivative, so thresholds train.
       per: "position", a row of B_l for each entry of the node; "channel", one for each

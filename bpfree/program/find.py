@@ -507,8 +507,12 @@ class _Reader:
             if weight.trains and not weight.data and x.data:
                 if op.name in LOOKUPS and operand == 0:
                     continue
+                kind = op.eqn.invars[operand].aval.dtype
+                if place and jnp.issubdtype(kind, jnp.inexact):  # no index of a lookup
+                    mark = Mark("input", _bits_of(weight.trains))
+                    self.inputs[op.path] = (operand, mark)
                 if place and op.path in self.source.ends:
-                    self._candidate(op, weight, [x], operand)
+                    self._candidate(op, weight, [x])
                 else:
                     self._force(weight.trains)
                 return joined
@@ -534,16 +538,12 @@ class _Reader:
         self.constants |= joined.trains != 0
         return joined._replace(own=0, past=joined.trains)
 
-    def _candidate(self, op: Op, weight: Value, xs, operand: int | None = None) -> None:
+    def _candidate(self, op: Op, weight: Value, xs) -> None:
         """A node after the bias of this product, for the leaves of the weight."""
         leaves = _bits_of(weight.trains)
         self._force(_join(xs).trains)
         end = self.source.ends[op.path]
         self.pending[end] = tuple(dict.fromkeys(self.pending.get(end, ()) + leaves))
-        if operand is None:
-            return
-        if jnp.issubdtype(op.eqn.invars[operand].aval.dtype, jnp.inexact):
-            self.inputs[op.path] = (operand, Mark("input", leaves))
 
     def _node(self, op: Op, leaves: tuple[int, ...], value: Value, steps: int) -> Value:
         bit = self._bit(op.path, leaves)
