@@ -92,7 +92,7 @@ def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
 
 def _from_tfds(name: str, splits: tuple[str, str]) -> tuple[Any, dict[str, Any]]:
     builder, sources = tfds.opened(name, splits)
-    with tfds.told(builder.data_dir):
+    with tfds.dataset_errors(builder.data_dir):
         parts = tuple(_part(source) for source in sources)
     digests = {s: _digest(p.images) for s, p in zip(splits, parts, strict=True)}
     return parts, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}

@@ -31,7 +31,7 @@ def read(
     downloaded. Raises Missing; or DataError if the copy cannot be read.
     """
     builder, sources = opened(name, splits)
-    with told(builder.data_dir):
+    with dataset_errors(builder.data_dir):
         in_memory = splits[1:] if lazy else splits
         parts = {s: _part(sources[splits.index(s)]) for s in in_memory}
     digests = {split: _digest(part) for split, part in parts.items()}
@@ -55,7 +55,7 @@ def opened(name: str, splits: tuple[str, str]) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def told(place: Any) -> Iterator[None]:
+def dataset_errors(place: Any) -> Iterator[None]:
     """Errors of reading the copy in a folder, as a DataError that names it."""
     try:
         yield
@@ -68,7 +68,7 @@ def told(place: Any) -> Iterator[None]:
 
 def _examples(source: Sequence[dict[str, Any]], place: Any) -> Examples:
     def read(i):
-        with told(place):
+        with dataset_errors(place):
             example = source[i]
         return {
             "image": np.asarray(example["image"]),

@@ -147,7 +147,7 @@ def damped(moment: jax.Array, damping: float) -> jax.Array:
 
 # On CPU, LAPACK of a stack of matrices forks inside XLA's thread pool and waits: two such
 # calls on two cores wait for ever (jaxlib 0.10.2). So blocks go one after the other. Set
-# OPENBLAS_NUM_THREADS=1: OpenBLAS's threads spin beside XLA's and cost more.
+# OPENBLAS_NUM_THREADS=1: OpenBLAS's threads spin while XLA's run, and cost more.
 
 
 def _eigh(moment: jax.Array) -> jax.Array:

@@ -119,9 +119,9 @@ def parse(text: str) -> Module:
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:
     end = _closing(text) if text.startswith("(") else text.index(" ")
     shape, call = text[:end], text[end:].lstrip()
-    op, _, behind = call.partition("(")
-    end = _closing("(" + behind)
-    literal, rest = behind[: end - 2], behind[end - 1 :]
+    op, _, tail = call.partition("(")
+    end = _closing("(" + tail)
+    literal, rest = tail[: end - 2], tail[end - 1 :]
     operands = tuple(re.findall(r"%([\w.\-]+)", literal))
     return Instruction(name, op, arrays(shape), operands, literal, rest, is_root)
 

@@ -80,10 +80,10 @@ def samples_inside(eqn, invals) -> list[Any]:
             axes = tuple(0 if b else None for b in batched)
             return jax.vmap(lambda *a: tags.bind_eqn(eqn, a)[0], axes)(x, kernel), True
         numbers = eqn.params["dimension_numbers"]
-        before, behind = numbers.lhs_spec[0], numbers.out_spec[0]
+        before, after = numbers.lhs_spec[0], numbers.out_spec[0]
         x = lax.collapse(jnp.moveaxis(x, 0, before + 1), before, before + 2)
         y = tags.bind_eqn(eqn, [x, kernel])[0]
-        y = y.reshape(*y.shape[:behind], -1, size, *y.shape[behind + 1 :])
-        return jnp.moveaxis(y, behind + 1, 0), True
+        y = y.reshape(*y.shape[:after], -1, size, *y.shape[after + 1 :])
+        return jnp.moveaxis(y, after + 1, 0), True
 
     return [conv(*invals)]

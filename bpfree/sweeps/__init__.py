@@ -1,6 +1,6 @@
 """Many runs: `bpfree-sweep --config=configs/digits.py --workdir=runs/sweep`.
 
-The points are what `get_sweep()`, beside `get_config()`, returns. One idea a file:
+The points are what `get_sweep()`, next to `get_config()`, returns. One idea a file:
 `points` (what is to be run, and which points share a program), `together` (one compiled
 program for many points), `worker` (a process that runs points), `schedule` (workers on
 devices and cores), `ledger` (what is finished), `report`, `search` and `cluster`.

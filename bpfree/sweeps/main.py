@@ -24,7 +24,7 @@ from bpfree.sweeps import points, report, result, schedule
 from bpfree.sweeps.ledger import Record
 from bpfree.training import command_line, config, config_files, job, resume
 from bpfree.training.names import ConfigError
-from bpfree.training.workdir import WorkdirError, replace, told
+from bpfree.training.workdir import WorkdirError, replace, workdir_errors
 
 _WORKERS: flags.FlagHolder[Any] = flags.DEFINE_integer(
     "workers", None, "Processes side by side; default: one a GPU, or one a CPU core.", 1
@@ -62,7 +62,7 @@ def _sweep() -> None:
     base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
     resume.check_place(workdir, sweep=True)
-    with told(workdir):
+    with workdir_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
     run = _search if _SEARCH.value else _points
@@ -105,7 +105,7 @@ def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
         trials=_TRIALS.value,
         workers=_WORKERS.value,
         start=start,
-        told=_Teller(_TRIALS.value),
+        report=_Progress(_TRIALS.value),
     )
     return _TRIALS.value, list(records.values())
 
@@ -120,12 +120,12 @@ def _points(base, sweep, workdir: Path, start) -> tuple[int, list[Record]]:
         together=_TOGETHER.value,
         retry=_RETRY.value,
         start=start,
-        told=_Teller(len(found)),
+        report=_Progress(len(found)),
     )
     return len(found), [records[point.name] for point in found]
 
 
-class _Teller:
+class _Progress:
     """Prints a line for each point that is finished."""
 
     def __init__(self, total: int) -> None:

@@ -22,7 +22,7 @@ from bpfree.sweeps.slots import Slot, cores, make_slots
 from bpfree.training import interrupt
 from bpfree.training.workdir import claimed, replace
 
-Told = Callable[[ledger.Record], None]
+Report = Callable[[ledger.Record], None]
 
 
 class Handle(Protocol):
@@ -47,7 +47,7 @@ def sweep(
     together: bool = True,
     retry: bool = False,
     start: Start | None = None,
-    told: Told = lambda record: None,
+    report: Report = lambda record: None,
 ) -> dict[str, ledger.Record]:
     """Run points that the ledger of `workdir` does not have; {name: record} of all.
 
@@ -58,13 +58,13 @@ def sweep(
       together: run points that share a program as one.
       retry: run failed points again.
       start: how a worker is started; default as a process of this machine.
-      told: called with every new record.
+      report: called with every new record.
 
     Raises WorkdirError: the directory is in use or cannot be written.
     """
     workdir = Path(workdir)
     with claimed(workdir):
-        book = Book(workdir, {point.name: point for point in found}, told)
+        book = Book(workdir, {point.name: point for point in found}, report)
         todo = book.open(retry)
         grouped = points.groups(todo) if together else [[point] for point in todo]
         names = [[point.name for point in group] for group in grouped]
@@ -92,7 +92,7 @@ class Book(NamedTuple):
 
     workdir: Path
     points: Mapping[str, Point]
-    told: Told
+    report: Report
 
     def open(self, retry: bool) -> list[Point]:
         """Points to be run, with their point.json written; impossible ones are failed."""
@@ -127,7 +127,7 @@ class Book(NamedTuple):
     def note(self, point: Point, found: result.Result) -> None:
         record = {"name": point.name, "overrides": point.overrides, **found}
         ledger.append(self.workdir, record)
-        self.told(record)
+        self.report(record)
 
 
 def write_point(folder: Path, point: Point) -> None:
@@ -171,8 +171,8 @@ def run(
     """Keep one worker in each slot until there are no jobs.
 
     Args:
-      close: told the names and exit status of a worker that has ended.
-      look: told of each that runs, again and again.
+      close: called with the names and exit status of a worker that has ended.
+      look: called for each that runs, again and again.
 
     Raises Interrupted.
     """
@@ -220,5 +220,5 @@ def start_process(workdir: Path, names: Sequence[str], slot: Slot) -> Handle:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for us; we tell them
+            start_new_session=True,  # Ctrl-C is for us; we stop them
         )

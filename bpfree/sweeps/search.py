@@ -1,6 +1,6 @@
 """Points chosen by Optuna: at random, by TPE, or at random with successive halving.
 
-`get_search()`, beside `get_config()`, returns the space: {dotted entry: range}; a range
+`get_search()`, next to `get_config()`, returns the space: {dotted entry: range}; a range
 is ("uniform", low, high), ("log", low, high), ("int", low, high) or ("choice", values).
 The last value of the first metric on validation says which is best. Several machines may
 share one storage; each has a directory of its own.
@@ -86,7 +86,7 @@ def search(
     trials: int,
     workers: int | None = None,
     start: schedule.Start = schedule.start_process,
-    told: schedule.Told = lambda record: None,
+    report: schedule.Report = lambda record: None,
 ) -> dict[str, ledger.Record]:
     """Train proposals until the study has `trials` of them; {name: record}.
 
@@ -97,7 +97,7 @@ def search(
     check(space)
     workdir = Path(workdir).absolute()
     with claimed(workdir):
-        book = schedule.Book(workdir, {}, told)
+        book = schedule.Book(workdir, {}, report)
         hunt = _Hunt(study, space, make_point, book, trials, {}, {})
         hunt.take_up()
         slots = schedule.make_slots(workers, trials)
@@ -124,7 +124,7 @@ class _Hunt(NamedTuple):
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     def ask(self) -> list[str] | None:
-        """The next proposal that is not known yet, None behind the last."""
+        """The next proposal that is not known yet, None after the last."""
         while self._trials(TrialState.WAITING) or self._count() < self.trials:
             trial = self.study.ask()
             trial.set_user_attr("workdir", str(self.book.workdir))

@@ -23,7 +23,7 @@ class Block(NamedTuple):
     Attributes:
       step: updates done at its end, those of earlier blocks included.
       length: its own updates.
-      seen: what `steps.look` tells, on the host.
+      seen: what `steps.look` gives, on the host.
       seconds: its duration, that of looking included.
       stop: whether a signal ended it.
     """
@@ -70,7 +70,7 @@ def run(
 
     Args:
       lower: () -> the program of a block, as of `Feed.lower`.
-      look: (state, sum of losses, steps) -> what a log point tells; it is called once
+      look: (state, sum of losses, steps) -> what a log point has; it is called once
         before the first block, so that it is compiled then.
       report: (state, block) -> whether there is nothing left to train.
       save: writes a checkpoint: every `settings.checkpoint_every` steps, and at the end.

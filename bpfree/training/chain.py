@@ -237,7 +237,7 @@ def _num_samples(value: Any, context: _Context) -> int:
 
 
 def check(chain: Chain, params: Any, batch: Any) -> None:
-    """Trace one update, so that what a link refuses is told before compilation."""
+    """Trace one update, so that what a link refuses shows before compilation."""
     transformation = chain.transformation
 
     def one_update(params, batch):

@@ -2,7 +2,7 @@
 
 Orbax gives a checkpoint its name when it is whole, so a killed run leaves none half
 written. Damage that comes later it may not see: one changed bit of an array can be
-restored without a word, and a file put beside them be read in their stead. So every
+restored without a word, and a file next to them be read in their stead. So every
 checkpoint gets a file SHA256SUMS, compared before anything of it is read.
 (`sha256sum -c SHA256SUMS` does the same.)
 

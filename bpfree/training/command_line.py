@@ -1,4 +1,4 @@
-"""What the console scripts share: flags, help, and mistakes told in one line."""
+"""What the console scripts share: flags, help, and mistakes in one line."""
 
 import ast
 import contextlib

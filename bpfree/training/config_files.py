@@ -24,7 +24,7 @@ class ConfigFile(NamedTuple):
 
     Attributes:
       path: absolute.
-      arg: what stands behind the colon, or "".
+      arg: what follows the colon, or "".
       names: its functions and other values, by name.
     """
 
@@ -63,7 +63,7 @@ def _called(file: ConfigFile) -> Any:
     try:
         return get_config(file.arg) if file.arg else get_config()
     except Exception as error:
-        raise own.told(file.path, error) from error
+        raise own.config_error(file.path, error) from error
 
 
 def _json(path: Path) -> Any:
@@ -77,7 +77,7 @@ def _json(path: Path) -> Any:
 
 
 def folder() -> Path:
-    """The configs that come with bpfree: in the wheel, or beside it in the repository."""
+    """The configs that come with bpfree: in the wheel, or next to it in the repository."""
     package = Path(bpfree.__file__).absolute().parent
     places = (package / "configs", package.parent / "configs")
     return next((p for p in places if p.is_dir()), places[0])

@@ -15,7 +15,7 @@ from absl import flags
 from bpfree.training import command_line, predictions
 from bpfree.training.cache import keep_compiled
 from bpfree.training.trained import Trained, load, scores
-from bpfree.training.workdir import can_write, told
+from bpfree.training.workdir import can_write, workdir_errors
 
 _PART = flags.DEFINE_enum(
     "part", "validation", ["validation", "test"], "Of the data: validation or test."
@@ -50,7 +50,7 @@ def _write(folder: Path, trained: Trained, part: str, found: dict[str, Any]) -> 
     values = (f"{k} {v:.4g}" for k, v in found.items() if "/" in k)
     title = ", ".join(values).replace("/", " ").replace("_", " ")
     try:
-        with told(folder):
+        with workdir_errors(folder):
             return predictions.write(folder, outputs, label, title)
     except ValueError as error:
         _say(f"no predictions: {error}")

@@ -90,7 +90,7 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
     batches = iter(ordered.batch(task.batch_size).map(read).to_iter_dataset())
 
     def take(count):
-        """The next batches, and zeros behind them: (_PIECE, B, ...)."""
+        """The next batches, and zeros after them: (_PIECE, B, ...)."""
         taken = [next(batches) for _ in range(count)]
         parts = [
             jax.tree.map(lambda *a: _padded(np.stack(a)), *part)

@@ -27,7 +27,7 @@ from bpfree.training import (
 )
 from bpfree.training.job import Job, prepare
 from bpfree.training.steps import TrainState
-from bpfree.training.workdir import WorkdirError, can_write, claimed, told
+from bpfree.training.workdir import WorkdirError, can_write, claimed, workdir_errors
 
 
 class TrainingFault(RuntimeError):
@@ -119,7 +119,7 @@ def fit(
     main = processes.is_main()
     writable = can_write(workdir)
     with (
-        claimed(workdir) if main and writable else told(workdir),
+        claimed(workdir) if main and writable else workdir_errors(workdir),
         checkpoint.opened(workdir, read_only=not writable) as manager,
     ):
         devices = job.task.mesh
@@ -203,7 +203,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
 
 
 def _looker(job: Job) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
-    """(state, sum of losses, steps) -> what a log point tells."""
+    """(state, sum of losses, steps) -> what a log point has."""
     validation = mesh.put(job.task.mesh, job.data.validation)
 
     @jax.jit

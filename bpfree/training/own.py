@@ -54,11 +54,11 @@ def run_file(path: Path, name: str) -> types.ModuleType:
         sys.modules[name] = module  # dataclasses and type hints look there
         spec.loader.exec_module(module)
     except Exception as error:  # of all kinds: it is the user's program
-        raise told(path, error) from error
+        raise config_error(path, error) from error
     return module
 
 
-def told(path: Path, error: Exception) -> ConfigError:
+def config_error(path: Path, error: Exception) -> ConfigError:
     """The error of a user's file, with the last line of the file that led to it."""
     if isinstance(error, ConfigError):
         return error

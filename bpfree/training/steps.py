@@ -182,7 +182,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 
 @jax.named_scope("bpfree.validation")
 def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics:
-    """What a log point tells of a block with this mean loss."""
+    """What a log point has of a block with this mean loss."""
     seen = task.measure(state.params, state.model_state, validation)
     metrics = Metrics(loss, seen, bpfree.metrics(state.opt_state))
     return mesh.replicated(task.mesh, metrics)

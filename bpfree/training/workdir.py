@@ -1,4 +1,4 @@
-"""A run's directory: claimed by one process at a time, and its faults told in a line."""
+"""A run's directory: claimed by one process at a time, and its faults in one line."""
 
 import contextlib
 import errno
@@ -32,10 +32,10 @@ def claimed(workdir: Path) -> Iterator[None]:
     The claim is a lock on the file `lock`, which the system drops when the process ends,
     however it ends; the file itself stays, and means nothing without the lock.
 
-    Raises WorkdirError: another process has it (its number is told); the directory
+    Raises WorkdirError: another process has it (with its number); the directory
     cannot be written; or whatever of its files could not be written inside the block.
     """
-    with told(workdir):
+    with workdir_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with (workdir / "lock").open("a+") as file:
             _lock(workdir, file)
@@ -63,7 +63,7 @@ def _lock(workdir: Path, file) -> None:
 
 
 @contextlib.contextmanager
-def told(workdir: Path) -> Iterator[None]:
+def workdir_errors(workdir: Path) -> Iterator[None]:
     """Turns an OSError of the block into a WorkdirError with advice."""
     try:
         yield
