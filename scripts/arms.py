@@ -61,9 +61,5 @@ def at_cost(
 
     if arm.group is None:
         return make(), 1
-    few, many = 16, 32
-    cost = {n: bpfree.diagnostics.cost(make(n), params, batch) for n in (few, many)}
-    slope = (cost[many] - cost[few]) / (many - few)
-    allowed = few + (budget - cost[few]) / slope
-    samples = max(arm.group, int(allowed / arm.group + 1e-6) * arm.group)
+    samples = bpfree.diagnostics.samples_for(make, budget, params, batch, group=arm.group)
     return make(samples), samples

@@ -2,8 +2,8 @@
 
     python -m bpfree.sweeps.worker FOLDER NAME...
 
-`FOLDER/points/NAME/point.json` says what to run, and `result.json` next to it what came of
-it. Its standard input is a pipe from the scheduler: when that ends, so does the worker.
+`FOLDER/points/NAME/point.json` says what to run, and `result.json` next to it what came
+of it. Its standard input is a pipe from the scheduler: when that ends, so does the worker.
 """
 
 import argparse

@@ -77,7 +77,7 @@ def _json(path: Path) -> Any:
 
 
 def folder() -> Path:
-    """The configs that come with bpfree: in the wheel, or next to it in the repository."""
+    """The configs that come with bpfree: in the wheel or in the repository."""
     package = Path(bpfree.__file__).absolute().parent
     places = (package / "configs", package.parent / "configs")
     return next((p for p in places if p.is_dir()), places[0])

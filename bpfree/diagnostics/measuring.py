@@ -1,16 +1,4 @@
-"""How good an estimator is: alignment, variance, and what an estimate costs.
-
-With independent estimates e_r of one gradient g, in each group of parameters,
-
-    cosine    mean of <e_r, g> / (|e_r| |g|)
-    slope     mean of <e_r, g> / |g|^2, which is 1 for an estimator right on average
-    variance  E |e - E e|^2 / |g|^2
-    bias      |E e - slope g| / |g|, what averaging does not take away
-
-so that the mean of n estimates has cosine slope / sqrt(slope^2 + bias^2 + variance / n).
-bias^2 is estimated by the mean of <e_r, e_s> / |g|^2 over pairs r != s, without the parts
-along g. Its expectation is exact; where there is no bias it is negative half of the time.
-"""
+"""Alignment, variance and bias of an estimator, against the gradient of backprop."""
 
 import math
 from collections.abc import Callable
@@ -20,137 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpfree.diagnostics.alignment import FEWEST, OVERALL, Alignment, Report
+from bpfree.diagnostics.cost import cost
 from bpfree.estimators.base import EstimatorState, EstimatorTransformation
 from bpfree.estimators.objective import is_energy, split
-from bpfree.program import tags
 from bpfree.program.blocks import check_blocks
 from bpfree.program.marking import param_path
 from bpfree.program.trace import arguments, split_aux, takes_key, trace
 from bpfree.sampling.seeds import as_key
-
-OVERALL = "(all)"
-
-
-class Alignment(NamedTuple):
-    """How estimates of one group of parameters compare with its true gradient g.
-
-    The equations stand in the docstring of `bpfree.diagnostics`. All numbers are relative
-    to g, and nan where g is zero.
-
-    Attributes:
-      cosine, cosine_std: mean and standard deviation over single estimates.
-      slope, slope_error: mean and its standard error.
-      variance: of a single estimate, relative to |g|^2.
-      bias_squared, bias_squared_error: estimate of bias^2, negative by chance, and its
-        standard error, which takes four repeats: infinite with fewer.
-      norm: |g|.
-
-    Example:
-        >>> a = bpfree.diagnostics.Alignment(0.5, 0.1, 1.0, 0.05, 3.0, 0.04, 0.2, 1.0)
-        >>> a.is_biased, a.bias
-        (False, 0.0)
-        >>> round(a.cosine_of_mean(9), 3)
-        0.866
-        >>> round(a.estimates_for(0.9), 1)
-        12.8
-    """
-
-    cosine: float
-    cosine_std: float
-    slope: float
-    slope_error: float
-    variance: float
-    bias_squared: float
-    bias_squared_error: float
-    norm: float
-
-    @property
-    def is_biased(self) -> bool:
-        """Whether bias^2 is more than three standard errors above 0."""
-        return self.bias_squared > 3 * self.bias_squared_error
-
-    @property
-    def bias(self) -> float:
-        """Relative to |g|; 0 where it is not distinguishable from 0."""
-        return math.sqrt(self.bias_squared) if self.is_biased else 0.0
-
-    @property
-    def bias_error(self) -> float:
-        """Standard error of the bias; without one, the bias that would have been seen."""
-        if self.is_biased:
-            return self.bias_squared_error / (2 * self.bias)
-        return math.sqrt(max(self.bias_squared, 0.0) + 3 * self.bias_squared_error)
-
-    def cosine_of_mean(self, estimates: float) -> float:
-        """Cosine with g of the mean of so many `estimates`."""
-        spread = self.bias**2 + self.variance / estimates
-        return self.slope / math.sqrt(self.slope**2 + spread)
-
-    def estimates_for(self, cosine: float) -> float:
-        """Estimates whose mean has this `cosine`; inf if the bias (or sign) forbids it.
-
-        Times the estimator's own `num_samples`, it is the samples needed. Raises
-        ValueError unless 0 < cosine < 1.
-        """
-        if not 0 < cosine < 1:
-            raise ValueError(f"cosine={cosine} must be between 0 and 1")
-        if not self.slope > 0:
-            return math.inf
-        allowed = self.slope**2 * (1 / cosine**2 - 1) - self.bias**2
-        return self.variance / allowed if allowed > 0 else math.inf
-
-    def bias_in_words(self) -> str:
-        """The bias with its standard error, or that it is not distinguishable from 0."""
-        if self.is_biased:
-            return f"{self.bias:.2g} +- {self.bias_error:.1g}"
-        if math.isfinite(self.bias_error):
-            return f"not distinguishable from 0 (below {self.bias_error:.2g})"
-        return f"not distinguishable from 0 (takes {_FEWEST} estimates)"
-
-
-class Report(NamedTuple):
-    """What `measure` found; `print` it.
-
-    Attributes:
-      groups: {node, or parameter where the marks make no blocks: Alignment}, and all
-        parameters together under "(all)".
-      cost: products of one update, in inferences of the batch (see `cost`).
-      repeats: number of estimates that were drawn.
-
-    Example:
-        >>> report = bpfree.diagnostics.measure(bpfree.backprop(loss_fn), params, batch)
-        >>> list(report.groups)
-        ['hidden', 'output', '(all)']
-        >>> round(report.overall.cosine, 3)
-        1.0
-    """
-
-    groups: dict[str, Alignment]
-    cost: float
-    repeats: int
-
-    @property
-    def overall(self) -> Alignment:
-        """Of all parameters together."""
-        return self.groups[OVERALL]
-
-    def __str__(self) -> str:
-        width = max(map(len, self.groups))
-        lines = [
-            f"{'group':<{width}}  cosine          slope             variance"
-            "  estimates for cosine 0.9   bias"
-        ]
-        for name, a in self.groups.items():
-            needed = a.estimates_for(0.9)
-            lines.append(
-                f"{name:<{width}}  {a.cosine:.3f} +- {a.cosine_std:.3f}"
-                f"  {a.slope:.3f} +- {a.slope_error:.3f}"
-                f"  {a.variance:10.3g}  {needed:24.3g}   {a.bias_in_words()}"
-            )
-        lines.append(
-            f"{self.repeats} estimates; one update costs {self.cost:.1f} inferences"
-        )
-        return "\n".join(lines)
 
 
 def measure(
@@ -249,7 +114,6 @@ class _Products(NamedTuple):
     norm: jax.Array  # |g|^2, (leaves,)
 
 
-_FEWEST = 4  # estimates from whose pairs a standard error is known
 _PARTS = 16  # means of so many parts of the estimates are kept, at most
 
 
@@ -350,7 +214,7 @@ def _mean_of_pairs(products: np.ndarray) -> tuple[float, float]:
     n = len(products)
     pairs = ~np.eye(n, dtype=bool)
     mean = float(products[pairs].mean())
-    if n < _FEWEST:
+    if n < FEWEST:
         return mean, math.inf
     rows = np.where(pairs, products, 0.0).sum(1) / (n - 1)
     effects = (rows - mean) * (n - 1) / (n - 2)
@@ -375,72 +239,3 @@ def _groups(loss_fn, params, batch) -> dict[str, list[int]]:
         return {path: [i] for i, path in enumerate(paths)} | everything
     named = {b.name: [paths.index(p) for p in b.params] for b in found if b.params}
     return named | everything
-
-
-# -------------------------------------------------------------------------------- cost
-
-
-def cost(estimator: EstimatorTransformation, params: Any, batch: Any) -> float:
-    """Products of one update in units of those of one inference of the batch.
-
-    Counts the floating point operations of matrix products and convolutions, loops as
-    often as they run, and nothing else: no random numbers, no elementwise work. nan where
-    a `while` loop runs an unknown number of times. `scripts/benchmark.py` takes the time.
-
-    Args:
-      estimator: any bpfree estimator.
-      params, batch: the arguments of its loss function; shapes are enough.
-
-    Example:
-        >>> round(bpfree.diagnostics.cost(bpfree.backprop(loss_fn), params, batch), 2)
-        2.4
-    """
-    state = jax.eval_shape(estimator.init, params)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def update(params, state, batch):
-        return estimator.update(None, state, params, batch=batch)
-
-    args = arguments(estimator.loss_fn, params, batch, key)
-    inference = products(estimator.loss_fn, *args)
-    return products(update, params, state, batch) / inference if inference else math.nan
-
-
-def products(fn, *args) -> float:
-    """Floating point operations of the matrix products and convolutions in `fn(*args)`.
-
-    Args:
-      fn: a function of arrays, which is traced and not run.
-      args: its arguments; shapes are enough.
-
-    Example:
-        >>> bpfree.diagnostics.products(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 5)))
-        60.0
-    """
-    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(fn)(*args))
-    used, _ = tags.dce(jaxpr, [True] * len(jaxpr.outvars))
-    return _products_in(used)
-
-
-def _products_in(jaxpr) -> float:
-    return sum((_products_of(eqn) for eqn in jaxpr.eqns), start=0.0)
-
-
-def _products_of(eqn) -> float:
-    name = eqn.primitive.name
-    out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
-    if name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        shape = eqn.invars[0].aval.shape
-        return 2.0 * out * math.prod(shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
-        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-        zeros_between = math.prod(eqn.params["lhs_dilation"])
-        return 2.0 * out * math.prod(kernel) / features / zeros_between
-    bodies = [_products_in(body) for body in tags.sub_jaxprs(eqn)]
-    if name == "cond":
-        return math.nan if any(map(math.isnan, bodies)) else max(bodies)
-    if name == "while":
-        return math.nan if any(bodies) else 0.0
-    return sum(bodies) * eqn.params.get("length", 1)
