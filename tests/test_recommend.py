@@ -30,11 +30,11 @@ def exact(scale):
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_the_best_step_of_a_bowl(scale):
-    """One step of 1 / curvature ends at its bottom; half of it is recommended."""
+    """One step of 1 / curvature ends at its bottom; an eighth of it is recommended."""
     found = recommend(bowl, PARAMS, BATCH, candidates={"exact": exact(scale)}, repeats=2)
     assert found.best.descent == pytest.approx(1.0, abs=1e-6)
     assert found.best.descent_error < 1e-6
-    assert found.best.rate == pytest.approx(1 / (2 * CURVATURE * scale), rel=1e-4)
+    assert found.best.rate == pytest.approx(1 / (8 * CURVATURE * scale), rel=1e-4)
 
 
 def test_what_goes_uphill_comes_last_and_is_not_praised():

@@ -42,8 +42,9 @@ class Candidate(NamedTuple):
       descent, descent_error: of the mean loss by one update at the best rate, relative to
         the loss; mean over estimates and standard error. Negative where every rate does
         harm.
-      rate: half of the rate of SGD with the most descent: what a step alone allows is too
-        much for the next.
+      rate: of SGD; an eighth of the rate at which one step has the most descent, since
+        what a single step allows is too much for a run (`scripts/recommend.py`: halves
+        diverge, and a quarter is on the edge).
       make: `num_samples -> estimator`.
 
     Example:
@@ -217,7 +218,7 @@ def _judge(name, make, params, batch, budget, repeats, key) -> tuple[Candidate, 
         cost(tx, params, batch),
         float(mean[best]) / scale,
         float(error) / scale,
-        float(_RATES[best] * unit) / 2,
+        float(_RATES[best] * unit) / 8,
         make,
     )
     return judged, float(loss)
