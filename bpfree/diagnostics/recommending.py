@@ -156,8 +156,8 @@ def recommend(
 
     .. math:: D(\eta) = \frac1R \sum_r L(\theta) - L(\theta - \eta\, e_r)
 
-    for every candidate and twenty-one rates, with R independent estimates. A candidate
-    whose estimates are zero or not finite, or that refuses the loss function, is left out.
+    for every candidate and twenty-one rates, with R independent estimates. A candidate is
+    left out if its estimates are zero or not finite, or if it refuses the loss function.
 
     Args:
       loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`.
