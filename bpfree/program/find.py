@@ -117,7 +117,7 @@ def find(
         live=flat.live(body, used),
         marked=any(site.kind == "node" for site in tags.find_sites(jaxpr)),
         batch=batch,
-        credited=credited or batch is None,
+        credited=credited or batch in (None, 1),
         rows=rows,
     )
     guesses = range(_guesses(source))
