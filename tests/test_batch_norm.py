@@ -20,6 +20,8 @@ from tests import problems
 from tests import statistics as gates
 from tests.nnx_models import FLOAT
 from tests.statistics import assert_close
+from tests.zoo import case as zoo
+from tests.zoo import checks
 
 SIZE, EPSILON = 6, 1e-5
 X = jax.random.normal(jax.random.key(3), (SIZE, 3), jnp.float64)
@@ -459,3 +461,18 @@ def test_training_carries_the_statistics_and_evaluates_with_them(problem):
     else:
         outputs = Linen().apply({"params": params, **state}, X)
     assert loss(outputs, LABEL).mean() < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_examples_that_are_all_alike_are_trained(size):
+    """No share differs from another, and the mean over the batch still moves the loss."""
+
+    def loss_fn(params, batch):
+        h = jnp.tanh(batch["x"] @ params["w1"])
+        return ((h - 0.5 * h.mean(0, keepdims=True)) @ params["w2"] - 1).sum(1) ** 2
+
+    params = {"w1": zoo.weight(0, 5, 5, 6), "w2": zoo.weight(1, 6, 6, 3)}
+    batch = {"x": jnp.repeat(zoo.normal(2, 1, 5), size, 0)}
+    found = checks.slopes(zoo.Case(loss_fn, params, batch))
+    assert found["(all)"].error < 0.1
+    assert all(slope.passed for slope in found.values()), found

@@ -126,3 +126,19 @@ def test_side_by_side_such_a_simulator_is_refused():
     tx = bpfree.node_perturbation(loss, num_samples=4)
     with pytest.raises(ValueError, match="ordered"):
         jax.eval_shape(lambda: tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH))
+
+
+def test_what_has_no_vmap_is_evaluated_one_sample_after_the_other():
+    """`ragged_dot` has none with a shared weight."""
+
+    def loss_fn(params, batch):
+        sizes = jnp.array([20, 12])
+        h = jnp.tanh(batch["x"] @ params["w1"])
+        y = lax.ragged_dot(h, jnp.stack([params["w2"], -params["w2"]]), sizes)
+        return ((y - batch["t"]) ** 2).sum(1)
+
+    def estimate(**options):
+        tx = bpfree.node_perturbation(loss_fn, num_samples=16, **options)
+        return tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)[0]
+
+    assert_close(estimate(), estimate(chunk_size=1), rtol=1e-4, atol=1e-4)

@@ -24,7 +24,7 @@ from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
 from bpfree.program.trace import LossFn, NodeFilter, split_aux
-from bpfree.sampling.loop import sum_over_draws
+from bpfree.sampling.loop import side_by_side, sum_over_draws
 
 
 def forward_gradient(
@@ -145,7 +145,7 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
 
         def chunk(draws):
             noise = jax.vmap(draw)(draws)
-            return weight_noise.credit(jax.vmap(along)(noise), noise), ()
+            return weight_noise.credit(side_by_side(along)(noise), noise), ()
 
         sums = sum_over_draws(chunk, layout)[0]
         sums = jax.tree.map(lambda total: total / layout.num_draws, sums)

@@ -81,9 +81,15 @@ def _layout(run: Run) -> Layout:
 
 
 def _step(run: Run, site: Site) -> jax.Array:
-    """tau of the module docstring; where all shares are equal, a thousandth of others."""
+    """tau of the module docstring; where all shares are equal, a thousandth of others.
+
+    Where all are equal everywhere it is a thousandth of their size, or of 1.
+    """
     shares = run.values[SHARES + site.name].astype(jnp.float32)
-    spread = jnp.std(shares, axis=site.steps) * shares.shape[site.steps]
-    floor = 1e-3 * rms([spread])[0] + jnp.finfo(spread.dtype).tiny
+    count = shares.shape[site.steps]
+    spread, size = jnp.std(shares, site.steps) * count, rms([shares])[0] * count
+    unit = jnp.where(size > 0, size, 1.0)
+    others = rms([spread])[0]
+    floor = 1e-3 * jnp.where(others > 1e-6 * unit, others, unit)
     sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()
     return sigma * jnp.maximum(spread, floor)

@@ -12,12 +12,13 @@ from operator import or_
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jcore
 
-from bpfree.program import passes, tags
+from bpfree.program import interpreter, passes, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import Program, split_aux
-from bpfree.program.weights import PRODUCTS
+from bpfree.program.weights import PRODUCTS, STEPS
 
 # Depends on a chosen input; on the batch; on a chosen input through a product.
 DERIVED, DATA, BEHIND = 1, 2, 4
@@ -144,6 +145,7 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
 def _tangent_program(program: Program, args) -> tuple[Any, list[str]]:
     """Jaxpr of (params, directions, *rest) -> (nodes, tangents of nodes and losses)."""
     order = [s.name for s in program.nodes]
+    program = program._replace(bind=_opened)
 
     def tangents(params, directions, *rest):
         def cut(params):
@@ -155,6 +157,31 @@ def _tangent_program(program: Program, args) -> tuple[Any, list[str]]:
 
     jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(tangents)(args[0], *args))
     return jaxpr, [*order, _LOSS]
+
+
+def _opened(eqn, invals) -> list[Any]:
+    """One equation; a `custom_vjp` around products as those products, to be counted.
+
+    Its own rule cannot be looked into. Whole numbers and steps are left out, for what
+    they have no derivative of may be what the rule is there for: no value is ever
+    computed of this.
+    """
+    is_custom = "custom_vjp" in eqn.primitive.name
+    if not (is_custom and tags.count_products(eqn, PRODUCTS)):
+        return tags.bind_eqn(eqn, invals)
+
+    def smooth(eqn, invals):
+        kind = eqn.outvars[0].aval.dtype
+        if eqn.primitive.name in STEPS or eqn.primitive.name == "convert_element_type":
+            return invals
+        if eqn.primitive.name in PRODUCTS and jnp.issubdtype(kind, jnp.integer):
+            eqn = eqn.replace(params=eqn.params | {"preferred_element_type": None})
+        return _opened(eqn, invals)
+
+    try:
+        return interpreter.replay(*tags.body_of(eqn), invals, smooth)
+    except TypeError:  # numbers that are whole for another reason
+        return tags.bind_eqn(eqn, invals)
 
 
 def _marks(tangents, n: int) -> dict[Any, int]:

@@ -26,14 +26,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jcore
 
 from bpfree.program import axes, flat, tags, weights
 from bpfree.program.axes import LOST, Place
 from bpfree.program.flat import Body, Op, Path
-from bpfree.program.weights import LOOKUPS, PRODUCTS
+from bpfree.program.weights import LOOKUPS, PRODUCTS, STEPS
 
-_STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
 _MAXIMA = weights.SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
 
 
@@ -121,7 +119,7 @@ def find(
         live=flat.live(body, used),
         marked=any(site.kind == "node" for site in tags.find_sites(jaxpr)),
         batch=batch,
-        credited=credited or batch is None,
+        credited=credited or batch in (None, 1),
         rows=rows,
         hold_stops=hold_stops,
         everywhere=everywhere,
@@ -351,10 +349,7 @@ class _Reader:
     def _inside(self, op: Op, ins) -> list[Value]:
         """Branches, loops without a length, functions with a derivative of their own."""
         joined = _join(ins)
-        has_product = any(
-            tags.contains(tags.open_jaxpr(j)[0], lambda p: p.name in PRODUCTS)
-            for j in jcore.jaxprs_in_params(op.eqn.params)
-        )
+        has_product = tags.count_products(op.eqn, PRODUCTS)
         own_rule = op.name.startswith("custom_")
         if not own_rule:  # no node can stand inside
             if op.name == "while" or has_product:
@@ -366,7 +361,8 @@ class _Reader:
         elif has_product and joined.trains:
             weights = [v for v in ins if v.trains and not v.data]
             data = [v for v in ins if v.data]
-            if len(op.outs) == 1 and weights and data and op.path in self.source.ends:
+            alone = has_product == 1 and len(op.outs) == 1
+            if alone and weights and data and op.path in self.source.ends:
                 self._candidate(op, _join(weights), data)
             else:
                 self._force(joined.trains)
@@ -458,7 +454,7 @@ class _Reader:
         joined = self._placed(op, ins)
         if op.name in PRODUCTS or op.name in LOOKUPS:
             joined = self._product(op, ins, joined, place)
-        elif op.name in _STEPS or _is_callback(op):
+        elif op.name in STEPS or _is_callback(op):
             joined = joined._replace(
                 own=0, past=0, decides=joined.decides | joined.trains
             )

@@ -22,6 +22,7 @@ PRODUCTS = frozenset(
     triangular_solve""".split()
 )
 LOOKUPS = ("gather", "dynamic_slice")
+STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
 SHAPES = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type".split()
 )
@@ -36,7 +37,7 @@ def structure(
 ) -> dict[int, tuple[bool, bool]]:
     """{value: (depends on parameters, depends on the batch)}.
 
-    Constants, and what a key draws, with an axis of length `assumed` count as the batch's.
+    Constants, and what a key draws, with an axis of length `assumed` count as data.
     """
     found: dict[int, tuple[bool, bool]] = {}
 
@@ -79,7 +80,7 @@ def structure(
 def summed_products(body: Body, made_of) -> dict[Path, tuple[int, int]]:
     """{path of a sum: (weight, value of the batch)}: products written with `*` and `sum`.
 
-    The product of both is read by the sum alone, along an axis on which the weight varies.
+    The sum alone reads the product, along an axis on which the weight varies.
     """
     found: dict[Path, tuple[int, int]] = {}
     uses, made = body.uses(), {}

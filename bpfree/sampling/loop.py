@@ -100,8 +100,25 @@ def over_samples(layout: Layout, evaluate: Callable) -> Callable:
 
     Side by side, or one after another: a program with ordered effects has no `vmap`.
     """
-    if not layout.sequential:
-        return jax.vmap(evaluate)
+    return _in_turn(evaluate) if layout.sequential else side_by_side(evaluate)
+
+
+def side_by_side(evaluate: Callable) -> Callable:
+    """`jax.vmap(evaluate)`, or a loop where an operation has no rule for `vmap`.
+
+    `ragged_dot` has none for a shared weight, nor has many a primitive of other people.
+    """
+
+    def run(*samples):
+        try:
+            return jax.vmap(evaluate)(*samples)
+        except NotImplementedError:
+            return _in_turn(evaluate)(*samples)
+
+    return run
+
+
+def _in_turn(evaluate: Callable) -> Callable:
     return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
 
 

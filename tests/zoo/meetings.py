@@ -1,4 +1,4 @@
-"""Plain JAX: where examples meet out of sight, and nets that no batch enters."""
+"""Plain JAX: branches, rules of their own, sums for products, nets without a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def phases() -> Case:
 
 
 def named_mean() -> Case:
-    """A learned mean, next to a kernel whose batch is centred, and one without entries."""
+    """A learned mean next to a kernel whose batch is centred; and an empty kernel."""
 
     def loss_fn(params, batch):
         layer = params["layer"]
@@ -151,3 +151,45 @@ def template() -> Case:
         return ((params["template"] - batch["image"]) ** 2).mean(-1)
 
     return Case(loss_fn, _shaped(template=(16,)), {"image": normal(1, 4, 16)})
+
+
+def _ruled(fn, rule):
+    """`fn` with the derivative of `rule`."""
+    ruled = jax.custom_vjp(fn)
+    ruled.defvjp(
+        lambda *args: (fn(*args), args), lambda args, g: jax.vjp(rule, *args)[1](g)
+    )
+    return ruled
+
+
+def whole_numbers() -> Case:
+    """A product of eight-bit numbers, with the derivative of the product of real ones."""
+
+    def in_eighths(x, w):
+        x, w = (jnp.round(8 * a).astype(jnp.int8) for a in (x, w))
+        numbers = (((1,), (0,)), ((), ()))
+        y = jax.lax.dot_general(x, w, numbers, preferred_element_type=jnp.int32)
+        return y.astype(jnp.float64) / 64
+
+    dense = _ruled(in_eighths, jnp.matmul)
+
+    def loss_fn(params, batch):
+        h = jnp.tanh(dense(batch["x"], params["w1"]))
+        return cross_entropy(dense(h, params["w2"]), batch["label"])
+
+    return Case(loss_fn, _shaped(w1=(5, 6), w2=(6, 3)), _classes())
+
+
+def fused() -> Case:
+    """Two layers in one function with a derivative of its own: no node fits between."""
+
+    def two_layers(x, w, v):
+        return jnp.tanh(x @ w) @ v
+
+    both = _ruled(two_layers, two_layers)
+
+    def loss_fn(params, batch):
+        h = jnp.tanh(both(batch["x"], params["w1"], params["v1"]))
+        return cross_entropy(h @ params["w2"], batch["label"])
+
+    return Case(loss_fn, _shaped(w1=(5, 6), v1=(6, 6), w2=(6, 3)), _classes())
