@@ -6,6 +6,7 @@ XLA compiles with few optimisations and its older emitters, in one piece, six ti
 faster: the suite is all compilation.
 """
 
+import itertools
 import os
 import time
 
@@ -42,6 +43,15 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """`quick`: where no test of a file is marked so, the first of the default run."""
+    for _, tests in itertools.groupby(items, key=lambda item: item.path):
+        default = [t for t in tests if not t.get_closest_marker("slow")]
+        if default and not any(t.get_closest_marker("quick") for t in default):
+            default[0].add_marker("quick")
 
 
 @pytest.fixture
