@@ -126,6 +126,7 @@ def test_gradient_has_the_structure_shapes_and_dtypes_of_params(row):
     assert jax.tree.structure(truth) == jax.tree.structure(gradient)
 
 
+@pytest.mark.quick
 @every_row
 def test_updates_have_the_shapes_and_dtypes_of_params(row):
     made = compiled(row.name)

@@ -4,6 +4,7 @@
 """
 
 import doctest
+import functools
 import importlib.util
 import inspect
 import re
@@ -86,12 +87,17 @@ def run(test: doctest.DocTest) -> int:
     return doctest.DocTestRunner(verbose=False).run(test, clear_globs=False).failed
 
 
-@pytest.fixture
-def shared(readers_session) -> dict:
-    """The names that the package's own docstring sets up."""
+@functools.cache
+def set_up() -> dict:
     setup = examples(bpfree.__doc__, "bpfree", {})
     assert setup.examples and not run(setup)
     return setup.globs
+
+
+@pytest.fixture
+def shared(readers_session) -> dict:
+    """The names that the package's own docstring sets up, which nothing writes into."""
+    return dict(set_up())
 
 
 def public_names():
