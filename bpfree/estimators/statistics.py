@@ -80,9 +80,7 @@ def _layout(run: Run) -> Layout:
     """A quarter of the draws that the nodes have (BUILD_NOTES, batch statistics)."""
     layout = max(run.settings.schedule.layouts, key=lambda layout: layout.num_draws)
     local = -(-layout.num_draws // (4 * layout.devices))
-    return layout._replace(
-        num_draws=local * layout.devices, chunk=min(layout.chunk, local)
-    )
+    return layout._replace(num_draws=local * layout.devices)
 
 
 def _step(run: Run, site: Site) -> jax.Array:
