@@ -15,7 +15,7 @@ from bpfree.sampling import baselines
 from bpfree.sampling.credit import rule_weights
 from bpfree.sampling.loop import laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
-from bpfree.sampling.scale import scale_slopes, scaled
+from bpfree.sampling.scale import of_each, scale_slopes, scaled
 
 
 class Run(NamedTuple):
@@ -106,8 +106,9 @@ def mean_over_samples(run: Run, chunk):
 def signals(run: Run, weights, noise, rule) -> NodeTree:
     """{node of the part: rule(weights / B, score) / sigma}; rules: `sampling.noise`."""
     score = run.settings.plan.score or (lambda noise: noise)
+    inverse = of_each(lambda sigma: 1 / sigma, run.sigma)
     return {
-        name: scaled(1 / run.sigma[name], rule(w, score(noise[name])))
+        name: scaled(inverse[name], rule(w, score(noise[name])))
         for name, w in beside(run, weights).items()
     }
 
