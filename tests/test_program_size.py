@@ -43,7 +43,8 @@ def backprop(updates):
 
 @pytest.mark.parametrize("name", BUDGET)
 def test_operations_over_those_of_backprop(updates, backprop, name):
-    assert first_call.operations(updates[name]()) <= BUDGET[name] * backprop
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        assert first_call.operations(updates[name]()) <= BUDGET[name] * backprop
 
 
 # Arrays that are hashed side by side, one of a kind, and large ones: of one shape, alone.
