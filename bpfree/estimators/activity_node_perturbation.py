@@ -104,7 +104,7 @@ def activity_node_perturbation(
     )
 
     def signals(run):
-        return normalized.signals(run, normalized.activity, norm)
+        return normalized.activity_signals(run, norm)
 
     if noisy:
         estimator = two_pass.make_estimator(settings, norm)

@@ -102,7 +102,8 @@ def transformation(
             found = estimator.estimate(key, params, batch, state)
         _check_aux(state.aux, found.aux)
         sums = [at_least_float32(g).sum() for g in jax.tree.leaves(found.gradient)]
-        finite = jnp.stack([jnp.isfinite(total) for total in sums]).all()
+        widest = max((total.dtype for total in sums), key=lambda kind: kind.itemsize)
+        finite = jnp.isfinite(sum(total.astype(widest) for total in sums))
         bad = jnp.where(finite, NO_FAULT, BAD_GRADIENT)
         code = jnp.where(found.fault == NO_FAULT, bad, found.fault)
         first = (state.fault.step < 0) & (code != NO_FAULT)

@@ -82,5 +82,5 @@ def iterative_node_perturbation(
         derivative=derivative,
         seed=seed,
         example_batch=example_batch,
-        signals=lambda run: normalized.signals(run, normalized.own_noise, "global"),
+        signals=normalized.own_signals,
     )

@@ -8,7 +8,8 @@ node alone: in
 
 what the other nodes contribute is variance. The price is a set of noisy passes for each
 node; each of them evaluates only what is downstream of its node, because all else has
-its clean value. Nodes inside one loop are not apart: each takes the whole loop.
+its clean value (`program.singly`). Nodes inside one loop are not apart: each takes the
+whole loop.
 """
 
 from collections.abc import Mapping
@@ -22,10 +23,11 @@ Budget = int | Mapping[str, int]
 
 
 class Part(NamedTuple):
-    """Nodes that are perturbed together, and the draws of their noise."""
+    """Nodes that one program perturbs, together or one at a time, and their draws."""
 
     nodes: tuple[Site, ...]
     layout: Layout
+    together: bool = True
 
     @property
     def names(self) -> frozenset[str]:
@@ -71,16 +73,35 @@ def make_schedule(plan, num_samples: Budget, chunk_size, sharding, layerwise) ->
     return Schedule(layerwise, {name: layout(n) for name, n in num_samples.items()})
 
 
-def parts(schedule: Schedule, program: Program) -> tuple[Part, ...]:
-    """The parts of one estimate; raises ValueError if the counts name other nodes."""
+def parts(schedule: Schedule, program: Program, alone: bool = False) -> list[Part]:
+    """The parts of one estimate; raises ValueError if the counts name other nodes.
+
+    Args:
+      alone: layer-wise, every node has a program for itself.
+    """
     nodes, layout = program.nodes, schedule.layout
-    if not isinstance(layout, dict):
-        groups = [(site,) for site in nodes] if schedule.layerwise else [nodes]
-        return tuple(Part(group, layout) for group in groups)
-    if set(layout) != program.active:
+    if not schedule.layerwise:
+        return [Part(nodes, schedule.layouts[0])]
+    layouts = layout if isinstance(layout, dict) else {s.name: layout for s in nodes}
+    if set(layouts) != program.active:
         raise ValueError(
-            f"num_samples has counts for {sorted(layout)}, but the nodes are "
+            f"num_samples has counts for {sorted(layouts)}, but the nodes are "
             f"{sorted(program.active)}: name each of them, and leave out with nodes= "
             "what shall not be perturbed"
         )
-    return tuple(Part((site,), layout[site.name]) for site in nodes)
+    groups: dict[Layout, list[Site]] = {}
+    for site in nodes:
+        groups.setdefault(layouts[site.name], []).append(site)
+    made = (one_at_a_time(s, layout, program, alone) for layout, s in groups.items())
+    return [part for parts in made for part in parts]
+
+
+def one_at_a_time(sites, layout: Layout, program: Program, alone=False) -> list[Part]:
+    """One part, in which samples of all sites share the chunk; or one for each site.
+
+    Effects happen in the order of the passes, so each site has its own passes then.
+    """
+    if alone or layout.sequential or program.jaxpr.effects:
+        return [Part((site,), layout) for site in sites]
+    chunk = max(1, layout.chunk // len(sites))
+    return [Part(tuple(sites), layout._replace(chunk=chunk), together=False)]

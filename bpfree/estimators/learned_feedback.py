@@ -197,7 +197,7 @@ def learned_feedback(
         warn_of_backpropagation(found, nodes)
         losses, aux = split_aux(out)
         older = state.inner.weights
-        predicted, refit = jax.vjp(lambda w: predictor.predict(w, clean), older)
+        predicted = predictor.predict(older, clean)
         noisy = clean.program.holding(clean.values)
         hidden = {site.name for site in predictors.hidden(clean.program)}
         step = _Step(
@@ -212,7 +212,8 @@ def learned_feedback(
         )
         if teacher == "losses":
             residual = _residual(step)
-            slope = refit(_filled(residual, predicted, -1 / losses.size))[0]
+            miss = _filled(residual, predicted, -1 / losses.size)
+            slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
         else:
             residual, slope = _residual_and_misfit(step, predictor, older)
         signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)

@@ -80,6 +80,7 @@ def node_perturbation(
         step; the objective is the mean over both.
       layerwise: perturb one node at a time. A sample then answers for its node alone, and
         evaluates only what is downstream of it (all of a loop, for a node inside one).
+        Samples of all nodes share a chunk, of which each node has at least one.
       derivative: "finite_difference" (L_k - L_0 of a noisy pass) or "jvp": its first
         order in sigma, exact, by forward-mode autodiff along the noise, for programs that
         have a derivative; sigma is then not used.

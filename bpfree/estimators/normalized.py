@@ -25,41 +25,52 @@ from bpfree.sampling.scale import at_least_float32
 NORMS = ("global", "per_layer")
 
 
-def own_noise(changes: NodeTree, deltas: NodeTree):
-    """da is what was injected (INP)."""
-    return {n: deltas[n].astype(at_least_float32(y).dtype) for n, y in changes.items()}
+def activity_signals(run: Run, norm: str) -> NodeTree:
+    """ANP: da is what was injected, and what arrived from the nodes before.
 
-
-def activity(changes: NodeTree, deltas: NodeTree):
-    """da is what was injected, and what arrived from the nodes before (ANP)."""
-    own = own_noise(changes, deltas)
-    return {n: at_least_float32(y) + own[n] for n, y in changes.items()}
-
-
-def signals(run: Run, measure, norm: str) -> NodeTree:
-    """Clean pairing: accumulated over the samples; see `perturbation`.
-
-    Args:
-      measure: `(change of the nodes before their own noise, noise) -> da`.
+    Clean pairing: accumulated over the samples; see `perturbation`.
     """
     change = over_samples(run.part.layout, _change(run))
 
     def chunk(draws):
         deltas = runs.deltas(run, runs.draw(run, draws))
         losses, changes = change(deltas)
-        moved = measure(changes, deltas)
-        weights = weigh(losses, moved, run.part.nodes, norm)
-        return {
-            s.name: credit(weights[s.name], moved[s.name], s.batch_axis)
-            for s in run.part.nodes
-        }, ()
+        own = _typed(run, deltas)
+        moved = {n: at_least_float32(y) + own[n] for n, y in changes.items()}
+        return _credited(losses, moved, run.part.nodes, norm), ()
 
     return runs.mean_over_samples(run, chunk)
 
 
+def own_signals(run: Run) -> NodeTree:
+    """INP: da is what was injected at one node at a time; clean pairing likewise."""
+    losses = runs.losses(run)
+    measured = run.settings.derivative == "finite_difference"
+
+    def chunk(draws):
+        deltas = runs.deltas(run, runs.draw(run, draws))
+        moved, signals = _typed(run, deltas), {}
+        for nodes, found in runs.by_losses(run.part, losses(deltas)):
+            change = found - run.clean[None] if measured else found
+            signals |= _credited(change, moved, nodes, "global")
+        return signals, ()
+
+    return runs.mean_over_samples(run, chunk)
+
+
+def _typed(run: Run, deltas: NodeTree) -> NodeTree:
+    kinds = {n: at_least_float32(run.values[n]).dtype for n in deltas}
+    return {n: delta.astype(kinds[n]) for n, delta in deltas.items()}
+
+
+def _credited(losses, moved: NodeTree, nodes, norm: str) -> NodeTree:
+    weights = weigh(losses, moved, nodes, norm)
+    return {s.name: credit(weights[s.name], moved[s.name], s.batch_axis) for s in nodes}
+
+
 def _change(run: Run):
     """`deltas -> (dL, {node: dy})`, measured or to first order."""
-    observe = passes.observed(run.program, run.args, run.part.names, run.known)
+    observe = passes.observed(run.program, run.args, run.part.names)
     if run.settings.derivative == "jvp":
         return linearized(observe, run.part.nodes)
     clean = run.clean, {name: run.values[name] for name in run.part.names}

@@ -47,6 +47,7 @@ from bpfree.sampling.scale import (
     at_least_float32,
     current_scales,
     init_scales,
+    least_at,
     rms,
     scales,
     sizes_at,
@@ -309,10 +310,7 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     def first(bad):
         return jnp.where(bad, places, len(sites)).min()
 
-    none = jnp.float32(jnp.inf)
-    scale = jnp.stack(
-        [jnp.min(sigma[s.name]) if s.name in sigma else none for s in sites]
-    )
+    scale = least_at(sites, sigma)
     safe = np.array([smallest(s.dtype) for s in sites], sizes.dtype) * sizes
     small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
     code = jnp.int32(NO_FAULT)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from bpfree.estimators import layerwise
 from bpfree.estimators.derivative import linearized
 from bpfree.estimators.settings import Settings
-from bpfree.program import interpreter, passes, tangents
+from bpfree.program import passes, tangents
+from bpfree.program.singly import singly
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling import baselines
 from bpfree.sampling.credit import rule_weights
 from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
-from bpfree.sampling.scale import scale_slopes, scaled
+from bpfree.sampling.scale import of_each, scale_slopes, scaled
 
 
 class Run(NamedTuple):
@@ -26,9 +27,8 @@ class Run(NamedTuple):
       sigma: {node: () or (channels,)}; None if no noise is injected.
       clean: losses of the clean pass, (B,) or (); None if there is none.
       values: of its nodes.
-      part: the nodes perturbed together, and their draws.
+      part: the nodes perturbed in one program, and their draws.
       share: of this part in the mean over all parts.
-      known: values of the clean pass's equations, if they serve several parts.
       apart: whether the devices' sums stay apart, see `loop.Layout`.
     """
 
@@ -41,7 +41,6 @@ class Run(NamedTuple):
     values: NodeTree
     part: layerwise.Part = layerwise.NOTHING
     share: float = 1.0
-    known: interpreter.Known | None = None
     apart: bool = False
 
     @property
@@ -50,15 +49,14 @@ class Run(NamedTuple):
 
 
 def split(run: Run) -> list[Run]:
-    """One run for each part: all nodes, or each of them."""
-    parts = layerwise.parts(run.settings.schedule, run.program)
-    cached = len(parts) > 1 and not run.settings.noisy
-    known = passes.clean_values(run.program, run.args) if cached else None
+    """One run for each part; in noisy pairing each node has its own pull."""
+    settings = run.settings
+    parts = layerwise.parts(settings.schedule, run.program, alone=settings.noisy)
     share = 1 / len(parts)
 
     def one(part):
         program = moving(run, part.layout, part.names)
-        return run._replace(program=program, part=part, share=share, known=known)
+        return run._replace(program=program, part=part, share=share)
 
     return [one(part) for part in parts]
 
@@ -81,11 +79,26 @@ def deltas(run: Run, noise: NodeTree) -> NodeTree:
 
 
 def losses(run: Run):
-    """`deltas -> losses`, or their first-order change; samples in front of both."""
-    one = passes.perturbed(run.program, run.args, run.part.names, run.known)
-    if run.settings.derivative == "jvp":
+    """`deltas -> losses`, or their first-order change; samples in front of both.
+
+    {node: losses} of nodes that are perturbed one at a time.
+    """
+    one = passes.perturbed(run.program, run.args, run.part.names)
+    linear = run.settings.derivative == "jvp"
+    if linear:
         one = linearized(one, run.part.nodes)
-    return over_samples(run.part.layout, one)
+    return of_samples(run.part, one, linear)
+
+
+def of_samples(part: layerwise.Part, one, linear: bool):
+    """`one` of samples of deltas; {node: result} of nodes that are not together."""
+    if part.together:
+        return over_samples(part.layout, one)
+    names = [site.name for site in part.nodes]
+    zeros = [jnp.zeros(site.shape, jnp.float32) for site in part.nodes]
+    named = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
+    apart = singly(lambda *deltas: one(named(deltas)), zeros, linear)
+    return lambda deltas: named(apart(*(deltas[name] for name in names)))
 
 
 def mean_over_samples(run: Run, chunk):
@@ -99,8 +112,9 @@ def mean_over_samples(run: Run, chunk):
 def signals(run: Run, weights, noise, rule) -> NodeTree:
     """{node of the part: rule(weights / B, score) / sigma}; rules: `sampling.noise`."""
     score = run.settings.plan.score or (lambda noise: noise)
+    inverse = of_each(lambda sigma: 1 / sigma, run.sigma)
     return {
-        name: scaled(1 / run.sigma[name], rule(w, score(noise[name])))
+        name: scaled(inverse[name], rule(w, score(noise[name])))
         for name, w in beside(run, weights).items()
     }
 
@@ -114,23 +128,34 @@ def slopes(run: Run, weights, noise) -> NodeTree:
 
 
 def changes(run: Run, weights) -> NodeTree:
-    """{nodes of the part: mean square of L_k - L_0, summed over the samples}."""
+    """{nodes together: mean square of L_k - L_0, summed over the samples}."""
     settings = run.settings
     compared = settings.baseline is baselines.CLEAN
     if not (compared and settings.derivative == "finite_difference"):
         return {}
-    squares = weights.reshape(len(weights), -1) ** 2
-    return {"/".join(sorted(run.part.names)): squares.mean(1).sum()}
+    return {
+        "/".join(site.name for site in nodes): (w.reshape(len(w), -1) ** 2).mean(1).sum()
+        for nodes, w in by_losses(run.part, weights)
+    }
 
 
 def beside(run: Run, weights) -> NodeTree:
     """{node: weights / B of the samples, by its credit rule}."""
-    weights = weights / run.program.losses.size
-    return rule_weights(run.settings.credit, weights, run.part.nodes, run.args[1])
+    credit, batch, found = run.settings.credit, run.args[1], {}
+    for nodes, w in by_losses(run.part, weights):
+        found |= rule_weights(credit, w / run.program.losses.size, nodes, batch)
+    return found
+
+
+def by_losses(part: layerwise.Part, found):
+    """(nodes, what was found) for all nodes of the same losses; see `of_samples`."""
+    if part.together:
+        return [(part.nodes, found)]
+    return [((site,), found[site.name]) for site in part.nodes]
 
 
 def weigh(run: Run):
-    """`(draws, () -> their losses) -> weights`, (samples, *loss shape)."""
+    """`(draws, () -> their losses) -> weights`, (samples, *loss shape), of each node."""
     settings, shape = run.settings, run.program.losses.shape
     baseline = settings.baseline
     noisy = losses(run) if baseline.whole else None
@@ -143,12 +168,13 @@ def weigh(run: Run):
         return found.reshape(-1, settings.plan.group, *shape)
 
     def evaluate(draws):
-        return table(noisy(deltas(run, draw(run, draws))))
+        return jax.tree.map(table, noisy(deltas(run, draw(run, draws))))
 
     made = baselines.weigher(baseline, run.part.layout, evaluate)
 
     def weights(draws, losses):
-        of_draws = made(draws, lambda: table(losses()))
-        return of_draws.reshape(-1, *shape).astype(jnp.float32)
+        of_draws = made(draws, lambda: jax.tree.map(table, losses()))
+        flat = lambda w: w.reshape(-1, *shape).astype(jnp.float32)  # noqa: E731
+        return jax.tree.map(flat, of_draws)
 
     return weights

@@ -22,11 +22,13 @@ biased by it.
 import jax
 import jax.numpy as jnp
 
+from bpfree.estimators import runs
+from bpfree.estimators.layerwise import Part, one_at_a_time
 from bpfree.estimators.runs import Run, moving
 from bpfree.program import passes
 from bpfree.program.tags import SHARES, Site
 from bpfree.program.trace import NodeTree, Program
-from bpfree.sampling.loop import Layout, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, sum_over_draws
 from bpfree.sampling.noise import credit, draw_chunk
 from bpfree.sampling.scale import rms, scaled
 
@@ -37,34 +39,37 @@ def answered(run: Run) -> Program:
     `run.values` has the statistics and shares of the clean pass. Layer-wise, statistics
     move one at a time, like the nodes. With `hold_statistics` nobody answers for them.
     """
-    sites = run.program.statistics
+    sites, layout = run.program.statistics, _layout(run)
     gains: NodeTree = {}
-    together = [(s,) for s in sites] if run.settings.schedule.layerwise else [sites]
     if sites and not run.settings.hold_statistics:
-        for part in together:
+        parts = [Part(sites, layout)]
+        if run.settings.schedule.layerwise:
+            parts = one_at_a_time(sites, layout, run.program)
+        for part in parts:
             gains |= _gains(run, part)
     return run.program.answering(run.values, gains)
 
 
-def _gains(run: Run, sites: tuple[Site, ...]) -> NodeTree:
-    """{shares: G} of statistics that are moved together, by noise of the whole batch."""
-    plan, layout = run.settings.plan, _layout(run)
-    names = frozenset(site.name for site in sites)
-    program = moving(run, layout, names)
-    losses = passes.perturbed(program, run.args, names)
-    if run.settings.derivative == "jvp":
+def _gains(run: Run, part: Part) -> NodeTree:
+    """{shares: G} of the statistics of a part, moved by noise of the whole batch."""
+    plan, layout, sites = run.settings.plan, part.layout, part.nodes
+    program = moving(run, layout, part.names)
+    losses, clean = passes.perturbed(program, run.args, part.names), run.clean
+    linear = run.settings.derivative == "jvp"
+    if linear:
         zeros = {s.name: jnp.zeros(s.shape, jnp.float32) for s in sites}
-        losses, clean = jax.linearize(losses, zeros)[1], jnp.zeros_like(run.clean)
-    else:
-        clean = run.clean
-    evaluate = over_samples(layout, losses)
+        losses, clean = jax.linearize(losses, zeros)[1], jnp.zeros_like(clean)
+    evaluate = runs.of_samples(part, losses, linear)
     tau = {site.name: _step(run, site) for site in sites}
 
     def chunk(draws):
         noise = draw_chunk(plan, run.key, draws, sites)
         found = evaluate({name: scaled(tau[name], z) for name, z in noise.items()})
-        change = (found - clean[None]).astype(jnp.float32)
-        return {name: credit(change, z, None) for name, z in noise.items()}, ()
+        gains = {}
+        for together, losses in runs.by_losses(part, found):
+            change = (losses - clean[None]).astype(jnp.float32)
+            gains |= {s.name: credit(change, noise[s.name], None) for s in together}
+        return gains, ()
 
     total, _ = sum_over_draws(chunk, layout)
     count = layout.num_draws * plan.group
@@ -75,9 +80,7 @@ def _layout(run: Run) -> Layout:
     """A quarter of the draws that the nodes have (BUILD_NOTES, batch statistics)."""
     layout = max(run.settings.schedule.layouts, key=lambda layout: layout.num_draws)
     local = -(-layout.num_draws // (4 * layout.devices))
-    return layout._replace(
-        num_draws=local * layout.devices, chunk=min(layout.chunk, local)
-    )
+    return layout._replace(num_draws=local * layout.devices)
 
 
 def _step(run: Run, site: Site) -> jax.Array:

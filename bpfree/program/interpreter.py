@@ -89,17 +89,13 @@ def run(
     return [lookup(env, v) for v in jaxpr.outvars], taps
 
 
-def prefix(
-    jaxpr, consts, args, sites, moved: Callable[[Site], bool], clean: Known | None = None
-) -> Known:
+def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> Known:
     """Values of all equations that no moved tag, and no effect, can reach.
 
     The result is `Run.known` for evaluations that differ only downstream of the moved
     tags: what they share is computed once. Loops are either wholly shared or not at all.
-    Values that are in `clean`, the result for no moved tag, are looked up there.
     """
     known: Known = {}
-    clean = clean or {}
 
     def unknown(values):
         return any(v is _UNKNOWN for v in values)
@@ -119,7 +115,7 @@ def prefix(
             elif unknown(invals) or any(map(moved, inner)) or eqn.effects:
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
-                outvals = clean[here] if here in clean else bind_eqn(eqn, invals)
+                outvals = bind_eqn(eqn, invals)
             if not unknown(outvals) and not eqn.effects:
                 known[here] = outvals
             assign(env, eqn.outvars, outvals)

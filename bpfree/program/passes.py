@@ -119,32 +119,32 @@ def _cotangents(losses, values: NodeTree, signals: NodeTree):
 
 
 def perturbed(
-    program: Program, args, moved: Collection[str] | None = None, clean=None
+    program: Program, args, moved: Collection[str] | None = None
 ) -> Callable[[NodeTree], jax.Array]:
     """`{node: delta} -> losses`, with all that no moved node reaches computed once, here.
 
     Args:
       moved: names of the nodes that may get a delta; default all.
-      clean: `clean_values` of the same program, for callers that move one node after
-        the other: each then evaluates only what is downstream of its node.
     """
-    run = observed(program, args, moved, clean, tap=False)
+    run = observed(program, args, moved, tap=False)
     return lambda deltas: run(deltas)[0]
 
 
 def observed(
-    program: Program,
-    args,
-    moved: Collection[str] | None = None,
-    clean: interpreter.Known | None = None,
-    tap: bool = True,
+    program: Program, args, moved: Collection[str] | None = None, tap: bool = True
 ) -> Callable[[NodeTree], tuple[jax.Array, NodeTree]]:
     """`{node: delta} -> (losses, {moved node: y})`; arguments as in `perturbed`.
 
     `y` is the value before the node's own delta, downstream of the others.
     """
     names = program.active if moved is None else frozenset(moved)
-    known = _known(program, args, names, clean)
+    known = interpreter.prefix(
+        program.jaxpr,
+        program.consts,
+        jax.tree.leaves(args),
+        program.sites,
+        lambda site: site.name in names,
+    )
     spec = Run(adding(program, tap=tap), known)
 
     def run(deltas: NodeTree):
@@ -152,22 +152,6 @@ def observed(
         return split_aux(out)[0], {n: y for n, y in values.items() if n in names}
 
     return run
-
-
-def clean_values(program: Program, args) -> interpreter.Known:
-    """The value of every equation in a clean pass, effects apart."""
-    return _known(program, args, frozenset(), None)
-
-
-def _known(program, args, moved, clean) -> interpreter.Known:
-    return interpreter.prefix(
-        program.jaxpr,
-        program.consts,
-        jax.tree.leaves(args),
-        program.sites,
-        lambda site: site.name in moved,
-        clean,
-    )
 
 
 def adding(program: Program, behind=lambda y: y, tap=True):

@@ -101,12 +101,13 @@ NAMES = {
 
 
 def weigher(baseline: Baseline, layout: Layout, evaluate: Table):
-    """`(draws, () -> their table) -> their weights`.
+    """`(draws, () -> their table) -> their weights`; or trees of several tables.
 
     Args:
       evaluate: `draws -> their table`, for a baseline of all draws.
     """
     if not baseline.whole:
-        return lambda draws, table: baseline.weights(table())
-    weights = baseline.weights(sum_over_draws(lambda i: ((), evaluate(i)), layout)[1])
-    return lambda draws, table: weights[draws]
+        return lambda draws, table: jax.tree.map(baseline.weights, table())
+    tables = sum_over_draws(lambda i: ((), evaluate(i)), layout)[1]
+    weights = jax.tree.map(baseline.weights, tables)
+    return lambda draws, table: jax.tree.map(lambda w: w[draws], weights)

@@ -25,7 +25,7 @@ class Layout(NamedTuple):
 
     Attributes:
       num_draws: draws in all.
-      chunk: draws evaluated side by side on each device.
+      chunk: draws evaluated side by side on each device, if it has as many.
       sharding: NamedSharding whose first axis shards the draws, or None.
       sequential: evaluate sample after sample, with no `vmap` (chunk_size=1).
       apart: leave the sums of the devices unadded, in front: (devices, ...).
@@ -64,9 +64,10 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
     spread = layout.sharding is not None
     rows = (layout.devices,) if spread else ()
     run = on_devices(layout, chunk_fn) if spread else chunk_fn
-    full, rest = divmod(layout.num_draws, layout.devices * layout.chunk)
+    chunk = min(layout.chunk, layout.num_draws // layout.devices)
+    full, rest = divmod(layout.num_draws, layout.devices * chunk)
     indices = jnp.arange(layout.num_draws)
-    head = indices[: layout.num_draws - rest].reshape(full, *rows, layout.chunk)
+    head = indices[: layout.num_draws - rest].reshape(full, *rows, chunk)
 
     def adding(indices):
         """(zero sums, body of the loop) for chunks like this one; traced once."""
@@ -214,9 +215,7 @@ def make_layout(
             f"{draws} draws of {plan.group} samples do not divide over "
             f"{layout.devices} devices; change num_samples or sharding"
         )
-    local = draws // layout.devices
-    wanted = (chunk_size or _DEFAULT_CHUNK) // plan.group
-    return layout._replace(chunk=max(1, min(local, wanted)))
+    return layout._replace(chunk=max(1, (chunk_size or _DEFAULT_CHUNK) // plan.group))
 
 
 def whole_number(name: str, value) -> int:

@@ -106,6 +106,22 @@ def scale_slopes(beside, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
     return found
 
 
+def of_each(fn, sigma: NodeTree) -> NodeTree:
+    """{node: fn(its sigma)}, computed once for nodes that share one array."""
+    found = {id(value): fn(value) for value in sigma.values()}
+    return {name: found[id(value)] for name, value in sigma.items()}
+
+
+def least_at(sites: Sequence[Site], sigma: NodeTree) -> jax.Array:
+    """The least sigma at each site, (n,); infinite where there is none."""
+    none = jnp.float32(jnp.inf)
+    given = [sigma.get(site.name, none) for site in sites]
+    each = {id(s): s for s in given}
+    places = {key: i for i, key in enumerate(each)}
+    least = jnp.stack([jnp.min(s) for s in each.values()])
+    return least[np.array([places[id(s)] for s in given])]
+
+
 def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
     lead = range(value.ndim - sigma.ndim if sigma.ndim else 0)

@@ -50,8 +50,12 @@ def random_words(
 
 
 def _stacked(keys, shapes, entry) -> list[jax.Array]:
+    """In rows, the first two axes as they are: they may be sharded."""
+    shape = shapes[0]
+
     def one(key):
-        return entry(jax.random.bits(key, shapes[0], jnp.uint32))
+        rows = (*shape[:2], math.prod(shape[2:]))
+        return entry(jax.random.bits(key, rows, jnp.uint32)).reshape(shape)
 
     return list(jnp.moveaxis(jax.vmap(jax.vmap(one))(keys), 1, 0))
 

@@ -3,7 +3,7 @@
     python -m bpfree.sweeps.worker FOLDER NAME...
 
 `FOLDER/points/NAME/point.json` says what to run, and `result.json` next to it what came
-of it. Its standard input is a pipe from the scheduler: when that ends, so does the worker.
+of it. Its standard input is a pipe from the scheduler: when that ends, the worker does.
 """
 
 import argparse

@@ -1,0 +1,109 @@
+"""A function at many points, at each of which one argument is not zero.
+
+    singly(f, ...)(x, y) = [f(x, 0), f(0, y)]
+
+All points share one program. Each operation is evaluated at the points whose argument
+reaches it, side by side; where two values meet, each has its value at zero, computed
+once, at the points that reach only the other. So a point costs what is downstream of its
+argument, and the program is as large as that of one point.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from bpfree.program import interpreter, tags
+
+Numbers = tuple[int, ...]
+"""Which arguments reach a value, ascending."""
+
+
+def singly(
+    fn: Callable[..., jax.Array], zeros: Sequence[jax.Array], linear: bool = False
+) -> Callable[..., list[jax.Array]]:
+    """`(*points) -> [fn at the points of each argument]`, samples in front of all.
+
+    Args:
+      fn: of as many arrays as there are `zeros`, without effects. What no argument
+        reaches, and what is needed of `fn` at zero, is computed here.
+      linear: it is zero at zero.
+    """
+    jaxpr, consts = tags.open_jaxpr(jax.make_jaxpr(fn)(*zeros))
+    reach = _reach(jaxpr)
+    (out,), every = jaxpr.outvars, tuple(range(len(zeros)))
+    still = _still(jaxpr, reach, every)
+    found = {v: tags.zeros(v.aval) for v in still if linear and v in reach}
+    rest = found | _at_zero(jaxpr, consts, zeros, [v for v in still if v not in found])
+
+    def run(*points):
+        rows: dict[Any, jax.Array] = {}
+        interpreter.assign(rows, jaxpr.invars, points)
+
+        def at(v, wanted: Numbers):
+            have = reach.get(v, ())
+            if have == wanted:
+                return rows[v]
+            return _joined(rows.get(v), rest.get(v), have, wanted, len(points[0]))
+
+        for eqn in jaxpr.eqns:
+            wanted = reach.get(eqn.outvars[0], ())
+            if wanted:
+                moved = [not isinstance(v, Literal) and v in reach for v in eqn.invars]
+                pairs = list(zip(eqn.invars, moved, strict=True))
+                plain = partial(interpreter.lookup, rest)
+                ins = [at(v, wanted) if m else plain(v) for v, m in pairs]
+                axes = [0 if m else None for m in moved]
+                outs = jax.vmap(partial(tags.bind_eqn, eqn), [axes])(ins)
+                interpreter.assign(rows, eqn.outvars, outs)
+        return jnp.split(at(out, every), len(every))
+
+    return run
+
+
+def _reach(jaxpr) -> dict[Any, Numbers]:
+    """For each variable that arguments reach, which of them."""
+    reach = {v: (i,) for i, v in enumerate(jaxpr.invars)}
+    for eqn in jaxpr.eqns:
+        found = {i for v in _variables(eqn.invars) for i in reach.get(v, ())}
+        if found:
+            reach |= dict.fromkeys(eqn.outvars, tuple(sorted(found)))
+    return reach
+
+
+def _still(jaxpr, reach, every: Numbers) -> list[Any]:
+    """The variables whose value at zero is read where an argument reaches."""
+    found = [v for v in jaxpr.outvars if reach.get(v) != every]
+    for eqn in jaxpr.eqns:
+        if wanted := reach.get(eqn.outvars[0]):
+            found += [v for v in _variables(eqn.invars) if reach.get(v) != wanted]
+    return list(dict.fromkeys(found))
+
+
+def _at_zero(jaxpr, consts, zeros, wanted) -> dict[Any, jax.Array]:
+    part = jaxpr.replace(outvars=wanted)
+    part, used = tags.dce(part, [True] * len(wanted))
+    args = [zero for zero, kept in zip(zeros, used, strict=True) if kept]
+    values = interpreter.replay(part, consts, args, tags.bind_eqn)
+    return dict(zip(wanted, values, strict=True))
+
+
+def _joined(rows, rest, have: Numbers, wanted: Numbers, samples: int):
+    """Rows at all points wanted; the value at zero at those that do not reach it."""
+    parts, taken = [], 0
+    for mine, run in groupby(wanted, have.__contains__):
+        count = samples * len(list(run))
+        if mine:
+            parts.append(rows[taken : taken + count])
+            taken += count
+        else:
+            parts.append(jnp.broadcast_to(rest, (count, *rest.shape)))
+    return jnp.concatenate(parts)
+
+
+def _variables(atoms) -> list[Any]:
+    return [v for v in atoms if not isinstance(v, Literal)]
