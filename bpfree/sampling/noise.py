@@ -123,7 +123,7 @@ def _packed(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
 
 
 def _words(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
-    """The words of one example in each row, one axis for those that 32 does not divide."""
+    """An example in each row; its axes, or one for all where 32 does not divide them."""
     rows = 1 if batch_axis is None else shape[batch_axis]
     rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
     if rest and rest[-1] % _WORD == 0:
@@ -141,7 +141,9 @@ def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
     rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
     if words.ndim == 2:
         signs = signs[:, : math.prod(rest)].reshape(-1, *rest)
-    return signs.reshape(shape) if batch_axis is None else jnp.moveaxis(signs, 0, batch_axis)
+    return (
+        signs.reshape(shape) if batch_axis is None else jnp.moveaxis(signs, 0, batch_axis)
+    )
 
 
 def _normals(words: jax.Array) -> jax.Array:
