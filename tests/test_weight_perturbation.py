@@ -378,3 +378,24 @@ def test_faults_are_named():
     bad = BATCH | {"t": BATCH["t"].at[0, 0].set(jnp.nan)}
     state = update(tx.init(PARAMS), bad)
     assert "step 0: a loss is not finite" in message(state, params=PARAMS, batch=bad)
+
+
+def test_factors_credited_together_add_up_as_chunk_by_chunk(monkeypatch):
+    """Several chunks of losses are one product of factors; the draws are the same."""
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(64, 64)))}
+    batch = {"x": jnp.asarray(rng.normal(size=(4, 64)))}
+
+    def estimate():
+        loss = lambda p, b: jnp.tanh(b["x"] @ p["w"]).sum(1)  # noqa: E731
+        tx = bpfree.weight_perturbation(loss, num_samples=12, rank=1, chunk_size=2)
+        run = jax.jit(lambda p: tx.update(None, tx.init(p), p, batch=batch)[0])
+        return run(params), str(jax.make_jaxpr(run)(params))
+
+    together, program = estimate()
+    layout = weight_noise.make_layout(weight_noise.PLANS["rademacher"], 1, 12, 2, None)
+    assert weight_noise.credited_together(layout, 1, params).chunk == 2 * layout.chunk
+    monkeypatch.setattr(weight_noise, "credited_together", lambda layout, *_: layout)
+    alone, other = estimate()
+    assert_close(together, alone, rtol=1e-10)
+    assert program != other

@@ -23,7 +23,7 @@ from bpfree.estimators.settings import check_choice, check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
-from bpfree.sampling.loop import sum_over_draws
+from bpfree.sampling.loop import in_chunks, sum_over_draws
 from bpfree.sampling.noise import antithetic_plan
 from bpfree.sampling.scale import Number, check_number
 
@@ -123,6 +123,7 @@ def weight_perturbation(
         scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
         signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
         moved = weight_noise.moved(loss_fn, args, wanted)
+        together = weight_noise.credited_together(layout, rank, moved)
         key = tags.fold_in_shards(key, clean)
 
         def draw(index):
@@ -132,7 +133,7 @@ def weight_perturbation(
         centre = jnp.float32(0) if compared.clean else _mean(clean)
 
         def losses(noise):
-            return centre + jax.vmap(lambda z: change(z, signs * scale))(noise)
+            return centre + in_chunks(layout, lambda z: change(z, signs * scale))(noise)
 
         def evaluate(draws):
             return losses(jax.vmap(draw)(draws))
@@ -144,7 +145,7 @@ def weight_perturbation(
             weights = weigh(draws, lambda: losses(noise))
             return weight_noise.credit(weights @ signs, noise), ()
 
-        sums = sum_over_draws(credit, layout)[0]
+        sums = sum_over_draws(credit, together)[0]
         sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
         gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, clean))
         return Estimate(gradient, clean, aux, jnp.where(scale > 0, NO_FAULT, BAD_SIGMA))

@@ -105,6 +105,17 @@ def over_samples(layout: Layout, evaluate: Callable) -> Callable:
     return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
 
 
+def in_chunks(layout: Layout, function: Callable) -> Callable:
+    """`function` of a tree, with an axis of draws in front, a chunk of them at a time."""
+
+    def run(tree):
+        if len(jax.tree.leaves(tree)[0]) <= layout.chunk:
+            return jax.vmap(function)(tree)
+        return lax.map(function, tree, batch_size=layout.chunk)
+
+    return run
+
+
 def on_devices(layout: Layout, function: Callable) -> Callable:
     """`function` of a tree, with an axis of devices in front of all leaves."""
     assert layout.sharding is not None
