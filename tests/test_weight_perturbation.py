@@ -397,5 +397,5 @@ def test_factors_credited_together_add_up_as_chunk_by_chunk(monkeypatch):
     assert weight_noise.credited_together(layout, 1, params).chunk == 2 * layout.chunk
     monkeypatch.setattr(weight_noise, "credited_together", lambda layout, *_: layout)
     alone, other = estimate()
-    assert_close(together, alone, rtol=1e-10)
+    assert_close(together, alone, rtol=1e-5, atol=1e-5)  # weights are float32
     assert program != other
