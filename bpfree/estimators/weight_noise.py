@@ -126,6 +126,13 @@ def added(params, noise: Noise, scale) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
+def moved_by(params, noise: Noise, scale) -> Any:
+    """params + scale * noise, as arrays."""
+    total = added(params, noise, scale)
+    is_sum = lambda x: isinstance(x, LowRank)  # noqa: E731
+    return jax.tree.map(lambda x: x.full() if is_sum(x) else x, total, is_leaf=is_sum)
+
+
 @jax.named_scope("bpfree.credit")
 def credit(weights: jax.Array, noise: Noise) -> dict[str, jax.Array]:
     """{path: sum_k weights[k] noise[k]}, for weights (K,) and K samples of noise."""
