@@ -36,7 +36,7 @@ def compiled(target):
     hardware.targets.stay_on_cpu(chosen)
     reports = absent_hardware.reports(target, 512, 64, 16, FAMILIES)
     made = config_files.load("digits").names["get_config"]()
-    made.mesh = "sample:2,data:2"
+    made.mesh, made.estimator.num_samples = "sample:2,data:2", 32
     settings = config.read(made)
     data = job.load(settings)
     draft = job.draft(settings, data, hardware.devices(chosen))

@@ -74,8 +74,16 @@ def _joined(keys, shapes, entry) -> list[jax.Array]:
     first, second = threefry2x32_p.bind(*(_flat(x, whole) for x in inputs))
     words = entry(first ^ second).reshape(whole)
     columns = np.split(np.arange(len(owner)), np.cumsum(widths)[:-1])
-    parts = [words.at[..., own].get(mode="promise_in_bounds") for own in columns]
-    return [jnp.moveaxis(part, -2, 0) for part in parts]
+    return [jnp.moveaxis(_taken(words, own), -2, 0) for own in columns]
+
+
+def _taken(words, columns) -> jax.Array:
+    """words[..., columns]"""
+    last = words.ndim - 1
+    numbers = lax.GatherDimensionNumbers(tuple(range(last)), (last,), (last,))
+    sizes = (*words.shape[:-1], 1)
+    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(words, columns[:, None], numbers, sizes, mode=mode)
 
 
 def _spread(x, like) -> jax.Array:
