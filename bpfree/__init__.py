@@ -38,6 +38,7 @@ from bpfree.estimators.learned_feedback import learned_feedback
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
 from bpfree.estimators.reading import aux, fault_message, metrics, value
+from bpfree.estimators.seed_replay import seed_replay
 from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, node, pullback, record
 from bpfree.program.blocks import BackpropagationWarning
@@ -81,6 +82,7 @@ __all__ = [
     "record",
     "recurrent_backprop",
     "robustness",
+    "seed_replay",
     "static_args",
     "supervised",
     "value",

@@ -29,7 +29,7 @@ def test_text_of_a_mesh():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("model:2", "axis 'model' is unknown"),
+        ("models:2", "axis 'models' is unknown"),
         ("data:2,data:4", "names the axis 'data' twice"),
         ("data", "'data' must be an axis and a number of devices, such as 'data:4'"),
         ("data:0", "'data:0' must be an axis and a number"),
@@ -48,6 +48,7 @@ def test_a_mesh_that_cannot_be(text, message):
         ({"mesh": 8}, "config.mesh=8 must be text"),
         ({"mesh": "data:8", "batch_size": 12}, "12 does not divide over the 8 devices"),
         ({"mesh": "sample:4"}, "2 draws of 1 samples do not divide over 4 devices"),
+        ({"mesh": "model:7"}, "no parameter whose last axis they divide"),
         (
             {"mesh": "sample:2", "chain": (("backprop", {}), ("sgd", "estimator"))},
             "'backprop' has no samples to spread",
@@ -84,6 +85,24 @@ def test_a_run_on_a_mesh_ends_as_one_device_does(alone, tmp_path):
     assert len(begun.params["Dense_0"]["kernel"].sharding.device_set) == 8
     last = fit(eight(), tmp_path)
     assert last.resumed_from == 8 and last.steps == 20
+    np.testing.assert_allclose(parameters(last), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_and_their_moments_are_cut_over_the_axis_model(tmp_path):
+    """And a run that ends on one device goes on from them."""
+    momentum = (("node_perturbation", "estimator"), ("adam", {"learning_rate": 1e-3}))
+    changes = {"chain": momentum, "data": {"name": "digits"}}
+    changes["estimator"] = {"num_samples": 8, "sigma": 0.05}
+    alone = parameters(fit(small(**changes), tmp_path / "alone"))
+    cut = small(mesh="sample:2,data:2,model:2", **changes)
+    begun = fit(cut, tmp_path / "cut", stop_after=8)
+    kernel = begun.params["Dense_0"]["kernel"]
+    moment = begun.opt_state[1][0].mu["Dense_0"]["kernel"]
+    for array in (kernel, moment):
+        half = (kernel.shape[0], kernel.shape[1] // 2)
+        assert array.addressable_data(0).shape == half
+    last = fit(small(**changes), tmp_path / "cut")
+    assert last.resumed_from == 8
     np.testing.assert_allclose(parameters(last), alone, rtol=1e-4, atol=1e-5)
 
 

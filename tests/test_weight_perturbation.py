@@ -5,12 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree.estimators import weight_noise
+from bpfree.hardware import kernels
 from tests import problems
 from tests.statistics import LIMIT, assert_close, flat, mean_gate
 
@@ -378,3 +380,107 @@ def test_faults_are_named():
     bad = BATCH | {"t": BATCH["t"].at[0, 0].set(jnp.nan)}
     state = update(tx.init(PARAMS), bad)
     assert "step 0: a loss is not finite" in message(state, params=PARAMS, batch=bad)
+
+
+def test_factors_credited_together_add_up_as_chunk_by_chunk(monkeypatch):
+    """Several chunks of losses are one product of factors; the draws are the same."""
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(64, 64)))}
+    batch = {"x": jnp.asarray(rng.normal(size=(4, 64)))}
+
+    def estimate():
+        loss = lambda p, b: jnp.tanh(b["x"] @ p["w"]).sum(1)  # noqa: E731
+        tx = bpfree.weight_perturbation(loss, num_samples=12, rank=1, chunk_size=2)
+        run = jax.jit(lambda p: tx.update(None, tx.init(p), p, batch=batch)[0])
+        return run(params), str(jax.make_jaxpr(run)(params))
+
+    together, program = estimate()
+    layout = weight_noise.make_layout(weight_noise.PLANS["rademacher"], 1, 12, 2, None)
+    assert weight_noise.credited_together(layout, 1, params).chunk == 2 * layout.chunk
+    monkeypatch.setattr(weight_noise, "credited_together", lambda layout, *_: layout)
+    alone, other = estimate()
+    assert_close(together, alone, rtol=1e-5, atol=1e-5)  # weights are float32
+    assert program != other
+
+
+# ------------------------------------------------------------------------- seed replay
+
+
+def wide_problem(dtype=jnp.float64):
+    rng = np.random.default_rng(1)
+    params = {k: jnp.asarray(rng.normal(size=(64, 64)) / 8, dtype) for k in ("w1", "w2")}
+    batch = {"x": jnp.asarray(rng.normal(size=(4, 64)), dtype)}
+
+    def loss(params, batch):
+        return (jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"]).sum(1)
+
+    return loss, params, batch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 1}, {"antithetic": True}, {"rank": 1, "baseline": "leave_one_out"}],
+)
+def test_seed_replay_moves_parameters_as_sgd_does(options):
+    loss, params, batch = wide_problem()
+    options = {"num_samples": 6, "sigma": 0.1, **options}
+    rate = lambda count: 0.01 / (1 + count.astype(jnp.float32))  # noqa: E731
+    chain = optax.chain(bpfree.weight_perturbation(loss, **options), optax.sgd(rate))
+    replay = bpfree.seed_replay(loss, rate, **options)
+    step = jax.jit(replay.step)
+    moved, state = params, replay.init(params)
+    wanted, other = params, chain.init(params)
+    for _ in range(2):
+        moved, state = step(moved, state, batch)
+        updates, other = chain.update(None, other, wanted, batch=batch)
+        wanted = optax.apply_updates(wanted, updates)
+    change = jax.tree.map(jnp.subtract, moved, params)
+    assert_close(change, jax.tree.map(jnp.subtract, wanted, params), 1e-5, 1e-7)
+    assert float(bpfree.value(state)) == pytest.approx(float(bpfree.value(other)), 1e-5)
+
+
+def test_seed_replay_holds_no_gradient(optimized):
+    """Scratch of a step is less than one matrix, whatever the number of samples."""
+    loss, params, batch = wide_problem(jnp.float32)
+
+    def scratch(step, *args):
+        program = jax.jit(step, donate_argnums=0).lower(*args).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    def replay(samples):
+        tx = bpfree.seed_replay(loss, 0.01, num_samples=samples, rank=1, chunk_size=2)
+        return scratch(tx.step, params, tx.init(params), batch)
+
+    tx = bpfree.weight_perturbation(loss, num_samples=32, rank=1, chunk_size=2)
+
+    def descend(params, state, batch):
+        gradient, state = tx.update(None, state, params, batch=batch)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient), state
+
+    gradient = sum(p.nbytes for p in params.values())
+    assert (
+        scratch(descend, params, tx.init(params), batch) > gradient
+    )  # the twin holds it
+    few, many = replay(32), replay(512)
+    assert max(few, many) < gradient / 2 and many - few < 512 * 16
+
+
+def test_seed_replay_on_eight_devices_exchanges_losses_only():
+    loss, params, batch = wide_problem(jnp.float32)
+    mesh = jax.make_mesh((8,), ("sample",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("sample"))
+
+    def step(sharding):
+        options = {"num_samples": 16, "sigma": 0.1, "rank": 1, "sharding": sharding}
+        tx = bpfree.seed_replay(loss, 0.01, **options)
+        return jax.jit(tx.step).lower(params, tx.init(params), batch).compile(), tx
+
+    program, tx = step(sharding)
+    found = kernels.read(program.as_text())
+    assert 0 < sum(k.times * k.sent for k in found if k.collective) <= 16 * 16
+    args = params, tx.init(params), batch
+    places = jax.tree.map(
+        lambda a, s: jax.device_put(a, s), args, program.input_shardings[0]
+    )
+    alone = step(None)[0](*args)[0]
+    assert_close(program(*places)[0], alone, 1e-5, 1e-6)

@@ -24,7 +24,7 @@ from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
 from bpfree.program.trace import LossFn, NodeFilter, split_aux
-from bpfree.sampling.loop import side_by_side, sum_over_draws
+from bpfree.sampling.loop import in_chunks, sum_over_draws
 
 
 def forward_gradient(
@@ -145,9 +145,10 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
 
         def chunk(draws):
             noise = jax.vmap(draw)(draws)
-            return weight_noise.credit(side_by_side(along)(noise), noise), ()
+            return weight_noise.credit(in_chunks(layout, along)(noise), noise), ()
 
-        sums = sum_over_draws(chunk, layout)[0]
+        together = weight_noise.credited_together(layout, rank, moved)
+        sums = sum_over_draws(chunk, together)[0]
         sums = jax.tree.map(lambda total: total / layout.num_draws, sums)
         gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, losses))
         return Estimate(gradient, losses, aux)

@@ -150,7 +150,8 @@ def _small_like(key, leaf):
     if leaf.ndim < 2:
         return jnp.array(leaf, copy=True)  # a donated state must not take the model's
     lecun = jax.nn.initializers.lecun_normal()
-    return (_SMALL * lecun(key, leaf.shape)).astype(leaf.dtype)
+    made = (_SMALL * lecun(key, leaf.shape)).astype(leaf.dtype)
+    return jax.device_put(made, getattr(leaf, "sharding", None))  # where the model's are
 
 
 # ------------------------------------------------------------------------------- direct

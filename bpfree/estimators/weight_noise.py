@@ -44,6 +44,21 @@ def make_layout(plan, rank, num_samples, chunk_size, sharding) -> loop.Layout:
     return loop.make_layout(plan, num_samples, size, sharding)
 
 
+def credited_together(layout: loop.Layout, rank, params: dict) -> loop.Layout:
+    """The layout of the loop that credits: several chunks of losses at a time.
+
+    To add up a chunk's noise reads and writes the gradient of all parameters once. Many
+    samples of factors are one product; they take 1/8 of the parameters' memory at most.
+    """
+    factored = [jnp.shape(p) for p in params.values()]
+    factored = [s for s in factored if rank is not None and _saves(s, rank)]
+    factors = sum(rank * (math.prod(s) // s[-1] + s[-1]) for s in factored)
+    most = sum(map(math.prod, factored)) // max(1, 8 * factors * layout.chunk)
+    chunks = layout.num_draws // (layout.devices * layout.chunk)
+    count = max(d for d in range(1, max(1, most) + 1) if chunks % d == 0)
+    return layout._replace(chunk=count * layout.chunk)
+
+
 def check_rank(rank) -> None:
     if rank is not None and not (isinstance(rank, int) and rank > 0):
         raise ValueError(f"rank={rank!r} must be None or a positive whole number")
@@ -109,6 +124,13 @@ def added(params, noise: Noise, scale) -> Any:
 
     leaves = map(one, param_paths(params), jax.tree.leaves(params))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def moved_by(params, noise: Noise, scale) -> Any:
+    """params + scale * noise, as arrays."""
+    total = added(params, noise, scale)
+    is_sum = lambda x: isinstance(x, LowRank)  # noqa: E731
+    return jax.tree.map(lambda x: x.full() if is_sum(x) else x, total, is_leaf=is_sum)
 
 
 @jax.named_scope("bpfree.credit")

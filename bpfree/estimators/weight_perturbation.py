@@ -8,7 +8,8 @@ in one loop over the samples; or, where u needs all losses at once, in two, of w
 second draws the same noise again.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ from bpfree.estimators.settings import check_choice, check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, stops, tags
 from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
-from bpfree.sampling.loop import sum_over_draws
-from bpfree.sampling.noise import antithetic_plan
+from bpfree.sampling.loop import Layout, in_chunks, sum_over_draws
+from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Number, check_number
 
 BaselineChoice = (
@@ -107,6 +108,58 @@ def weight_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
+    settings = make_settings(
+        num_samples,
+        sigma,
+        chunk_size,
+        antithetic,
+        baseline,
+        rank,
+        noise,
+        sharding,
+        hold_stop_gradient,
+    )
+
+    def estimate(key, args, state, wanted) -> Estimate:
+        run = begin(loss_fn, settings, key, args, state, wanted)
+
+        def credit(draws):
+            noise = jax.vmap(run.draw)(draws)
+            weights = run.weigh(draws, lambda: run.losses(noise))
+            return weight_noise.credit(weights @ run.signs, noise), ()
+
+        sums = sum_over_draws(credit, run.together)[0]
+        sums = jax.tree.map(lambda total: total / (num_samples * run.scale), sums)
+        gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, run.clean))
+        return Estimate(gradient, run.clean, run.aux, run.fault)
+
+    return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)
+
+
+class Settings(NamedTuple):
+    """The arguments of `weight_perturbation`, checked; `pairs` is the plan of a draw."""
+
+    plan: Plan
+    pairs: Plan
+    layout: Layout
+    compared: Baseline
+    rank: int | None
+    sigma: Number
+    hold_stop_gradient: bool
+
+
+def make_settings(
+    num_samples,
+    sigma,
+    chunk_size,
+    antithetic,
+    baseline,
+    rank,
+    noise,
+    sharding,
+    hold_stop_gradient=True,
+) -> Settings:
+    """Raises ValueError for what cannot be."""
     check_choice("noise", noise, tuple(weight_noise.PLANS))
     compared = find_baseline(baseline)
     if compared.across:
@@ -120,40 +173,59 @@ def weight_perturbation(
     layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
     if compared.whole:
         check_draws(layout.num_draws, pairs)
+    return Settings(plan, pairs, layout, compared, rank, sigma, hold_stop_gradient)
 
-    def estimate(key, args, state, wanted) -> Estimate:
-        clean, aux = split_aux(loss_fn(*args))
-        noisy = stops.held(loss_fn, args) if hold_stop_gradient else loss_fn
-        scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
-        signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
-        moved = weight_noise.moved(loss_fn, args, wanted)
-        key = tags.fold_in_shards(key, clean)
 
-        def draw(index):
-            return weight_noise.draw(plan, rank, key, index, moved)
+class Run(NamedTuple):
+    """One update after its clean pass.
 
-        change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws))
-        centre = jnp.float32(0) if compared.clean else _mean(clean)
+    Attributes:
+      draw: index -> noise of the parameters.
+      losses: noise of draws -> (draws, samples of a draw).
+      weigh: (draws, () -> their losses) -> weights of the same shape.
+      signs: of the samples of a draw, (G,).
+      scale: sigma of this step.
+      together: the loop that credits.
+    """
 
-        def losses(noise):
-            return centre + jax.vmap(lambda z: change(z, signs * scale))(noise)
+    draw: Callable[[jax.Array], weight_noise.Noise]
+    losses: Callable[[weight_noise.Noise], jax.Array]
+    weigh: Callable[..., jax.Array]
+    signs: jax.Array
+    scale: jax.Array
+    together: Layout
+    clean: jax.Array
+    aux: Any
 
-        def evaluate(draws):
-            return losses(jax.vmap(draw)(draws))
+    @property
+    def fault(self) -> jax.Array:
+        return jnp.where(self.scale > 0, NO_FAULT, BAD_SIGMA)
 
-        weigh = weigher(compared, layout, evaluate)
 
-        def credit(draws):
-            noise = jax.vmap(draw)(draws)
-            weights = weigh(draws, lambda: losses(noise))
-            return weight_noise.credit(weights @ signs, noise), ()
+def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
+    plan, pairs, layout, compared, rank, sigma, held = settings
+    clean, aux = split_aux(loss_fn(*args))
+    noisy = stops.held(loss_fn, args) if held else loss_fn
+    scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
+    signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
+    moved = weight_noise.moved(loss_fn, args, wanted)
+    together = weight_noise.credited_together(layout, rank, moved)
+    key = tags.fold_in_shards(key, clean)
 
-        sums = sum_over_draws(credit, layout)[0]
-        sums = jax.tree.map(lambda total: total / (num_samples * scale), sums)
-        gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, clean))
-        return Estimate(gradient, clean, aux, jnp.where(scale > 0, NO_FAULT, BAD_SIGMA))
+    def draw(index):
+        return weight_noise.draw(plan, rank, key, index, moved)
 
-    return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)
+    change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws))
+    centre = jnp.float32(0) if compared.clean else _mean(clean)
+
+    def losses(noise):
+        return centre + in_chunks(layout, lambda z: change(z, signs * scale))(noise)
+
+    def evaluate(draws):
+        return losses(jax.vmap(draw)(draws))
+
+    weigh = weigher(compared, layout, evaluate)
+    return Run(draw, losses, weigh, signs, scale, together, clean, aux)
 
 
 def _change(loss_fn, args, clean, noise):

@@ -64,12 +64,11 @@ def of_step(
         return steps.init_state(task, *made.init(key))
 
     def on_device(tree):
-        sharding = task.mesh and NamedSharding(task.mesh, PartitionSpec())
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-        )
+        place = task.mesh and NamedSharding(task.mesh, PartitionSpec())
+        return jax.tree.map(lambda a: _placed(a, place), tree)
 
-    state = on_device(jax.eval_shape(begin, task.keys.init))
+    state = jax.eval_shape(begin, task.keys.init)
+    state = jax.tree.map(_placed, state, mesh.places(task.mesh, state))
     if isinstance(data.train, Examples):
         length = min(_PIECE, settings.log_every)
         taken = {
@@ -92,6 +91,10 @@ def of_step(
         args = (state, on_device(data.train), on_device(data.validation))
     found = report(jax.jit(block, donate_argnums=0), args, target, steps=length)
     return found._replace(inference=_inference(settings, made, state, target))
+
+
+def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _inference(settings, made: job.Draft, state, target) -> float | None:

@@ -52,6 +52,7 @@ class Report(NamedTuple):
       memory: {argument, "scratch" or "results": bytes}; results that take an argument's
         place are not counted. It is that of a call.
       fits: whether that is within the device's memory; None on a CPU.
+      kernels: how many it starts.
       flops: of its products.
       bytes: read and written in the device's memory.
       collectives: {kind: Collective}.
@@ -75,6 +76,7 @@ class Report(NamedTuple):
     steps: int
     memory: dict[str, float]
     fits: bool | None
+    kernels: float
     flops: float
     bytes: float
     collectives: dict[str, Collective]
@@ -151,6 +153,7 @@ def report(
         steps=steps,
         memory=memory,
         fits=None if limit is None else sum(memory.values()) <= limit,
+        kernels=sum(k.times for k in found) / steps,
         flops=sum(k.times * k.flops for k in found) / steps,
         bytes=sum(k.times * k.bytes for k in found) / steps,
         collectives=_collectives(found, steps),

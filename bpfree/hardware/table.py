@@ -25,6 +25,7 @@ def table(reports: Mapping[str, Report]) -> str:
         columns, lambda r: {f"memory, {k}": v for k, v in r.memory.items()}, size
     )
     rows += [("memory in all", [_total(r) for r in columns])]
+    rows += [("kernels", [f"{r.kernels:.0f}" for r in columns])]
     rows += [("FLOPs of products", [number(r.flops) for r in columns])]
     rows += [("bytes moved", [size(r.bytes) for r in columns])]
     rows += _rows(columns, _collectives, str)

@@ -123,6 +123,20 @@ def _in_turn(evaluate: Callable) -> Callable:
     return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
 
 
+def in_chunks(layout: Layout, function: Callable) -> Callable:
+    """`function` of a tree, with an axis of draws in front, a chunk of them at a time."""
+
+    def run(tree):
+        if len(jax.tree.leaves(tree)[0]) <= layout.chunk:
+            return side_by_side(function)(tree)
+        try:
+            return lax.map(function, tree, batch_size=layout.chunk)
+        except NotImplementedError:
+            return _in_turn(function)(tree)
+
+    return run
+
+
 def on_devices(layout: Layout, function: Callable) -> Callable:
     """`function` of a tree, with an axis of devices in front of all leaves."""
     assert layout.sharding is not None

@@ -18,7 +18,7 @@ from jax import lax
 
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, name_hash
-from bpfree.sampling.words import random_words
+from bpfree.sampling.words import SMALL, random_words
 
 _WORD = 32  # signs in one random word
 
@@ -111,26 +111,39 @@ def packed_signs(
 ) -> jax.Array:
     """Random +-1 of `shape`, float32, from one random word per 32 signs.
 
-    Words are packed within an example, so that a sharded batch axis draws locally.
+    Words are packed within an example, and along the last axis if 32 divides it, so that
+    any sharded axis unpacks locally; what is small is hashed flat.
     """
     return OfWords(_packed, _signs).draw(key, shape, batch_axis)
 
 
-def _packed(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, int]:
+def _packed(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
+    rows, *rest = words = _words(shape, batch_axis)
+    return words if math.prod(words) > SMALL else (rows, math.prod(rest))
+
+
+def _words(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
+    """An example in each row; its axes, or one for all where 32 does not divide them."""
     rows = 1 if batch_axis is None else shape[batch_axis]
-    return rows, -(-math.prod(shape) // (rows * _WORD))
+    rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
+    if rest and rest[-1] % _WORD == 0:
+        return (rows, *rest[:-1], rest[-1] // _WORD)
+    return rows, -(-math.prod(rest) // _WORD)
 
 
 def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
-    places = jnp.arange(_WORD, dtype=jnp.uint32).reshape(1, 1, -1)
-    top_bit = (_once(words)[..., None] >> places) << (_WORD - 1)
+    words = _once(words).reshape(_words(shape, batch_axis))
+    places = jnp.arange(_WORD, dtype=jnp.uint32).reshape((1,) * words.ndim + (-1,))
+    top_bit = (words[..., None] >> places) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
     signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
+    signs = signs.reshape(*words.shape[:-1], -1)
     rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
-    signs = signs.reshape(len(words), -1)[:, : math.prod(rest)]
-    if batch_axis is None:
-        return signs.reshape(shape)
-    return jnp.moveaxis(signs.reshape(-1, *rest), 0, batch_axis)
+    if words.ndim == 2:
+        signs = signs[:, : math.prod(rest)].reshape(-1, *rest)
+    return (
+        signs.reshape(shape) if batch_axis is None else jnp.moveaxis(signs, 0, batch_axis)
+    )
 
 
 def _normals(words: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-_SMALL = 2**13  # words; to hash a larger array takes longer than to compile that
+SMALL = 2**13  # words; to hash a larger array takes longer than to compile that
 _NARROW = 2**11  # words along the last axis, for each of which an index is kept
 
 
@@ -36,7 +36,7 @@ def random_words(
     """
 
     def kind(shape: tuple[int, ...]) -> tuple[int, ...]:
-        joined = math.prod(shape) <= _SMALL and shape[-1] <= _NARROW
+        joined = math.prod(shape) <= SMALL and shape[-1] <= _NARROW
         return (*shape[:-1], -1) if joined else shape
 
     kinds = [kind(shape) for shape in shapes]
@@ -61,6 +61,10 @@ def _stacked(keys, shapes, entry) -> list[jax.Array]:
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:
+    """Taken apart by indices, not by slices: where a node or parameter is sharded along
+    its last axis, a slice would have its sharding reach the joined axis, whose pieces
+    stand on other devices. The joined words are hashed by all.
+    """
     lead, widths, draws = shapes[0][:-1], [shape[-1] for shape in shapes], len(keys)
     owner = np.repeat(np.arange(len(shapes)), widths)
     stride = np.repeat(np.array(widths, np.uint32), widths)
@@ -73,8 +77,17 @@ def _joined(keys, shapes, entry) -> list[jax.Array]:
     inputs = high, low, jnp.zeros_like(count), count
     first, second = threefry2x32_p.bind(*(_flat(x, whole) for x in inputs))
     words = entry(first ^ second).reshape(whole)
-    parts = jnp.split(words, np.cumsum(widths)[:-1], -1)
-    return [jnp.moveaxis(part, -2, 0) for part in parts]
+    columns = np.split(np.arange(len(owner)), np.cumsum(widths)[:-1])
+    return [jnp.moveaxis(_taken(words, own), -2, 0) for own in columns]
+
+
+def _taken(words, columns) -> jax.Array:
+    """words[..., columns]"""
+    last = words.ndim - 1
+    numbers = lax.GatherDimensionNumbers(tuple(range(last)), (last,), (last,))
+    sizes = (*words.shape[:-1], 1)
+    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(words, columns[:, None], numbers, sizes, mode=mode)
 
 
 def _spread(x, like) -> jax.Array:

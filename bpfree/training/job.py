@@ -147,6 +147,7 @@ def draft(
                 f"config.model={settings.model}: a size of 0 makes the parameter "
                 f"{jax.tree_util.keystr(path)} of shape {leaf.shape}"
             )
+    mesh.check_model(devices, shapes)
     modules = shapes if isinstance(shapes, Mapping) else ()
     check_known("config.frozen: module", settings.frozen, modules)
     batch = steps.with_state(batch, state_shapes)

@@ -124,7 +124,7 @@ def fit(
     ):
         devices = job.task.mesh
         state = steps.init_state(job.task, job.params, job.model_state)
-        state = mesh.put(devices, state)
+        state = mesh.put_state(devices, state)
         source = job.make_feed()
         if manager.latest_step() is not None:
             resume.check(workdir, config_, job.data.source)

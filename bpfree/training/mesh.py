@@ -1,7 +1,8 @@
-"""One run on many devices: samples over one axis of a mesh, the batch over the other.
+"""One run on many devices: samples, batch and parameters over the axes of a mesh.
 
-`config.mesh = "sample:4,data:2"` names the axes, the slowest first. Parameters and the
-state of the chain are replicated. The estimate is that of one device up to rounding:
+`config.mesh = "sample:4,data:2,model:2"` names the axes, the slowest first. Parameters,
+and floats in the state of the chain, are cut along their last axis where `model` divides
+it; all else is replicated. The estimate is that of one device up to rounding:
 noise depends on (seed, step, sample, node) only. `None` stands for one device
 everywhere, and leaves every array as it is.
 """
@@ -16,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bpfree.training.names import ConfigError, unknown
 
-AXES = ("sample", "data")
+AXES = ("sample", "data", "model")
 
 
 def parse(text: str) -> dict[str, int]:
@@ -57,7 +58,7 @@ def make(text: str, present: list[Any] | None = None) -> Mesh | None:
         )
     if size == 1:
         return None
-    axes |= {name: 1 for name in AXES if name not in axes}
+    axes |= {name: 1 for name in ("sample", "data") if name not in axes}
     return jax.make_mesh(
         tuple(axes.values()),
         tuple(axes),
@@ -75,6 +76,17 @@ def check_batch(mesh: Mesh | None, batch_size: int) -> None:
         )
 
 
+def check_model(mesh: Mesh | None, params: Any) -> None:
+    """Raises ConfigError if there is an axis `model` and nothing to cut over it."""
+    count = 1 if mesh is None else mesh.shape.get("model", 1)
+    cut = [any(_spec(mesh, leaf)) for leaf in jax.tree.leaves(params)]
+    if count > 1 and not any(cut):
+        raise ConfigError(
+            f"the axis 'model' of config.mesh has {count} devices, and there is no "
+            "parameter whose last axis they divide"
+        )
+
+
 def samples(mesh: Mesh | None) -> NamedSharding | None:
     """What an estimator's `sharding` argument takes, or None: one device for samples."""
     if mesh is None or mesh.shape["sample"] == 1:
@@ -82,9 +94,32 @@ def samples(mesh: Mesh | None) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec("sample"))
 
 
+def places(mesh: Mesh | None, state: Any) -> Any:
+    """Where the leaves of a training state stand, by their shapes; None on one device."""
+    return jax.tree.map(
+        lambda leaf: mesh and NamedSharding(mesh, _spec(mesh, leaf)), state
+    )
+
+
+def _spec(mesh: Mesh | None, leaf: Any) -> PartitionSpec:
+    """An optimiser's moments have the shape, and so the place, of their parameter."""
+    count = 1 if mesh is None else mesh.shape.get("model", 1)
+    floats = jax.dtypes.issubdtype(leaf.dtype, np.floating)
+    if count == 1 or not floats or not leaf.shape or leaf.shape[-1] % count:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * (len(leaf.shape) - 1), "model")
+
+
 def replicated(mesh: Mesh | None, tree: Any) -> Any:
     """Inside a compiled function: every device holds all of it."""
     return _constrained(mesh, PartitionSpec(), tree)
+
+
+def in_place(mesh: Mesh | None, state: Any) -> Any:
+    """Inside a compiled function: a training state, as `places` says."""
+    if mesh is None:
+        return state
+    return lax.with_sharding_constraint(state, places(mesh, state))
 
 
 def over_data(mesh: Mesh | None, batch: Any) -> Any:
@@ -100,14 +135,39 @@ def _constrained(mesh, spec, tree):
 
 def put(mesh: Mesh | None, tree: Any) -> Any:
     """The same values, which every process has, on every device."""
-    if mesh is None or jax.process_count() == 1:
-        return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
-    return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    place = mesh and NamedSharding(mesh, PartitionSpec())
+    return _put(mesh, tree, jax.tree.map(lambda _: place, tree))
+
+
+def put_state(mesh: Mesh | None, state: Any) -> Any:
+    """The same training state, which every process has, as `places` says."""
+    return _put(mesh, state, places(mesh, state))
+
+
+def _put(mesh: Mesh | None, tree: Any, places: Any) -> Any:
+    if mesh is None:
+        return jax.device_put(tree)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+    return jax.jit(lambda t: t, out_shardings=places)(tree)
 
 
 def local(tree: Any) -> Any:
-    """Replicated values as arrays on one device of this process."""
-    return jax.tree.map(lambda a: a.addressable_data(0), tree)
+    """Replicated values as arrays on one device of this process.
+
+    Where some are cut, one process keeps all of them as they are, and several gather.
+    """
+    cut = not all(a.is_fully_replicated for a in jax.tree.leaves(tree))
+    if cut and jax.process_count() == 1:
+        return tree
+
+    def one(a: jax.Array) -> jax.Array:
+        if not a.is_fully_replicated:
+            place = NamedSharding(a.sharding.mesh, PartitionSpec())  # type: ignore
+            a = jax.jit(lambda x: x, out_shardings=place)(a)
+        return a.addressable_data(0)
+
+    return jax.tree.map(one, tree)
 
 
 def columns(mesh: Mesh | None, size: int) -> list[slice]:

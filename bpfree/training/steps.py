@@ -149,7 +149,8 @@ def count_steps(
 
     run = canonical_convs(step)
     first = state, jnp.zeros_like(bpfree.value(state.opt_state))
-    return lax.fori_loop(0, count, lambda i, carry: run(i, *carry), first)
+    state, total = lax.fori_loop(0, count, lambda i, carry: run(i, *carry), first)
+    return mesh.in_place(task.mesh, state), total
 
 
 def scan_steps(
@@ -160,7 +161,8 @@ def scan_steps(
     def step(state, item):
         return train_step(task, state, batch_of(item))
 
-    return lax.scan(canonical_convs(step), state, inputs)
+    state, losses = lax.scan(canonical_convs(step), state, inputs)
+    return mesh.in_place(task.mesh, state), losses
 
 
 def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
@@ -177,7 +179,8 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     params = optax.apply_updates(state.params, updates)
     model_state = bpfree.aux(opt_state) or {}  # None: the objective has no aux
     state = TrainState(state.step + 1, params, model_state, opt_state)
-    return mesh.replicated(task.mesh, (state, bpfree.value(opt_state)))
+    value = mesh.replicated(task.mesh, bpfree.value(opt_state))
+    return mesh.in_place(task.mesh, state), value
 
 
 @jax.named_scope("bpfree.validation")
