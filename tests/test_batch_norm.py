@@ -257,11 +257,12 @@ def test_gains_that_see_no_later_statistic_are_seen(monkeypatch):
     """The planted fault: statistics are held in the passes that move one of them."""
     gains = statistics._gains
 
-    def deaf(run, sites):
+    def deaf(run, part):
         held = run.program.answering(run.values, {})
         free = lambda s: {k: v for k, v in held.held.items() if k != s.name}  # noqa: E731
         one = lambda s: run._replace(program=held._replace(held=free(s)))  # noqa: E731
-        return {k: v for s in sites for k, v in gains(one(s), (s,)).items()}
+        alone = lambda s: gains(one(s), part._replace(nodes=(s,)))  # noqa: E731
+        return {k: v for s in part.nodes for k, v in alone(s).items()}
 
     monkeypatch.setattr(statistics, "_gains", deaf)
     assert not chained_gate().passed
