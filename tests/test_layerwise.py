@@ -10,6 +10,7 @@ import pytest
 import bpfree
 from bpfree.estimators.derivative import linearized
 from bpfree.program import passes
+from bpfree.program.singly import singly
 from bpfree.program.trace import trace
 from tests import problems, programs
 from tests import statistics as gates
@@ -157,6 +158,25 @@ def test_the_suffix_is_the_whole_pass_of_any_program(loss, batch):
         gates.assert_close(suffix, whole, rtol=1e-12)
         np.testing.assert_allclose(first_order, truth, rtol=1e-6, err_msg=name)
         assert jnp.any(suffix != clean), name
+
+
+def branches(a, b, c):
+    """Arguments meet in any order, inside `jit` too; the last one moves no output."""
+    h = jnp.tanh(BATCH["t"] + b)
+    k = jax.jit(lambda h, c: h * 2 + c)(BATCH["t"], 0 * c)
+    return ((h + a) * (h + jax.lax.stop_gradient(k - k)) + a).sum(1)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_points_at_which_one_argument_moves(linear):
+    shape = (3, *BATCH["t"].shape)
+    points = [jax.random.normal(jax.random.key(i), shape, jnp.float64) for i in range(3)]
+    zeros = [jnp.zeros_like(point[0]) for point in points]
+    fn = jax.linearize(branches, *zeros)[1] if linear else branches
+    found = jax.jit(singly(fn, zeros, linear))(*points)
+    for i, point in enumerate(points):
+        alone = lambda x, i=i: fn(*zeros[:i], x, *zeros[i + 1 :])  # noqa: E731
+        gates.assert_close(found[i], jax.vmap(alone)(point), rtol=1e-12)
 
 
 LAYERS, WIDTH, SIZE = 4, 128, 32

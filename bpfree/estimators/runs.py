@@ -141,7 +141,8 @@ def changes(run: Run, weights) -> NodeTree:
 
 def beside(run: Run, weights) -> NodeTree:
     """{node: weights / B of the samples, by its credit rule}."""
-    credit, batch, found = run.settings.credit, run.args[1], {}
+    credit, batch = run.settings.credit, run.args[1]
+    found: NodeTree = {}
     for nodes, w in by_losses(run.part, weights):
         found |= rule_weights(credit, w / run.program.losses.size, nodes, batch)
     return found

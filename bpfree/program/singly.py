@@ -67,7 +67,7 @@ def singly(
 
 def _reach(jaxpr) -> dict[Any, Numbers]:
     """For each variable that arguments reach, which of them."""
-    reach = {v: (i,) for i, v in enumerate(jaxpr.invars)}
+    reach: dict[Any, Numbers] = {v: (i,) for i, v in enumerate(jaxpr.invars)}
     for eqn in jaxpr.eqns:
         found = {i for v in _variables(eqn.invars) for i in reach.get(v, ())}
         if found:
