@@ -143,7 +143,7 @@ def test_an_unknown_choice_is_refused_with_its_literals(name, arg, shared):
     given = {
         **{k: shared[k] for k in ("loss_fn", "params", "batch")},
         "example_batch": shared["batch"],
-        "inner": optax.sgd(0.1),
+        **{"inner": optax.sgd(0.1), "learning_rate": 0.1},
         "layers": [nn.Dense(2)],
         "energy": bpfree.layered([nn.Dense(2)]),
         **{"model": nn.Dense(2), "loss": optax.squared_error},

@@ -151,7 +151,10 @@ def _small_like(key, leaf):
         return jnp.array(leaf, copy=True)  # a donated state must not take the model's
     lecun = jax.nn.initializers.lecun_normal()
     made = (_SMALL * lecun(key, leaf.shape)).astype(leaf.dtype)
-    return jax.device_put(made, getattr(leaf, "sharding", None))  # where the model's are
+    place = getattr(leaf, "sharding", None)  # that of one device would tie it there
+    return (
+        made if place is None or place.num_devices == 1 else jax.device_put(made, place)
+    )
 
 
 # ------------------------------------------------------------------------------- direct
