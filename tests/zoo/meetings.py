@@ -193,3 +193,19 @@ def fused() -> Case:
         return cross_entropy(h @ params["w2"], batch["label"])
 
     return Case(loss_fn, _shaped(w1=(5, 6), v1=(6, 6), w2=(6, 3)), _classes())
+
+
+def stopped_branch() -> Case:
+    """Rounded straight through in one branch, with a stopped factor in the other."""
+
+    def middle(h, params, batch):
+        still = jax.lax.stop_gradient
+
+        def step(h, i):
+            rounded = lambda h: h + still(jnp.round(4 * h) / 4 - h)  # noqa: E731
+            h = jax.lax.cond(i == 1, rounded, lambda h: jnp.tanh(h) * still(h), h)
+            return jnp.tanh(h @ params["w"]), None
+
+        return jax.lax.scan(step, h, jnp.arange(3))[0]
+
+    return _between(middle, w=(6, 6))
