@@ -86,15 +86,14 @@ def phases() -> Case:
 
 
 def named_mean() -> Case:
-    """A learned mean next to a kernel whose batch is centred; and an empty kernel."""
+    """A learned mean next to a kernel whose batch is centred."""
 
     def loss_fn(params, batch):
         layer = params["layer"]
         h = (batch["x"] - layer["mean"]) * layer["mean"] @ layer["w"]
-        h = jnp.concatenate([h - h.mean(0), h[:, :0] @ layer["empty"]], -1)
-        return cross_entropy(jnp.tanh(h) @ params["head"], batch["label"])
+        return cross_entropy(jnp.tanh(h - h.mean(0)) @ params["head"], batch["label"])
 
-    layer = _shaped(mean=(5,), w=(5, 6), empty=(0, 0))
+    layer = _shaped(mean=(5,), w=(5, 6))
     return Case(
         loss_fn, {"layer": layer, "head": _shaped(head=(6, 3))["head"]}, _classes()
     )
@@ -142,15 +141,6 @@ def coordinates() -> Case:
 
     params = _shaped(w1=(2, 6), b1=(6,), w2=(6, 6), w3=(6,))
     return Case(loss_fn, params, {"image": normal(1, 4, 16)})
-
-
-def template() -> Case:
-    """One parameter, and no product at all."""
-
-    def loss_fn(params, batch):
-        return ((params["template"] - batch["image"]) ** 2).mean(-1)
-
-    return Case(loss_fn, _shaped(template=(16,)), {"image": normal(1, 4, 16)})
 
 
 def _ruled(fn, rule):
