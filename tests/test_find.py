@@ -226,6 +226,20 @@ def test_a_parameter_that_meets_no_product_is_perturbed_itself():
     assert [block.name for block in found] == ["template", "(loss)"]
 
 
+def test_a_net_that_only_constants_enter_is_perturbed_at_its_parameters():
+    """Coordinates: two layers of parameters, and a last one in the loss's own block."""
+    points = normal(0, 6, 2)
+
+    def loss_fn(params, batch):
+        h = jnp.sin(jnp.sin(points @ params["w1"]) @ params["w2"])
+        return (((h @ params["w3"]).T - batch["image"]) ** 2).sum(1)
+
+    params = {"w1": normal(1, 2, 5), "w2": normal(2, 5, 5), "w3": normal(3, 5, 1)}
+    found = bpfree.blocks(loss_fn, params, {"image": normal(4, 4, 6)})
+    assert [block.name for block in found] == ["w1", "w2", "(loss)"]
+    assert sum(block.carried for block in found) == 0
+
+
 def test_a_parameter_without_entries_is_none():
     def loss_fn(params, batch):
         h = batch["x"] @ params["w"]

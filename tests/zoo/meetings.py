@@ -131,18 +131,6 @@ def generator() -> Case:
     return Case(loss_fn, params, {"x": normal(1, 4, 5)}, jax.random.key(3))
 
 
-def coordinates() -> Case:
-    """A net of constant coordinates, one image for all examples."""
-    points = normal(9, 16, 2)
-
-    def loss_fn(params, batch):
-        h = jnp.sin(jnp.sin(points @ params["w1"] + params["b1"]) @ params["w2"])
-        return ((h @ params["w3"] - batch["image"]) ** 2).mean(-1)
-
-    params = _shaped(w1=(2, 6), b1=(6,), w2=(6, 6), w3=(6,))
-    return Case(loss_fn, params, {"image": normal(1, 4, 16)})
-
-
 def _ruled(fn, rule):
     """`fn` with the derivative of `rule`."""
     ruled = jax.custom_vjp(fn)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # other people's warnings
 # Derivatives are those of a surrogate, which finite differences do not see.
 SURROGATE = {"dynamics.spiking", "spyx_models.leaky"}
 # No kernel of theirs enters a product, so that there is nothing to decorrelate.
-WITHOUT_KERNELS = {"meetings.sums", "meetings.coordinates"}
+WITHOUT_KERNELS = {"meetings.sums"}
 # In the default run, as the quickest of their kind; the others are slow.
 QUICK = set(
     """plain.folded plain.time_major plain.vmapped plain.batch_norm plain.contrastive
