@@ -217,6 +217,47 @@ def test_a_parameter_that_chooses_a_branch_is_perturbed_itself():
     assert [block.name for block in found] == ["t", "w", "(loss)"]
 
 
+def test_a_parameter_that_meets_no_product_is_perturbed_itself():
+    def loss_fn(params, batch):
+        return ((params["template"][None] - batch["x"]) ** 2).sum(1)
+
+    params, batch = {"template": normal(0, 3)}, {"x": normal(1, 4, 3)}
+    found = bpfree.blocks(loss_fn, params, batch)
+    assert [block.name for block in found] == ["template", "(loss)"]
+
+
+def test_a_net_that_only_constants_enter_is_perturbed_at_its_parameters():
+    """Coordinates: two layers of parameters, and a last one in the loss's own block."""
+    points = normal(0, 6, 2)
+
+    def loss_fn(params, batch):
+        h = jnp.sin(jnp.sin(points @ params["w1"]) @ params["w2"])
+        return (((h @ params["w3"]).T - batch["image"]) ** 2).sum(1)
+
+    params = {"w1": normal(1, 2, 5), "w2": normal(2, 5, 5), "w3": normal(3, 5, 1)}
+    found = bpfree.blocks(loss_fn, params, {"image": normal(4, 4, 6)})
+    assert [block.name for block in found] == ["w1", "w2", "(loss)"]
+    assert sum(block.carried for block in found) == 0
+
+
+def test_a_parameter_without_entries_is_none():
+    def loss_fn(params, batch):
+        h = batch["x"] @ params["w"]
+        h = jnp.concatenate([h, h[:, :0] @ params["empty"]], -1)
+        return (jnp.tanh(h) @ params["v"]).sum(1)
+
+    shapes = {"w": (3, 2), "empty": (0, 0), "v": (2, 2)}
+    params = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    batch = {"x": normal(3, 4, 3)}
+    found = bpfree.blocks(loss_fn, params, batch)
+    assert [block.name for block in found] == ["w", "v", "(loss)"]
+    assert sum(block.carried for block in found) == 0
+    tx = bpfree.node_perturbation(loss_fn, num_samples=2)
+    gradient, _ = tx.update(None, tx.init(params), params, batch=batch)
+    assert gradient["empty"].shape == (0, 0)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
+
+
 def test_no_parameters_is_an_error():
     with pytest.raises(ValueError, match="no nodes to perturb"):
         bpfree.blocks(

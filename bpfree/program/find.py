@@ -254,7 +254,9 @@ class _Reader:
 
     # -------------------------------------------------------------------------- programs
 
-    def _walk(self, body: Body, ins, place: bool, steps: int) -> list[Value]:
+    def _walk(
+        self, body: Body, ins, place: bool, steps: int, holds: bool = False
+    ) -> list[Value]:
         env: dict[int, Value] = dict(zip(body.ins, ins, strict=True))
         for v, c in body.consts.items():
             env[v] = self._drawn(Value(const=_small(c)), jnp.shape(c))
@@ -271,13 +273,13 @@ class _Reader:
             elif op.name in tags.REMAT:
                 outs = self._walk(op.bodies[0], ins, place, steps)
             elif op.bodies:
-                outs = self._inside(op, ins)
+                outs = self._inside(op, ins, place)
             elif op.eqn.primitive is tags.tag_p:
                 outs = [self._tag(op, ins[0])]
             elif op.name == "stop_gradient":
-                holds = place and self.source.hold_stops
-                holds = holds and not _passes_noise(op, made, asked)
-                outs = [self._stopped(op, ins[0], holds)]
+                hold = (place or holds) and self.source.hold_stops
+                hold = hold and not _passes_noise(op, made, asked)
+                outs = [self._stopped(op, ins[0], hold)]
             elif place and op.name == "reduce_sum" and self._meet(op, ins[0]):
                 outs = [self._statistic(op, ins[0])]
             else:
@@ -346,7 +348,7 @@ class _Reader:
             return joined.mixing()
         return joined._replace(place=place)
 
-    def _inside(self, op: Op, ins) -> list[Value]:
+    def _inside(self, op: Op, ins, place: bool) -> list[Value]:
         """Branches, loops without a length, functions with a derivative of their own."""
         joined = _join(ins)
         has_product = tags.count_products(op.eqn, PRODUCTS)
@@ -370,14 +372,17 @@ class _Reader:
             joined.mixing()
             if v.place is LOST
             else joined._replace(place=v.place, mixed=joined.mixed | v.mixed)
-            for v in self._results_inside(op, ins)
+            for v in self._results_inside(op, ins, place)
         ]
         return [
             _typed(value, v.aval) for value, v in zip(made, op.eqn.outvars, strict=True)
         ]
 
-    def _results_inside(self, op: Op, ins) -> list[Value]:
-        """Places of the results and where examples meet, walked through without nodes."""
+    def _results_inside(self, op: Op, ins, place: bool) -> list[Value]:
+        """Places of the results and where examples meet, walked through without nodes.
+
+        What branches stop the gradient of is held.
+        """
         if op.name == "while":
             n = op.eqn.params["cond_nconsts"]
             m = op.eqn.params["body_nconsts"]
@@ -394,14 +399,14 @@ class _Reader:
         for body in bodies:
             if len(body.ins) != len(operands) or len(body.outs) != len(op.outs):
                 return [Value()] * len(op.outs)
-            outs = self._quiet(body, operands)
+            outs = self._quiet(body, operands, holds=place and op.name == "cond")
             found = [self._carried(a, b) for a, b in zip(found, outs, strict=True)]
         return found
 
-    def _quiet(self, body: Body, ins) -> list[Value]:
+    def _quiet(self, body: Body, ins, holds: bool = False) -> list[Value]:
         """A walk of a body in which no node is placed."""
         bare = [v._replace(own=0, past=0) for v in ins]
-        return self._walk(body, bare, False, 1)
+        return self._walk(body, bare, False, 1, holds)
 
     # ------------------------------------------------------------------------ operations
 

@@ -6,11 +6,11 @@ into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jcore
 
@@ -216,8 +216,10 @@ def _named(eqn):
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):
-    jaxpr, consts = body_of(eqn)
     mine = {s.name: deltas[s.name] for s in sites if s.name in deltas}
+    if eqn.primitive.name == "cond":
+        return _run_branches(spec._replace(known={}), eqn, invals, sites, mine)
+    jaxpr, consts = body_of(eqn)
     if eqn.primitive.name in INLINED:
         return run(spec, jaxpr, consts, invals, sites, mine, path)
     fresh = spec._replace(known={}, scan=spec.inner_scan)
@@ -231,24 +233,57 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
     return jax.checkpoint(body, **options)(invals, mine)
 
 
+def _run_branches(spec, eqn, invals, sites, deltas):
+    """One branch; what those that are not taken would hand out is zero.
+
+    All loops around the marks are around the branches, too.
+    """
+    upcoming = iter(sites)
+    zeros = {s.name: jnp.zeros(s.shape[s.steps :], s.dtype) for s in sites}
+
+    def branch(closed):
+        jaxpr, consts = open_jaxpr(closed)
+        mine = list(islice(upcoming, len(find_sites(jaxpr))))
+
+        def taken(args, deltas):
+            outs, taps = run(spec, jaxpr, consts, args, mine, deltas)
+            return outs, {name: taps.get(name, zero) for name, zero in zeros.items()}
+
+        return taken
+
+    branches = [branch(closed) for closed in eqn.params["branches"]]
+    outs, taps = lax.switch(invals[0], branches, invals[1:], deltas)
+    return outs, {name: y for name, y in taps.items() if name not in deltas}
+
+
 def replay_inside(eqn, invals, bind: Bind) -> list[Any]:
     """A scan, cond or remat equation whose bodies are replayed."""
-    return reopened(eqn, invals, partial(replay, bind=bind))
+
+    def evaluate(jaxpr, consts, args, branch: int = 0):
+        del branch
+        return replay(jaxpr, consts, args, bind)
+
+    return reopened(eqn, invals, evaluate)
 
 
 def reopened(eqn, invals, evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """A scan, cond or remat, with `evaluate(jaxpr, consts, args)` of its bodies."""
+    """A scan, remat or cond equation with `evaluate(jaxpr, consts, args)` of its body.
+
+    Of a cond it is `evaluate(jaxpr, consts, args, number of the branch)`.
+    """
+    if eqn.primitive.name == "cond":
+
+        def branch(k, closed):
+            return lambda args: evaluate(*open_jaxpr(closed), args, k)
+
+        branches = [branch(k, closed) for k, closed in enumerate(eqn.params["branches"])]
+        return lax.switch(invals[0], branches, invals[1:])
     if eqn.primitive.name == "scan":
 
         def body(jaxpr, consts, args, deltas):
             return evaluate(jaxpr, consts, args), deltas
 
         return _scanned(plain_scan, eqn, invals, {}, body)[0]
-    if eqn.primitive.name == "cond":
-        index, *operands = invals
-        bodies = map(open_jaxpr, eqn.params["branches"])
-        branches = [lambda *args, b=b: evaluate(*b, args) for b in bodies]
-        return lax.switch(index, branches, *operands)
     jaxpr, consts = body_of(eqn)
     options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
     return jax.checkpoint(lambda args: evaluate(jaxpr, consts, args), **options)(invals)

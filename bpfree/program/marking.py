@@ -153,8 +153,8 @@ class _Marking:
         if here not in self.inside:
             return tags.bind_eqn(eqn, invals)
 
-        def body(jaxpr, consts, args):
-            return self.run(jaxpr, consts, args, (*here, 0))
+        def body(jaxpr, consts, args, k=0):
+            return self.run(jaxpr, consts, args, (*here, k))
 
         return interpreter.reopened(eqn, invals, body)
 

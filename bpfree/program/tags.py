@@ -129,7 +129,10 @@ def _sites_inside(eqn) -> list[Site]:
     name = eqn.primitive.name
     if name in INLINED or name in REMAT or name == "scan":
         return find_sites(body_of(eqn)[0])
-    first = next(s for j in sub_jaxprs(eqn) for s in find_sites(j))
+    found = [s for j in sub_jaxprs(eqn) for s in find_sites(j)]
+    if name == "cond" and all(s.kind == "hold" for s in found):
+        return found
+    first = found[0]
     raise NotImplementedError(
         f"node {first.name!r} is inside `{name}`; bpfree reads nodes in straight code, "
         "jit, vmap, scan and remat. Move the node out of it (mark the value that enters "

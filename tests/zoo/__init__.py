@@ -33,7 +33,7 @@ FILES = {
     "meetings": (
         "jax",
         "branch reversed_branch custom_rule counted scaled_statistic phases named_mean "
-        "sums generator coordinates template whole_numbers fused",
+        "sums generator whole_numbers fused stopped_branch",
     ),
     "linen_variants": (
         "flax",

@@ -86,15 +86,14 @@ def phases() -> Case:
 
 
 def named_mean() -> Case:
-    """A learned mean next to a kernel whose batch is centred; and an empty kernel."""
+    """A learned mean next to a kernel whose batch is centred."""
 
     def loss_fn(params, batch):
         layer = params["layer"]
         h = (batch["x"] - layer["mean"]) * layer["mean"] @ layer["w"]
-        h = jnp.concatenate([h - h.mean(0), h[:, :0] @ layer["empty"]], -1)
-        return cross_entropy(jnp.tanh(h) @ params["head"], batch["label"])
+        return cross_entropy(jnp.tanh(h - h.mean(0)) @ params["head"], batch["label"])
 
-    layer = _shaped(mean=(5,), w=(5, 6), empty=(0, 0))
+    layer = _shaped(mean=(5,), w=(5, 6))
     return Case(
         loss_fn, {"layer": layer, "head": _shaped(head=(6, 3))["head"]}, _classes()
     )
@@ -130,27 +129,6 @@ def generator() -> Case:
 
     params = _shaped(g1=(3, 6), g2=(6, 6), g3=(6, 5), d1=(5, 6), b=(6,), d2=(6, 1))
     return Case(loss_fn, params, {"x": normal(1, 4, 5)}, jax.random.key(3))
-
-
-def coordinates() -> Case:
-    """A net of constant coordinates, one image for all examples."""
-    points = normal(9, 16, 2)
-
-    def loss_fn(params, batch):
-        h = jnp.sin(jnp.sin(points @ params["w1"] + params["b1"]) @ params["w2"])
-        return ((h @ params["w3"] - batch["image"]) ** 2).mean(-1)
-
-    params = _shaped(w1=(2, 6), b1=(6,), w2=(6, 6), w3=(6,))
-    return Case(loss_fn, params, {"image": normal(1, 4, 16)})
-
-
-def template() -> Case:
-    """One parameter, and no product at all."""
-
-    def loss_fn(params, batch):
-        return ((params["template"] - batch["image"]) ** 2).mean(-1)
-
-    return Case(loss_fn, _shaped(template=(16,)), {"image": normal(1, 4, 16)})
 
 
 def _ruled(fn, rule):
@@ -193,3 +171,19 @@ def fused() -> Case:
         return cross_entropy(h @ params["w2"], batch["label"])
 
     return Case(loss_fn, _shaped(w1=(5, 6), v1=(6, 6), w2=(6, 3)), _classes())
+
+
+def stopped_branch() -> Case:
+    """Rounded straight through in one branch, with a stopped factor in the other."""
+
+    def middle(h, params, batch):
+        still = jax.lax.stop_gradient
+
+        def step(h, i):
+            rounded = lambda h: h + still(jnp.round(4 * h) / 4 - h)  # noqa: E731
+            h = jax.lax.cond(i == 1, rounded, lambda h: jnp.tanh(h) * still(h), h)
+            return jnp.tanh(h @ params["w"]), None
+
+        return jax.lax.scan(step, h, jnp.arange(3))[0]
+
+    return _between(middle, w=(6, 6))
