@@ -234,12 +234,12 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
 
 
 def _run_branches(spec, eqn, invals, sites, deltas):
-    """One branch; what those that are not taken would hand out is zero.
+    """One branch; those that are not taken hand out `absent` values.
 
     All loops around the marks are around the branches, too.
     """
     upcoming = iter(sites)
-    zeros = {s.name: jnp.zeros(s.shape[s.steps :], s.dtype) for s in sites}
+    nothing = {s.name: absent(s.shape[s.steps :], s.dtype) for s in sites}
 
     def branch(closed):
         jaxpr, consts = open_jaxpr(closed)
@@ -247,13 +247,25 @@ def _run_branches(spec, eqn, invals, sites, deltas):
 
         def taken(args, deltas):
             outs, taps = run(spec, jaxpr, consts, args, mine, deltas)
-            return outs, {name: taps.get(name, zero) for name, zero in zeros.items()}
+            return outs, {name: taps.get(name, y) for name, y in nothing.items()}
 
         return taken
 
     branches = [branch(closed) for closed in eqn.params["branches"]]
     outs, taps = lax.switch(invals[0], branches, invals[1:], deltas)
     return outs, {name: y for name, y in taps.items() if name not in deltas}
+
+
+def absent(shape, dtype) -> jax.Array:
+    """What stands for the value of a mark in a branch that was not taken."""
+    return jnp.full(shape, jnp.finfo(dtype).max, dtype)
+
+
+def held(clean: jax.Array, y: jax.Array) -> jax.Array:
+    """The value of the clean pass, or y where that took another branch."""
+    if not jnp.issubdtype(y.dtype, jnp.inexact):
+        return clean
+    return jnp.where(clean == jnp.finfo(y.dtype).max, y, clean)
 
 
 def replay_inside(eqn, invals, bind: Bind) -> list[Any]:

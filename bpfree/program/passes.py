@@ -176,8 +176,10 @@ def adding(program: Program, behind=lambda y: y, tap=True):
             change = (y - clean).reshape(len(y), -1).astype(gain.dtype)
             return y, {site.name: change @ gain.reshape(-1)}
         if site.kind == "hold":
-            value = lax.stop_gradient(deltas.get(site.name, y))
-            return value, ({} if site.name in deltas or not tap else {site.name: value})
+            if site.name in deltas:
+                return lax.stop_gradient(interpreter.held(deltas[site.name], y)), {}
+            value = lax.stop_gradient(y)
+            return value, ({site.name: value} if tap else {})
         if site.name not in program.active:
             return y, {}
         value = behind(y)

@@ -33,7 +33,9 @@ def held(loss_fn: LossFn, args) -> LossFn:
     names = {s.name for s in sites if s.name.endswith(f" {tags.STOPPED}")}
 
     def visit(site, y, values):
-        return values.get(site.name, y), {site.name: y} if site.name in names else {}
+        if site.name in values:
+            return interpreter.held(values[site.name], y), {}
+        return y, ({site.name: y} if site.name in names else {})
 
     def evaluate(args, values):
         leaves = jax.tree.leaves(args)
