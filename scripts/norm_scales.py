@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 
 import bpfree
-from bpfree.program import find, weights
+from bpfree.program import reader, weights
 
 SHAPE, CLASSES = (16, 12, 8), 10
 
@@ -66,9 +66,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=128)
     parser.add_argument("--num_samples", type=int, default=16)
     args = parser.parse_args()
-    ways = {"weight noise": find.PRODUCTS, "node at the norm": find.PRODUCTS | {"mul"}}
+    ways = {"weight noise": reader.PRODUCTS, "node at the norm": reader.PRODUCTS | {"mul"}}
     for way, products in ways.items():
-        patched = (mock.patch.object(m, "PRODUCTS", products) for m in (find, weights))
+        patched = (mock.patch.object(m, "PRODUCTS", products) for m in (reader, weights))
         with next(patched), next(patched):
             rows = [
                 variances(seed, args.repeats, args.num_samples)

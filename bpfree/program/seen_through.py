@@ -1,0 +1,36 @@
+"""The `stop_gradient`s that say nothing of noise: next to callbacks, and of a maximum."""
+
+from bpfree.program import weights
+from bpfree.program.flat import Op
+
+_MAXIMA = weights.SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
+
+
+def is_callback(op: Op | None) -> bool:
+    return op is not None and op.name.endswith("callback")
+
+
+def passes_noise(op: Op, made: dict[int, Op], asked: set[int]) -> bool:
+    """Whether a stop_gradient says nothing about noise.
+
+    It does not next to a callback, which has no derivative that could be stopped: in
+    front of one (`asked` are the values that callbacks take) or on its answer.
+    """
+    callback = op.outs[0] in asked or is_callback(made.get(op.ins[0]))
+    return callback or _is_maximum(op, made)
+
+
+def _is_maximum(op: Op, made: dict[int, Op]) -> bool:
+    """Whether a stop_gradient is that of a maximum, by which a softmax is shifted."""
+    ops, seen = [made.get(op.ins[0])], False
+    while ops:
+        source = ops.pop()
+        if source is None:
+            continue
+        if source.name not in _MAXIMA:
+            return False
+        if source.name == "reduce_max":
+            seen = True
+        else:
+            ops += [made.get(v) for v in source.ins]
+    return seen

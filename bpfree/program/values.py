@@ -1,0 +1,99 @@
+"""What `find` knows of the values of a program, and how a result's follows from them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpfree.program import tags
+from bpfree.program.axes import LOST, Place
+from bpfree.program.flat import Op
+
+
+class Value(NamedTuple):
+    """What is known of a value; parameters and nodes are bits of whole numbers.
+
+    `mixed` are the nodes of `noise` whose noise of one example reaches several here.
+    """
+
+    own: int = 0
+    past: int = 0
+    decides: int = 0
+    noise: int = 0
+    mixed: int = 0
+    data: bool = False
+    place: Place | None = None
+    const: np.ndarray | None = None
+    columns: tuple[np.ndarray | None, ...] = ()
+
+    @property
+    def trains(self) -> int:
+        return self.own | self.past
+
+    def mixing(self) -> "Value":
+        """The same where examples meet, or can no longer be told apart."""
+        return self._replace(mixed=self.mixed | self.noise, place=LOST)
+
+
+def join(values: Sequence[Value]) -> Value:
+    own = past = decides = noise = mixed = 0
+    for v in values:
+        own, past, decides = own | v.own, past | v.past, decides | v.decides
+        noise, mixed = noise | v.noise, mixed | v.mixed
+    return Value(own, past, decides, noise, mixed, any(v.data for v in values))
+
+
+def typed(value: Value, aval) -> Value:
+    """A result without a derivative (an index, a comparison) only decides.
+
+    One without entries says nothing.
+    """
+    if 0 in aval.shape:
+        return Value()
+    if jnp.issubdtype(aval.dtype, jnp.inexact):
+        return value
+    return value._replace(own=0, past=0, decides=value.decides | value.trains)
+
+
+def bits_of(mask: int) -> tuple[int, ...]:
+    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+_LARGEST = 2**16  # entries of a constant that is evaluated
+
+
+def small(value: Any) -> np.ndarray | None:
+    """A whole-numbered constant, if it is small enough to look at."""
+    kind = jnp.result_type(value)
+    if not (jnp.issubdtype(kind, jnp.integer) or kind == jnp.bool_):
+        return None
+    return np.asarray(value) if np.size(value) <= _LARGEST else None
+
+
+def known(op: Op, ins: Sequence[Value]):
+    """(constant, columns of an index) of a result made of constants."""
+    aval = op.eqn.outvars[0].aval
+    if len(op.outs) > 1 or jnp.issubdtype(aval.dtype, jnp.inexact) or op.eqn.effects:
+        return None, ()
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+        return None, ()
+    columns: tuple[Any, ...] = ()
+    if op.name == "concatenate" and op.eqn.params["dimension"] == aval.ndim - 1:
+        sizes = [v.aval.shape[-1] for v in op.eqn.invars]
+        parts = zip(ins, sizes, strict=True)
+        columns = tuple(c for v, n in parts for c in _columns(v.const, n))
+    elif len(ins) == 1 and op.name == "convert_element_type":
+        columns = ins[0].columns
+    unknown = any(v.const is None for v in ins) or tags.varying(aval)
+    if math.prod(aval.shape) > _LARGEST or unknown:
+        return None, columns
+    with jax.ensure_compile_time_eval():
+        const = np.asarray(tags.bind_eqn(op.eqn, [v.const for v in ins])[0])
+    return const, _columns(const, const.shape[-1]) if const.ndim else ()
+
+
+def _columns(const: np.ndarray | None, size: int) -> tuple[np.ndarray | None, ...]:
+    return tuple(None if const is None else const[..., k] for k in range(size))
