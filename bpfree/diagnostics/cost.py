@@ -59,7 +59,7 @@ def samples_for(
     Example:
         >>> make = lambda n: bpfree.node_perturbation(loss_fn, num_samples=n)
         >>> bpfree.diagnostics.samples_for(make, 16, params, batch)
-        22
+        19
     """
     few, many = 16, 32
     spent = {n: cost(make(n), params, batch) for n in (few, many)}
