@@ -34,7 +34,7 @@ def update(make, samples, **options):
         tx = make(loss_fn, num_samples=samples, chunk_size=chunk_size, **options)
         return lambda weights, x: tx.update(None, tx.init(weights), weights, batch=x)[0]
 
-    return chunked(SAMPLES.value), chunked(samples)
+    return chunked(SAMPLES.value), chunked(LAYERS.value * samples)
 
 
 def full():
