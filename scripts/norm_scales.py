@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=128)
     parser.add_argument("--num_samples", type=int, default=16)
     args = parser.parse_args()
-    ways = {"weight noise": reader.PRODUCTS, "node at the norm": reader.PRODUCTS | {"mul"}}
+    ways = {
+        "weight noise": reader.PRODUCTS,
+        "node at the norm": reader.PRODUCTS | {"mul"},
+    }
     for way, products in ways.items():
         patched = (mock.patch.object(m, "PRODUCTS", products) for m in (reader, weights))
         with next(patched), next(patched):
