@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpfree.program import passes, tags
-from bpfree.program.blocks import BEHIND, reach
+from bpfree.program.blocks import AFTER, reach
 from bpfree.program.interpreter import Run
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, name_hash, split_aux
@@ -77,8 +77,8 @@ def feeds_back(clean: Clean) -> bool:
     jaxpr, _ = tags.open_jaxpr(made)
     rest = len(jaxpr.invars) - len(clean.values)
     last = clean.program.nodes[-1].name
-    marks = [0] * rest + [BEHIND * (n == last) for n in sorted(clean.values)]
-    return any(mark & BEHIND for mark in reach(jaxpr, marks)[0])
+    marks = [0] * rest + [AFTER * (n == last) for n in sorted(clean.values)]
+    return any(mark & AFTER for mark in reach(jaxpr, marks)[0])
 
 
 def is_flat(clean: Clean) -> bool:

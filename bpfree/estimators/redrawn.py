@@ -116,11 +116,11 @@ def _delta(run: runs.Run, site: Site, draws) -> Partial:
 def _signals(run: runs.Run, centred) -> dict[str, Partial]:
     """{node: its signal, to be made at the node}; the leaves have the steps in front."""
     weights = centred.reshape(-1, *centred.shape[2:])
-    beside = runs.beside(run, weights / run.num_samples)
-    return {s.name: _signal(run, s, beside[s.name]) for s in run.part.nodes}
+    spread = runs.credited(run, weights / run.num_samples)
+    return {s.name: _signal(run, s, spread[s.name]) for s in run.part.nodes}
 
 
-def _signal(run: runs.Run, site: Site, beside) -> Partial:
+def _signal(run: runs.Run, site: Site, spread) -> Partial:
     plan, num_draws = run.settings.plan, run.part.layout.num_draws
     score = plan.score or (lambda noise: noise)
 
@@ -136,12 +136,12 @@ def _signal(run: runs.Run, site: Site, beside) -> Partial:
     lead = site.shape[: site.steps]
     draws = jnp.arange(num_draws)
     keys = jax.vmap(lambda d: _keys(run, site, d), out_axes=site.steps)(draws)
-    beside = jnp.broadcast_to(
-        beside, (len(beside), *lead, *beside.shape[1 + site.steps :])
+    spread = jnp.broadcast_to(
+        spread, (len(spread), *lead, *spread.shape[1 + site.steps :])
     )
-    beside = jnp.moveaxis(beside, 0, site.steps)
-    rest = beside.shape[1 + site.steps :]
-    weights = beside.reshape(*lead, num_draws, plan.group, *rest)
+    spread = jnp.moveaxis(spread, 0, site.steps)
+    rest = spread.shape[1 + site.steps :]
+    weights = spread.reshape(*lead, num_draws, plan.group, *rest)
     return Partial(at_node, keys, weights, _repeated(run.sigma[site.name], lead))
 
 

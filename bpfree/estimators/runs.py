@@ -115,7 +115,7 @@ def signals(run: Run, weights, noise, rule) -> NodeTree:
     inverse = of_each(lambda sigma: 1 / sigma, run.sigma)
     return {
         name: scaled(inverse[name], rule(w, score(noise[name])))
-        for name, w in beside(run, weights).items()
+        for name, w in credited(run, weights).items()
     }
 
 
@@ -124,7 +124,7 @@ def slopes(run: Run, weights, noise) -> NodeTree:
     if run.settings.sigma_optimizer is None:
         return {}
     score, nodes = run.settings.plan.score, run.part.nodes
-    return scale_slopes(beside(run, weights), noise, score, nodes)
+    return scale_slopes(credited(run, weights), noise, score, nodes)
 
 
 def changes(run: Run, weights) -> NodeTree:
@@ -139,7 +139,7 @@ def changes(run: Run, weights) -> NodeTree:
     }
 
 
-def beside(run: Run, weights) -> NodeTree:
+def credited(run: Run, weights) -> NodeTree:
     """{node: weights / B of the samples, by its credit rule}."""
     credit, batch = run.settings.credit, run.args[1]
     found: NodeTree = {}

@@ -21,7 +21,7 @@ from bpfree.program.trace import Program, split_aux
 from bpfree.program.weights import PRODUCTS, STEPS
 
 # Depends on a chosen input; on the batch; on a chosen input through a product.
-DERIVED, DATA, BEHIND = 1, 2, 4
+DERIVED, DATA, AFTER = 1, 2, 4
 _LEAF = 8  # and from here on one bit for each leaf of params, in `moves_loss`
 _LOSS = "(loss)"  # the block after the last node
 
@@ -279,7 +279,7 @@ def reach(jaxpr, marks: Sequence[int], seen=None) -> tuple[list[int], list[bool]
 
     Returns the marks of the outputs and, for every product of a DERIVED value, whether it
     carries a signal further: its other factor does not depend on DATA (a weight), or the
-    value is BEHIND a product already. A loop body's products count once. `stop_gradient`
+    value is AFTER a product already. A loop body's products count once. `stop_gradient`
     ends DERIVED. An equation we cannot look into reaches all it returns and, if DERIVED,
     counts as one product that carries. The marks of all variables come into `seen`.
     """
@@ -310,16 +310,16 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     if name == "cond":
         return _reach_branches(eqn, ins)
     if name == "stop_gradient":
-        union &= DATA | BEHIND
+        union &= DATA | AFTER
     found = []
     if not union & DATA:  # among parameters alone
         return [union] * len(eqn.outvars), []
     if union & DERIVED and name in PRODUCTS:
         value, other = ins if ins[0] & DERIVED else ins[1::-1]
-        found = [not other & DATA or bool(value & BEHIND)]
+        found = [not other & DATA or bool(value & AFTER)]
     elif union & DERIVED and (tags.sub_jaxprs(eqn) or name.startswith("custom_")):
         found = [True]
-    return [union | (BEHIND if found else 0)] * len(eqn.outvars), found
+    return [union | (AFTER if found else 0)] * len(eqn.outvars), found
 
 
 def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:

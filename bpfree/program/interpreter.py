@@ -125,7 +125,7 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> Known:
     return known
 
 
-def behind(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[int]:
+def downstream(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> set[int]:
     """`id` of the equations that a moved tag reaches, loops as wholes.
 
     Holds and statistics of the batch stop it.

@@ -96,8 +96,8 @@ def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
 
     def pull(signals: NodeTree):
         of_row = partial(_cotangents, losses, values)
-        behind, given = jax.vmap(of_row, axis_size=rows)(signals)
-        return transposed((behind / rows, given))[0]
+        after, given = jax.vmap(of_row, axis_size=rows)(signals)
+        return transposed((after / rows, given))[0]
 
     return out, values | held, pull
 
@@ -154,7 +154,7 @@ def observed(
     return run
 
 
-def adding(program: Program, behind=lambda y: y, tap=True):
+def adding(program: Program, at_node=lambda y: y, tap=True):
     """Visit that adds deltas at the active nodes, and keeps constant what is held.
 
     Of the share of each example in a statistic it hands out what its change is worth.
@@ -182,7 +182,7 @@ def adding(program: Program, behind=lambda y: y, tap=True):
             return value, ({site.name: value} if tap else {})
         if site.name not in program.active:
             return y, {}
-        value = behind(y)
+        value = at_node(y)
         if site.name in deltas:
             delta = deltas[site.name]
             value = value + (delta(y) if callable(delta) else delta).astype(y.dtype)

@@ -1,12 +1,12 @@
 """Credit rules: which losses answer for the noise at which part of a node.
 
-An estimator centres the losses and hands them to a rule, which says what stands beside
+An estimator centres the losses and hands them to a rule, which says what multiplies
 each entry of the node's noise:
 
     rule(centred losses (samples, *loss shape), node) -> array that broadcasts to
                                                          (samples, *node shape)
 
-Beside the noise of an entry, a loss which that entry cannot reach has mean zero: leaving
+Times the noise of an entry, a loss which that entry cannot reach has mean zero: leaving
 it out does not move the expectation, and takes its variance away.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from bpfree.program.tags import Site
-from bpfree.sampling.noise import beside
+from bpfree.sampling.noise import broadcast
 
 Rule = Callable[[jax.Array, Site], jax.Array]
 
@@ -31,7 +31,7 @@ def per_example(centred: jax.Array, node: Site) -> jax.Array:
     by the batch takes the sum over examples, and one loss () per batch answers for all.
     """
     by_example = centred.sum(2) if centred.ndim == 3 else centred
-    return beside(by_example, 1 + len(node.shape), node.batch_axis)
+    return broadcast(by_example, 1 + len(node.shape), node.batch_axis)
 
 
 def causal(axis: int = 0, reverse: bool = False, window: int | None = None) -> Rule:
@@ -162,7 +162,7 @@ def within_hops(adjacency, hops: int, axis: int = 1) -> Rule:
                 f"of the graph; the loss function returns {centred.shape[1:]}"
             )
         if centred.ndim == 2:
-            return _beside(node, nearby(centred), graph_axis(node))
+            return _broadcast(node, nearby(centred), graph_axis(node))
         return _along(nearby, axis, centred, node)
 
     return rule
@@ -198,7 +198,7 @@ class Segments(NamedTuple):
                 )
             if rows is None:
                 return per_example(centred, node)
-            return _beside(node, centred[:, rows], at)
+            return _broadcast(node, centred[:, rows], at)
 
         return rule
 
@@ -315,11 +315,11 @@ def rule_weights(
 
 
 def _along(spread, axis: int, centred: jax.Array, node: Site) -> jax.Array:
-    """Losses (samples, B, T) spread along T, beside axes (batch, `axis`) of the node."""
+    """Losses (samples, B, T) spread along T, for axes (batch, `axis`) of the node."""
     if node.batch_axis is None or axis == node.batch_axis:
         return per_example(centred, node)
     _check_length(axis, centred.shape[-1], node)
-    return _beside(node, spread(centred), node.batch_axis, axis)
+    return _broadcast(node, spread(centred), node.batch_axis, axis)
 
 
 def _check_length(axis: int, length: int, node: Site) -> None:
@@ -331,7 +331,7 @@ def _check_length(axis: int, length: int, node: Site) -> None:
         )
 
 
-def _beside(node: Site, weights: jax.Array, *axes: int) -> jax.Array:
+def _broadcast(node: Site, weights: jax.Array, *axes: int) -> jax.Array:
     """(samples, *sizes) with its sizes at `axes` of the node and 1 at the others."""
     order = np.argsort(axes)
     weights = weights.transpose(0, *(1 + order))

@@ -178,7 +178,9 @@ def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Progra
     """
     if layout.sequential or layout.mesh_size == layout.devices:  # no further axis
         return program
-    noisy = interpreter.behind(program.jaxpr, program.sites, lambda s: s.name in moved)
+    noisy = interpreter.downstream(
+        program.jaxpr, program.sites, lambda s: s.name in moved
+    )
 
     def bind(eqn, invals):
         inside = id(eqn) in noisy

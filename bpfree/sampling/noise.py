@@ -206,8 +206,8 @@ def draw_arrays(
     return [each(i, made.noise, words[i]) for i in range(len(kinds))]
 
 
-def beside(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
-    """The weights with `ndim` axes, to stand beside values (K, *node shape).
+def broadcast(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
+    """The weights with `ndim` axes, to multiply values (K, *node shape).
 
     Args:
       weights: (K, B), one per sample and example; (K,) for one loss per batch.
@@ -226,12 +226,12 @@ def beside(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
 
 def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight."""
-    return beside(weights, values.ndim, batch_axis) * values
+    return broadcast(weights, values.ndim, batch_axis) * values
 
 
 def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     """`per_sample(...).sum(0)`."""
-    return weighted_sum(beside(weights, values.ndim, batch_axis), values)
+    return weighted_sum(broadcast(weights, values.ndim, batch_axis), values)
 
 
 @jax.named_scope("bpfree.credit")

@@ -89,18 +89,18 @@ def updated_scales(state, slopes: NodeTree, optimizer):
     return Learned(optax.apply_updates(state.log_sigma, updates), opt_state)
 
 
-def scale_slopes(beside, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
+def scale_slopes(weights, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
     """The sum over samples, examples and entries of weights (s(eps) eps - 1).
 
     Args:
-      beside: {node: centred losses over the batch size, broadcasting to its noise}.
+      weights: {node: centred losses over the batch size, broadcasting to its noise}.
       noise: {node: (K, *node shape)}.
     """
     found = {}
     for site in nodes:
         z = noise[site.name]
         excess = score(z) * z - 1
-        own = beside[site.name] * excess
+        own = weights[site.name] * excess
         rest = tuple(range(z.ndim - len(_channels(site))))
         found[site.name] = own.sum(rest)
     return found
