@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import bpfree
@@ -252,10 +253,17 @@ def test_a_parameter_without_entries_is_none():
     found = bpfree.blocks(loss_fn, params, batch)
     assert [block.name for block in found] == ["w", "v", "(loss)"]
     assert sum(block.carried for block in found) == 0
-    tx = bpfree.node_perturbation(loss_fn, num_samples=2)
-    gradient, _ = tx.update(None, tx.init(params), params, batch=batch)
-    assert gradient["empty"].shape == (0, 0)
-    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
+    plain = bpfree.node_perturbation(loss_fn, num_samples=2)
+    adam = optax.adam(0.1)
+    with jax.numpy_dtype_promotion("standard"):  # of Adam
+        for tx in (
+            plain,
+            bpfree.learned_feedback(loss_fn, num_samples=2, example_batch=batch),
+            optax.chain(plain, bpfree.decorrelate(adam, loss_fn, example_batch=batch)),
+        ):
+            update, _ = tx.update(params, tx.init(params), params, batch=batch)
+            assert update["empty"].shape == (0, 0)
+            assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(update))
 
 
 def test_no_parameters_is_an_error():

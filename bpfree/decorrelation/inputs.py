@@ -100,7 +100,9 @@ def _read(loss_fn, params, batch, key, draw: Draw, structure: Structure) -> Taps
     args = arguments(loss_fn, params, batch, key)
     jaxpr, consts, _ = to_jaxpr(loss_fn, args)
     values = [
-        Kernel(jnp.asarray(p), path, tuple(range(jnp.ndim(p)))) if jnp.ndim(p) > 1 else p
+        Kernel(jnp.asarray(p), path, tuple(range(jnp.ndim(p))))
+        if jnp.ndim(p) > 1 and jnp.size(p)
+        else p
         for path, p in leaves(params).items()
     ]
     taps: Taps = {}

@@ -147,7 +147,7 @@ def chained() -> Predictor:
 
 
 def _small_like(key, leaf):
-    if leaf.ndim < 2:
+    if leaf.ndim < 2 or not leaf.size:
         return jnp.array(leaf, copy=True)  # a donated state must not take the model's
     lecun = jax.nn.initializers.lecun_normal()
     made = (_SMALL * lecun(key, leaf.shape)).astype(leaf.dtype)
