@@ -24,7 +24,7 @@ BUDGET = {
     "likelihood ratio (clean)": 2,
     "likelihood ratio (noisy)": 2,
     "forward gradient": 2.65,
-    "weight perturbation": 2.5,
+    "weight perturbation": 2.55,
     "weight perturbation (rank 1)": 3.5,
     "learned feedback": 5.5,
     "layer-wise": 3,

@@ -133,7 +133,7 @@ def _words(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
 
 def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
     words = _once(words).reshape(_words(shape, batch_axis))
-    places = jnp.arange(_WORD, dtype=jnp.uint32).reshape((1,) * words.ndim + (-1,))
+    places = np.arange(_WORD, dtype=np.uint32).reshape((1,) * words.ndim + (-1,))
     top_bit = (words[..., None] >> places) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
     signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)

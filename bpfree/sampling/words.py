@@ -87,7 +87,8 @@ def _taken(words, columns) -> jax.Array:
     numbers = lax.GatherDimensionNumbers(tuple(range(last)), (last,), (last,))
     sizes = (*words.shape[:-1], 1)
     mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    return lax.gather(words, columns[:, None], numbers, sizes, mode=mode)
+    starts = np.ascontiguousarray(columns[:, None], np.int32)
+    return lax.gather(words, starts, numbers, sizes, mode=mode)
 
 
 def _spread(x, like) -> jax.Array:
