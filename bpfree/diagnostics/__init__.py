@@ -14,13 +14,12 @@ along g. Its expectation is exact; where there is no bias it is negative half of
 `measure` needs a derivative to compare with; `recommend` needs forward passes only.
 """
 
-from bpfree.diagnostics.alignment import OVERALL, Alignment, Report
+from bpfree.diagnostics.alignment import Alignment, Report
 from bpfree.diagnostics.cost import cost, products, samples_for
 from bpfree.diagnostics.measuring import make_meter, measure
 from bpfree.diagnostics.recommending import Candidate, Recommendation, recommend
 
 __all__ = [
-    "OVERALL",
     "Alignment",
     "Candidate",
     "Recommendation",
