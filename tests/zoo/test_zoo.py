@@ -14,7 +14,7 @@ from tests.zoo.case import Case
 pytestmark = pytest.mark.filterwarnings("default")  # other people's warnings
 
 # Derivatives are those of a surrogate, which finite differences do not see.
-SURROGATE = {"dynamics.spiking", "spyx_models.leaky"}
+SURROGATE = {"dynamics.spiking", "spyx_models.leaky", "meetings.whole_numbers"}
 # What cannot be, and the error that says so. No kernel of the first enters a product as
 # it stands, so that there is nothing to decorrelate.
 REFUSED = {
@@ -65,8 +65,12 @@ def test_nodes(name):
 def test_slopes(name):
     if name in SURROGATE:
         pytest.skip("its derivative is a surrogate's")
-    found = checks.slopes(load(name))
-    assert found["(all)"].error < 0.05  # or the gate says nothing
+    case = load(name)
+    for repeats in (64, 256, 1024):  # with a larger error the gate says nothing
+        found = checks.slopes(case, repeats)
+        if found["(all)"].error < 0.05:
+            break
+    assert found["(all)"].error < 0.05
     assert {path: s for path, s in found.items() if not s.passed} == {}
 
 
