@@ -115,6 +115,21 @@ def learned_feedback() -> str:
     return table(head, rows) + source(record)
 
 
+def recommend() -> str:
+    record = records.read("recommend")
+    rows = [
+        [
+            name,
+            f"`{r['recommended']}`, {r['rate']:.2g}",
+            *(with_spread(r, f"{arm}_loss") for arm in ("followed", "default")),
+            *(with_spread(r, f"{arm}_accuracy") for arm in ("followed", "default")),
+        ]
+        for name, r in record["rows"].items()
+    ]
+    head = ["net", "recommended, rate", "loss", "default's", "accuracy", "default's"]
+    return table(head, rows) + source(record)
+
+
 def choice() -> str:
     """The estimators of the decision page: one gradient, and a training at equal cost."""
     one, trained = records.read("compare_estimators"), records.read("compare_training")
@@ -180,7 +195,15 @@ def _deviation(values: list[float]) -> float:
 
 TEXTS: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (alignment, training, learned_feedback, choice, digits, first_run)
+    for f in (
+        alignment,
+        training,
+        learned_feedback,
+        recommend,
+        choice,
+        digits,
+        first_run,
+    )
 }
 
 
