@@ -23,7 +23,7 @@ from bpfree.estimators.settings import Credit, check_choice, make_settings
 from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
-from bpfree.program.trace import LossFn, NodeFilter, split_aux
+from bpfree.program.trace import LossFn, NodeFilter, split_aux, to_jaxpr
 from bpfree.sampling.loop import in_chunks, sum_over_draws
 
 
@@ -129,7 +129,7 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
             return losses.mean(), (losses, aux)
 
         _, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
-        moved = weight_noise.moved(loss_fn, args, wanted)
+        moved = weight_noise.moved(to_jaxpr(loss_fn, args), args, wanted)
         _check_derivative(slope, params, moved)
         key = tags.fold_in_shards(key, losses)
         zeros = jax.tree.map(jnp.zeros_like, params)

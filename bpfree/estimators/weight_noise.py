@@ -19,7 +19,6 @@ from jax import lax
 from bpfree.program.blocks import moves_loss
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import to_jaxpr
 from bpfree.sampling import loop
 from bpfree.sampling.noise import Plan, draw_arrays, gaussian, named_keys, rademacher
 
@@ -64,12 +63,13 @@ def check_rank(rank) -> None:
         raise ValueError(f"rank={rank!r} must be None or a positive whole number")
 
 
-def moved(loss_fn, args, wanted=None) -> dict[str, jax.Array]:
+def moved(traced, args, wanted=None) -> dict[str, jax.Array]:
     """{path: parameter} of those that move the losses and whose gradient is asked for.
 
     The others would only add variance: their gradient is zero, or nobody reads it.
+    `traced` is `to_jaxpr` of the loss function at `args`.
     """
-    jaxpr, _, out = to_jaxpr(loss_fn, args)
+    jaxpr, _, out = traced
     leaves, paths = jax.tree.leaves(args[0]), param_paths(args[0])
     moving = moves_loss(jaxpr, jax.tree.structure(out), len(leaves))
     return {

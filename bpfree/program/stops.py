@@ -17,12 +17,13 @@ from bpfree.program.marking import roles, tagged
 from bpfree.program.trace import LossFn, check_losses, split_aux, to_jaxpr
 
 
-def held(loss_fn: LossFn, args) -> LossFn:
+def held(loss_fn: LossFn, args, traced=None) -> LossFn:
     """`loss_fn`, with what it has at `args` wherever noise would pass a stop_gradient.
 
+    `traced` is `to_jaxpr(loss_fn, args)`, for callers that have it.
     Costs a clean pass if there is such a place. Marks of the user are ignored.
     """
-    jaxpr, consts, out = to_jaxpr(loss_fn, args)
+    jaxpr, consts, out = traced or to_jaxpr(loss_fn, args)
     size = check_losses(split_aux(out)[0])
     found = find(jaxpr, consts, roles(args), 0, size, True, everywhere=True)
     if not any(mark.kind == "hold" for mark in found.outputs.values()):

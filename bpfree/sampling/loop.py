@@ -6,6 +6,7 @@ It changes time, memory and rounding of an estimate, never what is drawn.
 import math
 import operator
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,9 +111,13 @@ def side_by_side(evaluate: Callable) -> Callable:
     `ragged_dot` has none for a shared weight, nor has many a primitive of other people.
     """
 
+    return _or_in_turn(jax.vmap(evaluate), evaluate)
+
+
+def _or_in_turn(together: Callable, evaluate: Callable) -> Callable:
     def run(*samples):
         try:
-            return jax.vmap(evaluate)(*samples)
+            return together(*samples)
         except NotImplementedError:
             return _in_turn(evaluate)(*samples)
 
@@ -129,10 +134,8 @@ def in_chunks(layout: Layout, function: Callable) -> Callable:
     def run(tree):
         if len(jax.tree.leaves(tree)[0]) <= layout.chunk:
             return side_by_side(function)(tree)
-        try:
-            return lax.map(function, tree, batch_size=layout.chunk)
-        except NotImplementedError:
-            return _in_turn(function)(tree)
+        chunked = partial(lax.map, function, batch_size=layout.chunk)
+        return _or_in_turn(chunked, function)(tree)
 
     return run
 
