@@ -1,7 +1,7 @@
 """Cost of one update of each estimator, from one process.
 
     python scripts/benchmark.py [--models=mlp,conv] [--samples=64,1024] [--rounds=15]
-        [--only=wp,fg]
+        [--only=wp,fg] [--results=results/benchmark.json]
 
 Columns: `bp steps`, time of an update over that of a backprop update of the same batch;
 `of inference`, time of a sample over that of plain inference of the same examples;
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import records
 from absl import app, flags
 from flax import linen as nn
 
@@ -32,6 +33,7 @@ SAMPLES = flags.DEFINE_list("samples", ["64", "1024"], "perturbation samples per
 ROUNDS = flags.DEFINE_integer("rounds", 15, "timed rounds")
 BATCH = flags.DEFINE_integer("batch", 128, "examples")
 CHUNK = flags.DEFINE_integer("chunk", 8, "samples evaluated side by side")
+RESULTS = flags.DEFINE_string("results", "", "where to write the table, if anywhere")
 
 
 class MLP(nn.Module):
@@ -171,7 +173,8 @@ def ratio(times: list[float], to: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, to, strict=True))
 
 
-def report(name: str) -> None:
+def report(name: str) -> dict[str, dict[str, Any]]:
+    """{row: its columns}, printed as well."""
     task = make_task(name)
     rows = [update_row("backprop", 1, bpfree.backprop(task.loss_fn), task)]
     rows += [inference_row(task)]
@@ -188,6 +191,7 @@ def report(name: str) -> None:
     print(f"inference {1e3 * statistics.median(inference):.2f} ms a batch")
     columns = ("K", "ms", "bp steps", "of inference", "floor", "scratch MiB")
     print(f"{'estimator':<20}" + "".join(f"{c:>13}" for c in columns))
+    found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.name == "inference":
             continue
@@ -202,15 +206,25 @@ def report(name: str) -> None:
             f"{row.name:<20}{row.samples:>13}{1e3 * statistics.median(spent):>13.2f}"
             f"{cost[0]:>13.2f}{cost[1]:>13.2f}{over:>13}{row.scratch / 2**20:>13.1f}"
         )
+        found[f"{name}: {row.name}, {row.samples}"] = {
+            "backprop_steps": cost[0],
+            "of_inference": cost[1],
+            "of_floor": cost[1] * row.samples / floor(row.samples),
+            "scratch_mib": row.scratch / 2**20,
+        }
+    return found
 
 
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    found = {}
     for name in MODELS.value:
         if name not in INPUTS:
             raise app.UsageError(f"unknown model {name!r}; choose from {sorted(INPUTS)}")
-        report(name)
+        found |= report(name)
+    if RESULTS.value:
+        records.write(RESULTS.value, [], found)
 
 
 if __name__ == "__main__":

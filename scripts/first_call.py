@@ -1,6 +1,6 @@
 """Size of the program of one update, and seconds to trace and compile it.
 
-    python scripts/first_call.py --depth=12 --rounds=3
+    python scripts/first_call.py --depth=12 --rounds=3 [--results=results/first_call.json]
 
 The model is an unrolled transformer (width 64, 4 heads, batch 8 x 32). Printed for each
 estimator: StableHLO operations of the lowered program, and seconds to trace and lower and
@@ -17,6 +17,7 @@ import time
 
 import jax
 import optax
+import records
 from flax import linen as nn
 
 import bpfree
@@ -112,6 +113,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="estimators, by commas; none: all")
     parser.add_argument("--cpu", action="store_true", help="processor time")
+    parser.add_argument("--results", default="", help="where to write the table as JSON")
     args = parser.parse_args()
     clock = time.process_time if args.cpu else time.perf_counter
     jax.config.update("jax_enable_compilation_cache", False)
@@ -124,13 +126,18 @@ def main():
     ]
     print(f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}")
     base = statistics.median(sum(r["backprop"]) for r in rounds) if rounds else None
+    rows = {}
     for name, size in sizes.items():
-        line = f"{name:<28}{size:>8}{size / sizes['backprop']:>7.2f}x"
+        rows[name] = {"operations": size, "over_backprop": size / sizes["backprop"]}
+        line = f"{name:<28}{size:>8}{rows[name]['over_backprop']:>7.2f}x"
         if rounds:
             trace, build = (statistics.median(r[name][i] for r in rounds) for i in (0, 1))
             whole = statistics.median(sum(r[name]) for r in rounds) / base
+            rows[name] |= {"trace": trace, "compile": build, "seconds_over": whole}
             line += f"{trace:>10.1f}{build:>11.1f}{whole:>8.1f}x"
         print(line)
+    if args.results:
+        records.write(args.results, [], rows)
 
 
 if __name__ == "__main__":

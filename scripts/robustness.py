@@ -1,6 +1,7 @@
 """Nets trained by several rules, under attacks and corruptions.
 
-    BPFREE_DATA_DIR=... python scripts/robustness.py [--data=mnist] [--figure=a.png]
+    BPFREE_DATA_DIR=... python scripts/robustness.py [--data=mnist]
+        [--figure=a.png] [--results=results/robustness.json]
 
 An MLP 784-50-10 by each rule, 3 seeds in one vmapped program; then its accuracy on test
 images: clean, under FGSM made on another net (transfer: a backprop net of rectifiers),
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import records
 import trainer
 from absl import app, flags
 
@@ -39,6 +41,7 @@ EARLY = flags.DEFINE_integer("early", 1300, "updates of backprop that stops earl
 RULES = flags.DEFINE_list("rules", [], "some of the rules; none: all")
 RATE = flags.DEFINE_float("learning_rate", 3e-3, "of Adam, for all rules")
 FIGURE = flags.DEFINE_string("figure", "", "where to draw accuracy against epsilon")
+RESULTS = flags.DEFINE_string("results", "", "where to write the table, if anywhere")
 GRID = (0.0, 0.03, 0.06, 0.1, 0.13, 0.2, 0.3)
 
 LOSS = optax.softmax_cross_entropy_with_integer_labels
@@ -191,7 +194,7 @@ def main(argv) -> None:
     columns = looks(bounds, transferred)
     print(f"{DATA.value}, epsilon {EPSILON.value}, jax {jax.__version__}")
     print(f"{'rule':<17}" + "".join(f"{c:>15}" for c in columns), flush=True)
-    curves = {}
+    curves, rows = {}, {}
     for name, rule in rules().items():
         if RULES.value and name not in RULES.value:
             continue
@@ -205,9 +208,15 @@ def main(argv) -> None:
             return robustness.accuracy(apply, changed, label)
 
         found = [jax.jit(jax.vmap(partial(look, c)))(params) for c in columns.values()]
-        spreads = ((np.mean(a), np.std(a, ddof=1)) for a in found)
-        cells = (f"{mean:>8.3f} +-{spread:.3f}" for mean, spread in spreads)
+        means, spreads = np.mean(found, axis=1), np.std(found, axis=1, ddof=1)
+        pairs = zip(means, spreads, strict=True)
+        cells = (f"{mean:>8.3f} +-{spread:.3f}" for mean, spread in pairs)
         print(f"{name:<17}" + " ".join(cells), flush=True)
+        rows[name] = dict(zip(columns, map(float, means), strict=True))
+        names = (f"{column}_std" for column in columns)
+        rows[name] |= dict(zip(names, map(float, spreads), strict=True))
+        if RESULTS.value:
+            records.write(RESULTS.value, list(range(SEEDS.value)), rows)
         curves[name] = [
             np.asarray(jax.vmap(partial(look, lambda *_, made=made: made))(params))
             for made in curve

@@ -57,9 +57,10 @@ def with_spread(row: dict, key: str) -> str:
 
 def source(record: dict) -> str:
     """The command, under its table."""
-    seeds = f"seeds {record['seeds'][0]} to {record['seeds'][-1]}"
     where = f"{record['device']['platform'].upper()}, JAX {record['versions']['jax']}"
-    return f"\n`{record['command']}` ({seeds}; {where})\n"
+    if record["seeds"]:
+        where = f"seeds {record['seeds'][0]} to {record['seeds'][-1]}; {where}"
+    return f"\n`{record['command']}` ({where})\n"
 
 
 def call(name: str) -> str:
@@ -153,6 +154,97 @@ def choice() -> str:
     return table(head, rows) + source(one) + source(trained)
 
 
+# The calls that the names of scripts/first_call.py stand for.
+PROGRAMS = {
+    "likelihood ratio (clean)": 'likelihood_ratio(pairing="clean")',
+    "likelihood ratio (noisy)": "likelihood_ratio()",
+    "node perturbation": "node_perturbation()",
+    "weight perturbation": "weight_perturbation()",
+    "forward gradient": "forward_gradient()",
+    "layer-wise": "node_perturbation(layerwise=True)",
+    "weight perturbation (rank 1)": "weight_perturbation(rank=1)",
+    "learned feedback": "learned_feedback()",
+}
+
+
+def first_call() -> str:
+    record = records.read("first_call")
+    rows = sorted(record["rows"].items(), key=lambda row: row[1]["operations"])
+    calls = {"backprop": "backprop()"} | PROGRAMS
+    lines = [
+        [f"`{calls[name]}`", f"{row['operations']:,}", f"{row['over_backprop']:.2f}"]
+        for name, row in rows
+    ]
+    return table(["estimator", "operations", "over backprop"], lines) + source(record)
+
+
+COSTS = {
+    "np": "node_perturbation()",
+    "np antithetic": "node_perturbation(antithetic=True)",
+    "lr clean shared": 'likelihood_ratio(pairing="clean", noise="shared_gaussian")',
+    "lr clean": 'likelihood_ratio(pairing="clean")',
+    "lr noisy shared": 'likelihood_ratio(noise="shared_gaussian")',
+    "lr noisy": "likelihood_ratio()",
+    "wp": "weight_perturbation()",
+    "wp rank 1": "weight_perturbation(rank=1)",
+    "fg nodes": "forward_gradient()",
+    "fg weights": 'forward_gradient(tangents="weights")',
+}
+
+
+def cost() -> str:
+    record = records.read("benchmark")
+    rows = [
+        [
+            f"`{call}`",
+            f"{row['backprop_steps']:.1f}",
+            f"{row['of_inference']:.2f}",
+            f"{row['of_floor']:.2f}",
+            f"{row['scratch_mib']:.1f}",
+        ]
+        for name, call in COSTS.items()
+        for row in [record["rows"][f"mlp: {name}, 64"]]
+    ]
+    head = [
+        "estimator, 64 samples",
+        "backprop steps",
+        "a sample, of inference",
+        "of its FLOP floor",
+        "scratch, MiB",
+    ]
+    return table(head, rows) + source(record)
+
+
+RULES = {
+    "backprop": "backprop",
+    "backprop early": "backprop, stopped after 1,300 steps",
+    "backprop noise": "backprop through the same noise",
+    "lr": "`likelihood_ratio`, sigma 0.5",
+    "lr threshold": "the same, threshold units",
+    "np": "`node_perturbation`",
+    "anp": "`activity_node_perturbation`",
+    "feedback": "`learned_feedback`",
+    "ep": "`equilibrium_propagation`",
+    "decorrelated": "`decorrelate`, the `dbp` rule",
+}
+
+
+def robustness() -> str:
+    record = records.read("robustness")
+    columns = ["clean", "transfer", "pgd", "search", "gaussian", "contrast"]
+    rows = [
+        [text]
+        + [
+            f"{share(record['rows'][name][c], 3)} +- "
+            f"{share(record['rows'][name][c + '_std'], 3)}"
+            for c in columns
+        ]
+        for name, text in RULES.items()
+    ]
+    head = ["clean", "transfer", "PGD", "search", "Gaussian .3", "contrast - .6"]
+    return table(["trained by", *head], rows) + source(record)
+
+
 def digits() -> str:
     record = records.read("digits")
     rows = [
@@ -201,6 +293,9 @@ TEXTS: dict[str, Callable[[], str]] = {
         learned_feedback,
         recommend,
         choice,
+        first_call,
+        cost,
+        robustness,
         digits,
         first_run,
     )

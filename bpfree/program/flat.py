@@ -37,9 +37,23 @@ class Body(NamedTuple):
     outs: tuple[int, ...]
     consts: dict[int, Any]
 
-    def uses(self) -> Counter:
-        """How often each value is read here."""
-        return Counter(v for op in self.ops for v in op.ins) + Counter(self.outs)
+
+class Live(NamedTuple):
+    """What some outputs of a program depend on.
+
+    Attributes:
+      paths: of the operations.
+      outs: {outputs of a body: which of them are needed}.
+    """
+
+    paths: set[Path]
+    outs: dict[tuple[int, ...], list[bool]]
+
+    def uses(self, body: Body) -> Counter:
+        """How often each value is read here, by what is needed."""
+        read = Counter(v for op in body.ops if op.path in self.paths for v in op.ins)
+        needed = zip(body.outs, self.outs.get(body.outs, ()), strict=False)
+        return read + Counter(v for v, mine in needed if mine)
 
 
 def flatten(jaxpr, consts) -> Body:
@@ -91,21 +105,22 @@ def _inner_jaxprs(eqn) -> list[Any]:
     return list(jcore.jaxprs_in_params(eqn.params))
 
 
-def live(body: Body, used: list[bool]) -> set[Path]:
-    """Paths of the operations on which the used outputs depend."""
-    found: set[Path] = set()
+def live(body: Body, used: list[bool]) -> Live:
+    """On what the used outputs depend."""
+    found = Live(set(), {})
     _live(body, used, found)
     return found
 
 
-def _live(body: Body, used, found: set[Path]) -> list[bool]:
+def _live(body: Body, used, found: Live) -> list[bool]:
     """Which inputs are needed; adds to `found`."""
+    found.outs[body.outs] = list(used)
     needed = {v for v, mine in zip(body.outs, used, strict=True) if mine}
     for op in reversed(body.ops):
         wanted = [v in needed for v in op.outs]
         if not any(wanted):
             continue
-        found.add(op.path)
+        found.paths.add(op.path)
         reads = [True] * len(op.ins)
         if op.name == "scan":
             reads = _live_scan(op, wanted, found)
@@ -118,7 +133,7 @@ def _live(body: Body, used, found: set[Path]) -> list[bool]:
     return [v in needed for v in body.ins]
 
 
-def _live_scan(op: Op, wanted, found: set[Path]) -> list[bool]:
+def _live_scan(op: Op, wanted, found: Live) -> list[bool]:
     consts, carry, _ = tags.split_scan(op.eqn.params, list(op.ins))
     n, m = len(consts), len(carry)
     wanted = list(wanted)

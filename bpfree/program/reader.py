@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bpfree.program import axes, tags, weights
 from bpfree.program.axes import LOST, Place
-from bpfree.program.flat import Body, Op, Path
+from bpfree.program.flat import Body, Live, Op, Path
 from bpfree.program.seen_through import is_callback, passes_noise
 from bpfree.program.values import Value, bits_of, join, known, small, typed
 from bpfree.program.weights import LOOKUPS, PRODUCTS, STEPS
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     """What is read: a flat program, with the arguments of `find`.
 
     Attributes:
-      live: paths of the operations on which the losses depend.
+      live: on what the losses depend.
       marked: the user has chosen the nodes, so that none is added.
       assumed: length of the axis by which a constant, or what a key draws, is taken for a
         value of the batch (coordinates, latents, time steps). Nothing rests on it: noise
@@ -55,7 +55,7 @@ class Source(NamedTuple):
     body: Body
     shapes: tuple[tuple[int, ...], ...]
     roles: tuple[str, ...]
-    live: set[Path]
+    live: Live
     marked: bool
     batch: int | None
     credited: bool
@@ -71,8 +71,8 @@ class Source(NamedTuple):
         if self.marked:
             return self
         made_of = weights.structure(self.body, self.roles, assumed)
-        sums = weights.summed_products(self.body, made_of)
-        ends = weights.ends(self.body, made_of, sums)
+        sums = weights.summed_products(self.body, made_of, self.live)
+        ends = weights.ends(self.body, made_of, sums, self.live)
         return self._replace(assumed=assumed, ends=ends, sums=sums)
 
 
@@ -157,7 +157,7 @@ class Reader:
         asked = {v for op in body.ops if is_callback(op) for v in op.ins}
         for op in body.ops:
             ins = [env[v] for v in op.ins]
-            if op.path not in self.source.live:
+            if op.path not in self.source.live.paths:
                 outs = [Value()] * len(op.outs)
                 if op.eqn.primitive is tags.tag_p:
                     self.idle.add(op.path)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bpfree.program import tags
-from bpfree.program.flat import Body, Op, Path
+from bpfree.program.flat import Body, Live, Op, Path
 
 PRODUCTS = frozenset(
     """dot_general conv_general_dilated ragged_dot ragged_dot_general
@@ -77,16 +77,16 @@ def structure(
     return found
 
 
-def summed_products(body: Body, made_of) -> dict[Path, tuple[int, int]]:
+def summed_products(body: Body, made_of, live: Live) -> dict[Path, tuple[int, int]]:
     """{path of a sum: (weight, value of the batch)}: products written with `*` and `sum`.
 
     The sum alone reads the product, along an axis on which the weight varies.
     """
     found: dict[Path, tuple[int, int]] = {}
-    uses, made = body.uses(), {}
+    uses, made = live.uses(body), {}
     for op in body.ops:
         for inner in op.bodies if op.name == "scan" or op.name in tags.REMAT else ():
-            found |= summed_products(inner, made_of)
+            found |= summed_products(inner, made_of, live)
         made.update(dict.fromkeys(op.outs, op))
         factor = made.get(op.ins[0]) if op.name == "reduce_sum" else None
         while (
@@ -155,15 +155,16 @@ class _Region:
         return all(left == 0 for v, left in self.values.items() if v != value)
 
 
-def ends(body: Body, made_of, sums) -> dict[Path, Path]:
+def ends(body: Body, made_of, sums, live: Live) -> dict[Path, Path]:
     """{path of an operation: path of the operation after which its node stands}.
 
     Args:
       made_of: `structure` of the program.
       sums: `summed_products` of it.
+      live: on what the losses depend; nothing else counts as a use.
     """
     found: dict[Path, Path] = {}
-    uses = body.uses()
+    uses = live.uses(body)
     of_value: dict[int, _Region] = {}
     regions: list[_Region] = []
 
@@ -175,8 +176,8 @@ def ends(body: Body, made_of, sums) -> dict[Path, Path]:
 
     for op in body.ops:
         if op.name == "scan" or op.name in tags.REMAT:
-            found |= ends(op.bodies[0], made_of, sums)
-        if not (op.outs and is_data(op.outs[0])):
+            found |= ends(op.bodies[0], made_of, sums, live)
+        if op.path not in live.paths or not (op.outs and is_data(op.outs[0])):
             continue
         weighted = any(map(is_weight, op.ins))
         product = op.name in PRODUCTS or op.name in LOOKUPS or bool(op.bodies)
