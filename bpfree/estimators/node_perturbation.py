@@ -92,8 +92,10 @@ def node_perturbation(
         passes, and a quarter as many further passes, in which the statistics alone move,
         say what each example's share in them is worth. With True these passes are left
         out: an estimate with less variance, of the gradient with the statistics
-        constant, which is not that of the loss. Many statistics and few samples need it:
-        `configs/cifar10_convnet.py` (448 statistics, 16 samples) diverges without.
+        constant, which is not that of the loss. A node stands after the norm of its own
+        product, so that only later norms are constants: on the net of
+        `configs/cifar10_convnet.py` the cosine of the two gradients is .79 to 1.00,
+        kernel by kernel (`scripts/batch_statistics.py --limits=cifar10_jpeg`).
       hold_stop_gradient: what stands under `jax.lax.stop_gradient` keeps its clean value
         in noisy passes, so that the estimate is of what autodiff gives. False lets noise
         through, by which the differences see the true function of a straight-through
