@@ -90,7 +90,7 @@ def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
 
 
-def _from_tfds(name: str, splits: tuple[str, str]) -> tuple[Any, dict[str, Any]]:
+def _from_tfds(name: str, splits: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     builder, sources = tfds.opened(name, splits)
     with tfds.dataset_errors(builder.data_dir):
         parts = tuple(_part(source) for source in sources)

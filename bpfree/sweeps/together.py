@@ -15,7 +15,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree.estimators.reading import find_state
-from bpfree.sweeps import points
 from bpfree.sweeps.group import STACKED, Group, check, make_group
 from bpfree.sweeps.result import Result, done, failed
 from bpfree.training import blocks, checkpoint, feed, job, metrics, resume, steps
@@ -51,7 +50,7 @@ class Placed(NamedTuple):
     """A group on its devices, points padded to a multiple of their number."""
 
     group: Group
-    numbers: dict[points.Path, jax.Array]
+    numbers: dict[str, jax.Array]
     state: TrainState
     train: Any
     validation: Any

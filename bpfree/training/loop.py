@@ -171,7 +171,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     Takes the state's buffers over.
     """
     job, settings = run.job, run.job.settings
-    align, look_every = watch.aligner(job), settings.diagnostics["every"]
+    align, look_every = watch.aligner(job), settings.diagnostics.every
     write, quiet = processes.only_main(metrics.write), not processes.is_main()
     begun = int(state.step)
 

@@ -131,7 +131,10 @@ def _check_types(constructor, parameters, kwargs, where) -> None:
 
 
 def _hints(constructor) -> dict[str, Any]:
-    target = constructor.__init__ if inspect.isclass(constructor) else constructor
+    target = constructor
+    if inspect.isclass(constructor):
+        fields = hasattr(constructor, "_fields")  # of a NamedTuple, made by __new__
+        target = constructor.__new__ if fields else constructor.__init__
     try:
         return typing.get_type_hints(target)
     except (NameError, TypeError, AttributeError):
