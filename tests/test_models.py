@@ -39,8 +39,8 @@ def test_without_a_norm_the_pullback_is_the_gradient():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"norm": "layer"}, "norm 'layer' is unknown.*'none', 'batch'"),
-        ({"activation": "step"}, "activation 'step' is unknown; choose one of relu"),
+        ({"norm": "layer"}, "norm='layer' is unknown.*'none', 'batch'"),
+        ({"activation": "step"}, "activation='step' is unknown; choose one of .'relu"),
         ({"image": ()}, r"examples of shape \(64,\) are no images: set image="),
     ],
 )
@@ -101,7 +101,7 @@ def test_words_behind_the_end_do_not_count():
 
 
 def test_recurrent_mistakes():
-    with pytest.raises(ValueError, match="cell 'gur' is unknown; choose one of"):
+    with pytest.raises(ValueError, match="cell='gur' is unknown; choose one of"):
         recurrent.Model(3, cell="gur").init(jax.random.key(0), ROWS)
     with pytest.raises(ValueError, match="are no sequences: set vocabulary="):
         recurrent.Model(3).init(jax.random.key(0), ROWS)
@@ -140,7 +140,7 @@ def test_spikes_have_no_derivative_but_for_the_surrogate():
     slope = jax.grad(lambda u: spiking.fire(u, 2.0).sum())(u)
     assert_close(slope, jnp.array([0.25, 0.25], jnp.float32), rtol=1e-6)
     assert spiking.fire(u, 2.0).tolist() == spiking.fire(u).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="coding 'morse' is unknown; choose one of"):
+    with pytest.raises(ValueError, match="coding='morse' is unknown; choose one of"):
         spiking.Model(2, coding="morse").init(jax.random.key(0), ROWS)
 
 

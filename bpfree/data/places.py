@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.data import Batch, Dataset, Examples, made_up, raw, sizes, tfds
+from bpfree.data import Batch, Dataset, Examples, made_up, raw, tfds
 from bpfree.data.catalogue import Entry
 
 FromTfds = Callable[[tuple[str, ...]], tuple[Any, dict[str, Any]]]
@@ -104,5 +104,5 @@ def dataset(
     source = {"name": name, **record, "split": split}
     if entry.note:
         source["note"] = entry.note
-    data = Dataset(train, validation, test, entry.num_classes, source, **fields)
-    return data._replace(source={**source, **sizes(data)})
+    classes = entry.num_classes
+    return Dataset(train, validation, test, classes, source, **fields).counted()

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bpfree.choices import check_choice
 from bpfree.decorrelation import moments
 from bpfree.decorrelation.moments import product, transpose
 from bpfree.decorrelation.rules import Rule
@@ -103,8 +104,7 @@ def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh")
     """
     _check(damping, decay)
     roots = {"eigh": _eigh, "newton_schulz": newton_schulz}
-    if method not in roots:
-        raise ValueError(f"method {method!r} is unknown; choose one of {sorted(roots)}")
+    check_choice("method", method, roots)
 
     def gradient(state: Direct, g):
         return product(g, transpose(state.matrix))

@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from bpfree.choices import Noise, check_choice
 from bpfree.estimators import perturbation, weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
-from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import Estimate, Estimator
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.settings import Credit, check_choice, make_settings
+from bpfree.estimators.settings import Credit, make_settings
 from bpfree.program import interpreter, lowrank, tags
 from bpfree.program.marking import param_paths
+from bpfree.program.rewriting import to_jaxpr
 from bpfree.program.tangents import with_tangents
-from bpfree.program.trace import LossFn, NodeFilter, split_aux, to_jaxpr
+from bpfree.program.trace import LossFn, NodeFilter, split_aux
 from bpfree.sampling.loop import in_chunks, sum_over_draws
 
 

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from bpfree.choices import check_choice
 from bpfree.estimators import perturbation, predictors
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.settings import check_choice, frozen
+from bpfree.estimators.settings import frozen
 from bpfree.program import passes, tags, tangents
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import (

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from bpfree.choices import check_choice
+
 
 def rate(x: jax.Array, steps: int) -> jax.Array:
     """(B, F) in 0 .. 1 to spikes (B, T, F): x T of them at even distances, rounded."""
@@ -81,14 +83,11 @@ class Model(nn.Module):
 
         Raises ValueError for an unknown coding.
         """
+        check_choice("coding", self.coding, (*CODINGS, "none"))
         if self.coding == "none":
             spikes = x.reshape(*x.shape[:2], -1)
-        elif self.coding in CODINGS:
-            spikes = CODINGS[self.coding](x.reshape(x.shape[0], -1), self.steps)
         else:
-            raise ValueError(
-                f"coding {self.coding!r} is unknown; choose one of {(*CODINGS, 'none')}"
-            )
+            spikes = CODINGS[self.coding](x.reshape(x.shape[0], -1), self.steps)
         for width in self.hidden:
             spikes = self._spikes(nn.Dense(width)(spikes))
         return nn.Dense(self.num_classes)(spikes.mean(1))

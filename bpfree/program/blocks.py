@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jcore
 
-from bpfree.program import interpreter, passes, tags
+from bpfree.program import passes, rewriting, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import Program, split_aux
 from bpfree.program.weights import PRODUCTS, STEPS
@@ -179,7 +179,7 @@ def _opened(eqn, invals) -> list[Any]:
         return _opened(eqn, invals)
 
     try:
-        return interpreter.replay(*tags.body_of(eqn), invals, smooth)
+        return rewriting.replay(*tags.body_of(eqn), invals, smooth)
     except TypeError:  # numbers that are whole for another reason
         return tags.bind_eqn(eqn, invals)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 from bpfree.program.marking import with_nodes
 from bpfree.program.tags import Site
 
@@ -38,7 +38,7 @@ class Program(NamedTuple):
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
     held: dict[str, Any] = {}
-    bind: interpreter.Bind = tags.bind_eqn
+    bind: rewriting.Bind = tags.bind_eqn
 
     @property
     def nodes(self) -> tuple[Site, ...]:
@@ -152,18 +152,12 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
 
 def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, **options):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
-    jaxpr, consts, out = to_jaxpr(loss_fn, args)
+    jaxpr, consts, out = rewriting.to_jaxpr(loss_fn, args)
     losses = split_aux(out)[0]
     batch_size = check_losses(losses, loss_axes)
     credited = credited and losses.ndim == 1  # of (B, T) the examples must not meet
     jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited, **options)
     return jaxpr, consts, out, batch_size
-
-
-def to_jaxpr(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
-    """(jaxpr, its constants, shapes of the output)."""
-    closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
-    return *tags.open_jaxpr(closed), out
 
 
 # ------------------------------------------------------------------------------ checks

@@ -164,10 +164,8 @@ def _fresh(
     made = file.config()
     for flag in command_line.named(made, overrides):
         key = flag.partition("=")[0].removeprefix("--config.")
-        value: Any = parsed
-        for name in key.split("."):
-            value = value[name]
-        points.override(made, key, value)
+        section, name = config_files.located(made, key)
+        section[name] = config_files.located(parsed, key)[0][name]
     return config_files.absolute(made, Path.cwd())
 
 

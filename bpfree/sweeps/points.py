@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from bpfree.training import config
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training import config, config_files
+from bpfree.training.names import ConfigError
 
 Overrides = Mapping[str, Any]
 
@@ -56,28 +56,14 @@ def make_point(base: ConfigDict, overrides: Overrides) -> Point:
     given = dict(overrides)
     try:
         for key, value in given.items():
-            override(base, key, value)
+            section, name = config_files.located(base, key)
+            section[name] = value
         made = config.as_json(base)
         config.read(made)
     except (ConfigError, TypeError, ValueError) as error:
         return Point(_digest(given), given, None, str(error))
     identity = {k: v for k, v in made.items() if k not in config.HARMLESS}
     return Point(_digest(identity), given, made)
-
-
-def override(base: ConfigDict, key: str, value: Any) -> None:
-    """Set one entry that the config has; raises ConfigError or TypeError."""
-    *parents, last = key.split(".")
-    section: Any = base
-    for name in parents:
-        section = section[name] if _has(section, name) else None
-    if not _has(section, last):
-        raise unknown("config entry", key, list(base.keys()))
-    section[last] = value
-
-
-def _has(section: Any, name: str) -> bool:
-    return isinstance(section, ConfigDict) and name in section
 
 
 def _digest(value: Any) -> str:

@@ -21,7 +21,7 @@ from bpfree.training import (
     pretrained,
     steps,
 )
-from bpfree.training.names import ConfigError, check_known
+from bpfree.training.names import ConfigError, check_known, config_errors
 
 
 class Job(NamedTuple):
@@ -110,14 +110,11 @@ def draft(
         made = steps.init_variables(net, key, batch)
         return pretrained.begin(settings.pretrained, *made)
 
-    try:
-        shapes, state_shapes = jax.eval_shape(init, keys.init)
-    except ConfigError:
-        raise
-    except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
-        raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
-    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
-        raise ConfigError(f"config.model: {type(error).__name__}: {error}") from error
+    with config_errors("config.model"):
+        try:
+            shapes, state_shapes = jax.eval_shape(init, keys.init)
+        except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
+            raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if leaf.size == 0:
             raise ConfigError(
@@ -163,15 +160,9 @@ def find_metrics(settings: config.Settings) -> tuple[losses.Metric, ...]:
 def _check_losses(made: Draft) -> None:
     """Trace loss and metrics; ConfigError with what they refuse."""
     batch, key = made.batch, jax.random.key(0)
-    where = "config.loss"
-    try:
-        if not isinstance(made.loss_fn, Energy):
-            loss_fn = made.loss_fn
+    if not isinstance(made.loss_fn, Energy):
+        loss_fn = made.loss_fn
+        with config_errors("config.loss does not run on this model and data"):
             jax.eval_shape(loss_fn, *arguments(loss_fn, made.shapes, batch, key))
-        where = "config.metrics"
+    with config_errors("config.metrics does not run on this model and data"):
         jax.eval_shape(made.task.measure, made.shapes, batch["state"], batch)
-    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
-        kind = type(error).__name__
-        raise ConfigError(
-            f"{where} does not run on this model and data: {kind}: {error}"
-        ) from error

@@ -1,5 +1,6 @@
 """Names and keyword arguments of a config, checked before anything is traced."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -8,7 +9,7 @@ import pkgutil
 import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -23,6 +24,17 @@ class ConfigError(ValueError):
         ...     print(type(error).__name__)
         ConfigError
     """
+
+
+@contextlib.contextmanager
+def config_errors(what: str) -> Iterator[None]:
+    """Errors of all kinds (Flax's, JAX's, the user's own) as a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:
