@@ -125,7 +125,7 @@ def trace(
     )
     sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
-    active = frozenset(filter(_predicate(nodes, names), names))
+    active = frozenset(chosen_names(names, nodes, "nodes"))
     if not active:
         hint = f"`nodes=` keeps none of {names}" if names else "it has none"
         raise ValueError(
@@ -182,16 +182,20 @@ def arguments(loss_fn: LossFn, params, batch, key) -> tuple:
     return params, batch, key
 
 
-def _predicate(nodes: NodeFilter, names: list[str]) -> Callable[[str], bool]:
-    if nodes is None:
-        return lambda name: True
-    if callable(nodes):
-        return nodes
-    patterns = {nodes} if isinstance(nodes, str) else set(nodes)
-    chosen = {p: fnmatch.filter(names, p) for p in patterns}
-    if unknown := [p for p, found in chosen.items() if not found]:
-        raise ValueError(f"unknown nodes {sorted(unknown)}; the nodes are {names}")
-    return {name for found in chosen.values() for name in found}.__contains__
+def chosen_names(names: list[str], wanted: NodeFilter, what: str) -> list[str]:
+    """All names; or those of a predicate, or of names and glob patterns.
+
+    Raises ValueError for a pattern that no name fits.
+    """
+    if wanted is None:
+        return names
+    if callable(wanted):
+        return list(filter(wanted, names))
+    patterns = {wanted} if isinstance(wanted, str) else set(wanted)
+    found = {p: fnmatch.filter(names, p) for p in patterns}
+    if unknown := sorted(p for p, fitting in found.items() if not fitting):
+        raise ValueError(f"unknown {what} {unknown}; the {what} are {names}")
+    return [name for name in names if any(name in each for each in found.values())]
 
 
 def _with_names(sites: list[Site]) -> tuple[Site, ...]:

@@ -24,22 +24,16 @@ class Feed(NamedTuple):
     """A run's supply of batches.
 
     Attributes:
-      lower: `(length, state) -> program`; `program.compile()` is a function of states
-        like this one and a count, and does so many steps, `length` at most. It returns
-        the sum of their losses, too, and takes the state's buffers.
+      lower: `(length, state) -> compile`; `compile()` is a function of states like this
+        one and a count, and does so many steps, `length` at most. It returns the sum of
+        their losses, too, and takes the state's buffers.
       position: () -> what a checkpoint must hold to go on from here (JSON).
       seek: takes the feed to such a position.
     """
 
-    lower: Callable[[int, TrainState], "Lowered"]
+    lower: Callable[[int, TrainState], Callable[[], Advance]]
     position: Callable[[], Any]
     seek: Callable[[Any], None]
-
-
-class Lowered(NamedTuple):
-    """A program that is not compiled yet."""
-
-    compile: Callable[[], Advance]
 
 
 def on_device(task: Task, train: Batch) -> Feed:
@@ -55,7 +49,7 @@ def on_device(task: Task, train: Batch) -> Feed:
             compiled = program.compile()
             return lambda state, count: compiled(state, np.int32(count), train)
 
-        return Lowered(compile)
+        return compile
 
     return Feed(lower, lambda: None, lambda position: None)
 
@@ -126,7 +120,7 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
 
             return advance
 
-        return Lowered(compile)
+        return compile
 
     return Feed(lower, batches.get_state, batches.set_state)
 

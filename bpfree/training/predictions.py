@@ -72,11 +72,9 @@ def _write(path: Path, head, rows) -> None:
 
 
 def _picture(path: Path, title: str, draw) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     draw(axes)
     axes.set_title(title, fontsize="medium")
