@@ -20,9 +20,8 @@ from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate, Estimator
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Credit, make_settings
-from bpfree.program import interpreter, lowrank, tags
+from bpfree.program import interpreter, lowrank, rewriting, tags
 from bpfree.program.marking import param_paths
-from bpfree.program.rewriting import to_jaxpr
 from bpfree.program.tangents import with_tangents
 from bpfree.program.trace import LossFn, NodeFilter, split_aux
 from bpfree.sampling.loop import in_chunks, sum_over_draws
@@ -130,7 +129,7 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
             return losses.mean(), (losses, aux)
 
         _, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
-        moved = weight_noise.moved(to_jaxpr(loss_fn, args), args, wanted)
+        moved = weight_noise.moved(rewriting.to_jaxpr(loss_fn, args), args, wanted)
         _check_derivative(slope, params, moved)
         key = tags.fold_in_shards(key, losses)
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -159,8 +158,7 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
 
 def _check_derivative(slope, params, moved) -> None:
     """Raises ValueError if a parameter moves the loss but has no derivative."""
-    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(slope)(params))
-    used = tags.dce(jaxpr, [True] * len(jaxpr.outvars))[1]
+    used = rewriting.reads(slope, params)
     for path, reaches in zip(param_paths(params), used, strict=True):
         if path in moved and not reaches:
             raise ValueError(

@@ -18,9 +18,10 @@ import optax
 from jax.sharding import NamedSharding
 
 from bpfree.choices import check_choice
-from bpfree.estimators import perturbation, predictors
+from bpfree.estimators import predictors, standing
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.faults import find_fault
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import frozen
 from bpfree.program import passes, tags, tangents
@@ -70,7 +71,7 @@ class FeedbackState(NamedTuple):
 class _Step(NamedTuple):
     """One update: the clean pass, the prediction from older weights, and the noise."""
 
-    clean: predictors.Clean
+    clean: standing.Clean
     losses: jax.Array  # clean, (B,)
     noisy: Program
     predicted: NodeTree
@@ -187,7 +188,7 @@ def learned_feedback(
         args = arguments(loss_fn, params, example_batch, key)
         values = jax.eval_shape(shapes, *args)
         program = traced(args)
-        clean = predictors.Clean(program, args, values)
+        clean = standing.Clean(program, args, values)
         _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
@@ -200,7 +201,7 @@ def learned_feedback(
         older = state.inner.weights
         predicted = predictor.predict(older, clean)
         noisy = clean.program.holding(clean.values)
-        hidden = {site.name for site in predictors.hidden(clean.program)}
+        hidden = {site.name for site in standing.hidden(clean.program)}
         step = _Step(
             clean,
             losses,
@@ -220,8 +221,8 @@ def learned_feedback(
         signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
         moved, fit_state = fit.update(slope, state.inner.fit, older)
         sizes = sizes_at(clean.program.sites, clean.values)
-        scales = {s.name: step.sigma for s in predictors.hidden(clean.program)}
-        fault = perturbation.find_fault(clean.program, sizes, scales)
+        scales = {s.name: step.sigma for s in standing.hidden(clean.program)}
+        fault = find_fault(clean.program, sizes, scales)
         inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
         return Estimate(pull(signal), losses, aux, fault, inner)
 
@@ -238,15 +239,15 @@ def _clean_pass(program: Program, args):
         if s.kind in kinds
         if s.name in values
     }
-    return predictors.Clean(tangents.known(program), args, kept), out, pull
+    return standing.Clean(tangents.known(program), args, kept), out, pull
 
 
-def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> None:
+def _check(clean: standing.Clean, predictor: predictors.Predictor, sigma) -> None:
     program = clean.program
     check_resolution(sigma, program)
     if program.batch_size is None:
         raise ValueError("learned_feedback needs one loss per example, (B,); got one")
-    if not predictors.hidden(program):
+    if not standing.hidden(program):
         raise ValueError(
             "learned_feedback needs a node before the last one: the last node's gradient "
             "is the loss's own derivative, and there is nothing to learn"
@@ -264,13 +265,13 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
             "predictor has a gradient for each example only. Use "
             "predictor=bpfree.predictors.chained(), or leave them out (nodes=)."
         )
-    if predictors.is_flat(clean):
+    if standing.is_flat(clean):
         raise ValueError(
             f"the losses have no derivative at the last node, {program.nodes[-1].name!r} "
             "(a count of errors, a threshold), so no error signal starts there. Use a "
             "loss with a derivative, or node_perturbation, which needs none."
         )
-    if predictors.feeds_back(clean):
+    if standing.feeds_back(clean):
         raise ValueError(
             f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
             "nodes (in a loop, at a later step), so the loss's own derivative is not its "
@@ -337,13 +338,13 @@ def _residual_and_misfit(step: _Step, predictor, weights):
 
 
 def _draw(step: _Step, draws) -> NodeTree:
-    sites = predictors.hidden(step.clean.program)
+    sites = standing.hidden(step.clean.program)
     return draw_chunk(step.plan, step.key, draws, sites)
 
 
 def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
-    sites = predictors.hidden(step.clean.program)
+    sites = standing.hidden(step.clean.program)
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
     guessed = {
         s.name: noise[s.name] * step.predicted[s.name].astype(jnp.float32)[None]

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from bpfree.estimators import perturbation, runs, statistics
+from bpfree.estimators import runs, statistics
 from bpfree.estimators.estimate import Estimate, Estimator
+from bpfree.estimators.faults import find_fault
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Settings
 from bpfree.program import interpreter, passes, tags
@@ -46,9 +47,9 @@ def make_estimator(settings: Settings) -> Estimator:
         )
 
     def estimate(key, args, state, wanted) -> Estimate:
-        run = perturbation.begin(settings, key, args, state, wanted)
+        run = runs.begin(settings, key, args, state, wanted)
         gradient, clean, aux, sizes = _estimate(run)
-        fault = perturbation.find_fault(run.program, sizes, run.sigma, clean)
+        fault = find_fault(run.program, sizes, run.sigma, clean)
         return Estimate(gradient, clean, aux, fault)
 
     return of_losses(settings.loss_fn, estimate)

@@ -20,6 +20,12 @@ def to_jaxpr(fn: Callable[..., Any], args) -> tuple[Any, Sequence[Any], Any]:
     return *tags.open_jaxpr(closed), out
 
 
+def reads(fn: Callable[..., Any], *args) -> list[bool]:
+    """Whether the results of `fn(*args)` depend on each of the leaves of `args`."""
+    jaxpr, _, _ = to_jaxpr(fn, args)
+    return tags.dce(jaxpr, [True] * len(jaxpr.outvars))[1]
+
+
 def walk(jaxpr, consts, args, each: Callable[[int, Any, list[Any]], list[Any]]):
     """The outputs of a jaxpr with `each(i, eqn, inputs)` for those of its equations."""
     env: dict[Any, Any] = {}
