@@ -6,8 +6,8 @@ import jax
 from jax import lax
 
 from bpfree.program import passes, rewriting
-from bpfree.program.blocks import AFTER, reach
 from bpfree.program.interpreter import Run
+from bpfree.program.reach import AFTER, reach
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
 
