@@ -121,7 +121,10 @@ def _typed(key: str, value: Any) -> Any:
     nested = hasattr(kind, "_fields")
     accepted: Any = dict if nested else (list, tuple) if kind is tuple else kind
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ConfigError(f"config.{key}={value!r} has the wrong type")
+        wanted = dict if nested else kind
+        raise ConfigError(
+            f"config.{key}={value!r} has the wrong type: {wanted.__name__} is wanted"
+        )
     return call(kind, value, f"config.{key}") if nested else value
 
 
