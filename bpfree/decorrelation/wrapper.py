@@ -24,6 +24,7 @@ from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rules import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 from bpfree.estimators.objective import check_loss_fn
+from bpfree.estimators.placement import has_masked
 from bpfree.program.trace import LossFn, arguments, check_losses, chosen_names, split_aux
 
 RULES: dict[str, Callable[[], Rule]] = {
@@ -115,7 +116,12 @@ def decorrelate(
         return traced[key]
 
     def init(params) -> DecorrelationState:
-        _refuse_masked(params)
+        if has_masked(params):
+            raise ValueError(
+                "decorrelate needs all parameters, but some are masked: put it around "
+                "optax.partition or optax.masked, not inside, and choose kernels by "
+                "layers="
+            )
         kernels, found = leaves(params), layouts(params)
         states = {
             p: chosen.init(v.sizes[0], v.sizes[2], precise(kernels[p]))
@@ -271,15 +277,6 @@ def _check(every, until, fraction, cap, block) -> None:
             raise ValueError(f"{name}={value!r} must be a positive whole number")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction!r} must lie in 0 .. 1, and not be 0")
-
-
-def _refuse_masked(params) -> None:
-    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    if any(isinstance(x, optax.MaskedNode) for x in nodes):
-        raise ValueError(
-            "decorrelate needs all parameters, but some are masked: put it around "
-            "optax.partition or optax.masked, not inside, and choose kernels by layers="
-        )
 
 
 def _chosen_layers(

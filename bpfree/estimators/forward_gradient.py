@@ -18,12 +18,12 @@ from bpfree.choices import Noise, check_choice
 from bpfree.estimators import perturbation, weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate, Estimator
-from bpfree.estimators.objective import of_losses
+from bpfree.estimators.objective import mean_loss, of_losses
 from bpfree.estimators.settings import Credit, make_settings
 from bpfree.program import interpreter, lowrank, rewriting, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
-from bpfree.program.trace import LossFn, NodeFilter, split_aux
+from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.loop import in_chunks, sum_over_draws
 
 
@@ -124,11 +124,8 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
     def estimate(key, args, state, wanted) -> Estimate:
         params = args[0]
 
-        def mean_loss(params):
-            losses, aux = split_aux(function(params, *args[1:]))
-            return losses.mean(), (losses, aux)
-
-        _, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
+        mean = mean_loss(function, args)
+        _, slope, (losses, aux) = jax.linearize(mean, params, has_aux=True)
         moved = weight_noise.moved(rewriting.to_jaxpr(loss_fn, args), args, wanted)
         _check_derivative(slope, params, moved)
         key = tags.fold_in_shards(key, losses)

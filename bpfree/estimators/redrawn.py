@@ -110,7 +110,7 @@ def _delta(run: runs.Run, site: Site, draws) -> Partial:
     keys = jnp.repeat(jax.vmap(lambda d: _keys(run, site, d))(draws), group, axis=0)
     shape = keys.shape
     members = jnp.tile(jnp.arange(group, dtype=jnp.int32), len(draws))
-    members = jnp.broadcast_to(_in_front(members, len(shape)), shape)
+    members = jnp.broadcast_to(members.reshape(-1, *[1] * len(shape[1:])), shape)
     return Partial(at_node, keys, members, _repeated(run.sigma[site.name], shape))
 
 
@@ -155,10 +155,6 @@ def _keys(run: runs.Run, site: Site, draw) -> jax.Array:
 
 def _step_axis(site: Site) -> int | None:
     return None if site.batch_axis is None else site.batch_axis - site.steps
-
-
-def _in_front(values, ndim: int):
-    return values.reshape(*values.shape, *[1] * (ndim - values.ndim))
 
 
 def _repeated(sigma, lead):

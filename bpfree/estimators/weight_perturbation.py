@@ -217,7 +217,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
         return weight_noise.draw(plan, rank, key, index, moved)
 
     change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws))
-    centre = jnp.float32(0) if compared.clean else _mean(clean)
+    centre = jnp.float32(0) if compared.clean else clean.mean().astype(jnp.float32)
 
     def losses(noise):
         return centre + in_chunks(layout, lambda z: change(z, signs * scale))(noise)
@@ -244,7 +244,3 @@ def _change(loss_fn, args, clean, noise):
 
     hoisted = interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.vmap(hoisted, (None, 0))
-
-
-def _mean(losses: jax.Array) -> jax.Array:
-    return losses.mean().astype(jnp.float32)

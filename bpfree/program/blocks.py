@@ -113,7 +113,10 @@ def check_blocks(program: Program, args, wanted=None) -> Blocks:
     """
     leaf_paths = param_paths(args[0])
     jaxpr, names = _tangent_program(program, args)
-    marks = _marks(jaxpr, len(leaf_paths))
+    n = len(leaf_paths)
+    marks: dict[Any, int] = {}
+    data = [DATA] * (len(jaxpr.invars) - 2 * n)
+    reach(jaxpr, [0] * n + [DERIVED] * n + data, marks)
     _check_batch_axes(program, jaxpr, marks)
     parts = _apart(jaxpr, marks, len(names))
     kinds = [*map(partial(_noise, jaxpr, marks), enumerate(program.nodes)), "none"]
@@ -179,14 +182,6 @@ def _opened(eqn, invals) -> list[Any]:
         return rewriting.replay(*tags.body_of(eqn), invals, smooth)
     except TypeError:  # numbers that are whole for another reason
         return tags.bind_eqn(eqn, invals)
-
-
-def _marks(tangents, n: int) -> dict[Any, int]:
-    """The marks of all variables of a tangent program of n parameters."""
-    data = [DATA] * (len(tangents.invars) - 2 * n)
-    marks: dict[Any, int] = {}
-    reach(tangents, [0] * n + [DERIVED] * n + data, marks)
-    return marks
 
 
 def _apart(tangents, marks, count: int) -> list[Any]:

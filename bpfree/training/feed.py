@@ -13,7 +13,7 @@ import numpy as np
 
 from bpfree.data import Batch
 from bpfree.training import mesh, steps
-from bpfree.training.names import ConfigError
+from bpfree.training.names import imported
 from bpfree.training.steps import Task, TrainState
 
 Advance = Callable[[TrainState, int], tuple[TrainState, jax.Array]]
@@ -66,12 +66,7 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
 
     Raises ConfigError: Grain is not installed.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise ConfigError(
-            f"config.data.loader='grain' needs Grain ({error}): pip install -e '.[grain]'"
-        ) from error
+    grain: Any = imported("grain", "config.data.loader='grain'", "Grain", "grain")
     seed = int(jax.random.bits(task.keys.order, dtype=jnp.uint32)) >> 1
     columns = mesh.columns(task.mesh, task.batch_size)
 

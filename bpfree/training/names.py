@@ -53,6 +53,16 @@ def check_known(what: str, names: Collection[Any], choices: Collection[str]) -> 
             raise unknown(what, name, choices)
 
 
+def imported(module: str, what: str, package: str, extra: str) -> types.ModuleType:
+    """A module that an extra serves; ConfigError with how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs {package} ({error}): pip install 'bpfree[{extra}]'"
+        ) from error
+
+
 def member(package: types.ModuleType, name: str, what: str) -> types.ModuleType:
     """The module `name` of a package such as `bpfree.data`."""
     choices = [m.name for m in pkgutil.iter_modules(package.__path__)]
