@@ -81,10 +81,13 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
     def take(count):
         """The next batches, and zeros after them: (_PIECE, B, ...)."""
         taken = [next(batches) for _ in range(count)]
-        parts = [
-            jax.tree.map(lambda *a: _padded(np.stack(a)), *part)
-            for part in zip(*taken, strict=True)
-        ]
+        rest = _PIECE - count
+
+        def stacked(*arrays):
+            rim = [(0, rest), *[(0, 0)] * arrays[0].ndim]
+            return np.pad(np.stack(arrays), rim)
+
+        parts = [jax.tree.map(stacked, *part) for part in zip(*taken, strict=True)]
         return mesh.assemble(task.mesh, task.batch_size, parts)
 
     def several(state, count, taken):
@@ -118,8 +121,3 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
         return compile
 
     return Feed(lower, batches.get_state, batches.set_state)
-
-
-def _padded(batches: np.ndarray) -> np.ndarray:
-    missing = _PIECE - len(batches)
-    return np.pad(batches, [(0, missing), *[(0, 0)] * (batches.ndim - 1)])
