@@ -43,7 +43,8 @@ from bpfree.estimators.weight_perturbation import weight_perturbation
 from bpfree.nodes import blocks, hold, inject, node, pullback, record
 from bpfree.program.blocks import BackpropagationWarning
 from bpfree.program.tags import INFERRED
-from bpfree.sampling.credit import by_segment, causal, within_hops
+from bpfree.sampling.credit import by_segment
+from bpfree.sampling.rules import causal, within_hops
 
 __version__ = "0.1.0"
 

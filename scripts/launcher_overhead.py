@@ -65,9 +65,8 @@ def batches(job: Job, num_steps: int) -> list[jax.Array]:
 def launched(job: Job, arrays, num_steps: int):
     """`state -> state` by the launcher's loop, in a directory of its own."""
     source = feed.on_device(job.task, arrays[0])
-    program = source.lower(job.settings.log_every, state_of(job)).compile()
-    lowered = feed.Lowered(lambda: program)
-    cached = source._replace(lower=lambda length, state: lowered)
+    program = source.lower(job.settings.log_every, state_of(job))()
+    cached = source._replace(lower=lambda length, state: lambda: program)
 
     def run(state):
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:

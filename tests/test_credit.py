@@ -10,7 +10,7 @@ from jax import lax
 
 import bpfree
 from bpfree.program.tags import Site
-from bpfree.sampling.credit import per_example
+from bpfree.sampling.rules import per_example
 from tests import problems
 from tests.statistics import LIMIT, assert_close, flat, mean_gate, variance_z
 

@@ -366,7 +366,7 @@ def test_eight_devices_give_the_numbers_of_one(rule):
         ({"cap": True}, "cap=True must be"),
         ({"block": 0}, "block=0 must be"),
         ({"fraction": 0.0}, "fraction=0.0 must lie in"),
-        ({"layers": ["b"]}, r"\['b'\] are no kernels; the kernels are \['v'"),
+        ({"layers": ["b"]}, r"unknown kernels \['b'\]; the kernels are \['v'"),
         ({"layers": lambda path: False}, "no kernel is left to decorrelate"),
     ],
 )

@@ -160,7 +160,7 @@ def test_an_unknown_choice_is_refused_with_its_literals(name, arg, shared):
 
 
 def test_the_names_of_baselines_are_literals():
-    from bpfree.estimators.choices import BaselineName
+    from bpfree.choices import BaselineName
     from bpfree.sampling import baselines
 
     assert set(get_args(BaselineName)) == set(baselines.NAMES)

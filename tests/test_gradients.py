@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import bpfree
-from bpfree.sampling.credit import per_example
+from bpfree.sampling.rules import per_example
 from tests import problems, programs
 from tests import statistics as gates
 

@@ -18,7 +18,7 @@ from bpfree.training import (
     load,
     losses,
 )
-from bpfree.training.trained import evaluate
+from bpfree.training.trained import scores
 from tests.test_sweeps import record as finished
 from tests.test_training import ROOT, lines, standard_promotion
 
@@ -126,7 +126,7 @@ def test_a_regression_is_trained_measured_and_read_again(data, folder, tmp_path)
     _, *logs, summary = lines(tmp_path / "run")
     assert logs[0]["validation/absolute_error"] > logs[-1]["validation/absolute_error"]
     assert summary["test/absolute_error"] == result.test["absolute_error"]
-    found = evaluate(tmp_path / "run", "test")
+    found = scores(load(tmp_path / "run"), "test")
     trained = load(tmp_path / "run")
     part = trained.job.data.test
     errors = trained.model.apply(trained.variables, part["x"])
@@ -156,7 +156,7 @@ def test_a_loss_of_ones_own_with_an_argument_is_the_metric(folder, tmp_path):
     named = fit(settings(folder), tmp_path / "b")
     np.testing.assert_allclose(result.params["w"], named.params["w"], rtol=1e-6)
     assert list(result.validation) == ["loss"]
-    found = evaluate(tmp_path / "a")
+    found = scores(load(tmp_path / "a"), "validation")
     assert found["validation/fourth"] == result.validation["loss"]
 
 

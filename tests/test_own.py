@@ -25,7 +25,7 @@ from bpfree.training import (
     load,
     own,
 )
-from bpfree.training.trained import evaluate
+from bpfree.training.trained import scores
 from tests.test_training import standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
@@ -136,7 +136,7 @@ def test_models_of_ones_own_learn_and_are_read_again(model, folder, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, trained.variables["params"], result.params
     )
-    found = evaluate(tmp_path / "run")
+    found = scores(load(tmp_path / "run"), "validation")
     assert found["validation/accuracy"] == result.validation["accuracy"]
     batch = trained.job.data.validation
     logits = np.asarray(trained.model.apply(trained.variables, batch["x"]), np.float64)
@@ -144,7 +144,9 @@ def test_models_of_ones_own_learn_and_are_read_again(model, folder, tmp_path):
     expected = -normalised[np.arange(len(logits)), batch["label"]].mean()
     rounding = np.finfo(np.float32).eps * np.abs(logits).max()
     assert abs(found["validation/cross_entropy"] - expected) < 2 * rounding
-    assert evaluate(tmp_path / "run", "test")["test/accuracy"] == result.test["accuracy"]
+    assert (
+        scores(load(tmp_path / "run"), "test")["test/accuracy"] == result.test["accuracy"]
+    )
 
 
 def test_nodes_of_an_nnx_model_are_its_layers(folder):

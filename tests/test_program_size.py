@@ -16,7 +16,7 @@ import pytest
 from bpfree.estimators import weight_noise
 from bpfree.program.tags import Site
 from bpfree.program.trace import name_hash
-from bpfree.sampling.noise import draw_noise, gaussian, rademacher
+from bpfree.sampling.noise import draw_chunk, gaussian, rademacher
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import first_call  # noqa: E402
@@ -67,7 +67,7 @@ def test_noise_hashed_together_is_that_of_each_node_alone(plan, axis):
     shapes = {k: v for k, v in (SHAPES | LARGE).items() if v or axis is None}
     sites = [Site(k, "node", axis, v, jnp.float32) for k, v in shapes.items()]
     key = jax.random.key(3)
-    together = jax.jit(lambda i: draw_noise(plan, key, i, tuple(sites)))(2)
+    together = jax.jit(lambda i: draw_chunk(plan, key, i, tuple(sites)))(jnp.array([2]))
     for name, shape in shapes.items():
         mine = jax.random.fold_in(jax.random.fold_in(key, 2), name_hash(name))
         np.testing.assert_array_equal(together[name], plan.draw(mine, shape, axis))
@@ -76,7 +76,7 @@ def test_noise_hashed_together_is_that_of_each_node_alone(plan, axis):
 def test_words_are_those_of_jax():
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 2), name_hash("b"))
     site = Site("b", "node", 0, (5, 7), jnp.float32)
-    normals = draw_noise(gaussian(), jax.random.key(3), 2, (site,))["b"]
+    normals = draw_chunk(gaussian(), jax.random.key(3), jnp.array([2]), (site,))["b"]
     expected = jax.random.normal(key, (1, 5, 7), jnp.float32)
     np.testing.assert_array_equal(normals, expected)
 

@@ -11,7 +11,7 @@ from bpfree.program.tags import Site
 from bpfree.sampling.loop import Layout, sum_over_draws
 from bpfree.sampling.noise import (
     antithetic_plan,
-    draw_noise,
+    draw_chunk,
     gaussian,
     packed_signs,
     rademacher,
@@ -37,7 +37,7 @@ def sites(*names, shape=SHAPE, batch_axis=0):
 def draw(plan, nodes, draws=DRAWS, seed=0):
     """{name: (draws, G, *shape)}, as float64 NumPy."""
     key = jax.random.key(seed)
-    one = lambda index: draw_noise(plan, key, index, nodes)  # noqa: E731
+    one = lambda index: draw_chunk(plan, key, index[None], nodes)  # noqa: E731
     noise = jax.jit(jax.vmap(one))(jnp.arange(draws))
     assert {z.dtype for z in noise.values()} == {jnp.dtype(jnp.float32)}
     return {k: np.asarray(z, np.float64) for k, z in noise.items()}

@@ -109,9 +109,9 @@ def test_points_that_differ_in_numbers_of_the_chain_are_one_group():
     assert [len(each) for each in found] == [2, 1, 1, 1]
     varied = points.varied([p.config for p in found[0]])
     assert varied == {
-        ("seed",): [0, 1],
-        ("rate", "learning_rate"): [0.1, 0.2],
-        ("estimator", "sigma"): [0.05, 0.1],
+        "seed": [0, 1],
+        "rate.learning_rate": [0.1, 0.2],
+        "estimator.sigma": [0.05, 0.1],
     }
 
 

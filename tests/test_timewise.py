@@ -11,7 +11,7 @@ from flax import linen as nn
 import bpfree
 from bpfree.estimators import redrawn
 from bpfree.models import recurrent
-from bpfree.program import interpreter, loops, passes
+from bpfree.program import loops, passes, rewriting
 from tests import problems, programs
 from tests import statistics as gates
 from tests.statistics import assert_close
@@ -48,7 +48,7 @@ def test_one_product_for_each_kernel_and_no_loop(cell, monkeypatch):
     def both():
         params = Cells(cell).init(jax.random.key(1), x)["params"]
         apart = pulled(params)
-        monkeypatch.setattr(loops, "scan", interpreter.plain_scan)
+        monkeypatch.setattr(loops, "scan", rewriting.plain_scan)
         return apart, pulled(params)
 
     with jax.numpy_dtype_promotion("standard"):

@@ -17,6 +17,7 @@ import jax
 from flax import linen as nn
 
 from bpfree.adapters import linen
+from bpfree.choices import check_choice
 from bpfree.program import tags
 
 __all__ = ["supervised"]
@@ -80,8 +81,7 @@ def supervised(
         >>> loss_fn(params, batch).shape
         (5,)
     """
-    if noise not in NOISE:
-        raise ValueError(f"noise={noise!r} is unknown; choose one of {NOISE}")
+    check_choice("noise", noise, NOISE)
     apply = _adapter(model).bind(model, tuple(rngs), tuple(mutable), call_kwargs)
     keys = (x, label, state) if mutable else (x, label)
 

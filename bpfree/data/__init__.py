@@ -58,15 +58,22 @@ class Dataset(NamedTuple):
     source: dict[str, Any]
     augment: Augment | None = None
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The three, by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def counted(self) -> "Dataset":
+        """With the sizes of the parts in `source`."""
+        return self._replace(source={**self.source, **sizes(self)})
+
 
 def sizes(data: Dataset) -> dict[str, int]:
     """Examples in each part."""
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {name: _size(part) for name, part in parts.items()}
-
-
-def _size(part: Batch | Examples) -> int:
-    return len(part if isinstance(part, Examples) else part["label"])
+    return {
+        name: len(part if isinstance(part, Examples) else part["label"])
+        for name, part in data.parts.items()
+    }
 
 
 def first(part: Batch | Examples, count: int) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bpfree.data import Batch, Dataset, Examples, rank_in_class, sizes
+from bpfree.data import Batch, Dataset, Examples, rank_in_class
 
 _RULE = "k-th example of its class: validation k % 5 == 3, test k % 5 == 4"
 
@@ -36,16 +36,15 @@ def dataset(found: Any, name: str) -> Dataset:
     Raises ValueError naming what is wrong.
     """
     if isinstance(found, Mapping):
-        found = _split(_checked(found, name))
+        found = split(_checked(found, name))
     if not isinstance(found, Dataset):
         raise ValueError(
             f"{name} gives a {type(found).__name__}; return a dict with the arrays 'x' "
             "and 'label', or a bpfree.data.Dataset"
         )
-    parts = {"train": found.train, "validation": found.validation, "test": found.test}
     arrays: dict[str, Any] = {
         n: _checked(part, name)
-        for n, part in parts.items()
+        for n, part in found.parts.items()
         if not isinstance(part, Examples)
     }
     labels = [part["label"] for part in arrays.values()]
@@ -53,10 +52,11 @@ def dataset(found: Any, name: str) -> Dataset:
     if labels[0].dtype == np.int32 and largest >= found.num_classes:
         raise ValueError(f"{name}: label {largest}, but num_classes={found.num_classes}")
     source = {"name": name, "sha256": _digest(arrays.values()), **found.source}
-    return found._replace(**arrays, source={**source, **sizes(found)})
+    return found._replace(**arrays, source=source).counted()
 
 
-def _split(part: Batch) -> Dataset:
+def split(part: Batch) -> Dataset:
+    """The parts of one batch of all examples, by the rule of `dataset`."""
     label = part["label"]
     classes, whole = math.prod(label.shape[1:]), label.dtype == np.int32
     if whole:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from bpfree.data import Batch, Dataset, sizes
+from bpfree.data import Batch, Dataset
 from bpfree.data.raw import DataError
 
 NUM_CLASSES = 96
@@ -48,8 +48,8 @@ def load(name: str, *, length: int = 32) -> Dataset:
         chosen = (p for k, p in enumerate(found) if k % 10 in places)
         return examples(numbers(chosen), length)
 
-    data = Dataset(part(range(8)), part([8]), part([9]), NUM_CLASSES, source)
-    return data._replace(source={**source, **sizes(data)})
+    train, validation, test = (part(places) for places in (range(8), [8], [9]))
+    return Dataset(train, validation, test, NUM_CLASSES, source).counted()
 
 
 def paragraphs(texts: Iterable[str]) -> list[str]:

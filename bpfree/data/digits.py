@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.data import Augment, Batch, Dataset, rank_in_class, sizes
+from bpfree.data import Augment, Batch, Dataset, arrays
 from bpfree.data.preprocess import EPSILON, Kind, preprocessed
 
 SIDE = 8
@@ -50,27 +50,16 @@ def load(
             f"the digits have SHA-256 {checksum}, expected {_SHA256}: this scikit-learn "
             "bundles other data, and results would not compare. Install another version."
         )
-    place = rank_in_class(labels) % 5
+    x = images.astype(np.float32) / np.float32(16)
     source = {
         "name": "sklearn.datasets.load_digits",
         "sha256": checksum,
         "split": "k-th image of its class: validation k % 5 == 3, test k % 5 == 4",
     }
-    data = Dataset(
-        train=_part(images, labels, place < 3),
-        validation=_part(images, labels, place == 3),
-        test=_part(images, labels, place == 4),
-        num_classes=10,
-        source=source,
-        augment=_augment(shift, pixel_noise) if shift or pixel_noise else None,
-    )
-    data = data._replace(source={**source, **sizes(data)})
+    augment = _augment(shift, pixel_noise) if shift or pixel_noise else None
+    data = arrays.split({"x": x, "label": labels})
+    data = data._replace(source=source, augment=augment).counted()
     return preprocessed(data, preprocess, epsilon)
-
-
-def _part(images: np.ndarray, labels: np.ndarray, where: np.ndarray) -> Batch:
-    x = images[where].astype(np.float32) / np.float32(16)
-    return {"x": x, "label": labels[where]}
 
 
 def _augment(shift: float, pixel_noise: float) -> Augment:

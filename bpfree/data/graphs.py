@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpfree.data import Dataset, places, sizes
+from bpfree.data import Dataset, places
 from bpfree.data.catalogue import GRAPHS
 
 
@@ -45,8 +45,7 @@ def load(name: str, *, dir: str = "") -> Dataset:
     )
     entry = GRAPHS[name]
     source = {"name": name, **record, "split": "given by node", "note": entry.note}
-    data = Dataset(train, validation, test, entry.num_classes, source)
-    return data._replace(source={**source, **sizes(data)})
+    return Dataset(train, validation, test, entry.num_classes, source).counted()
 
 
 @lru_cache

@@ -4,12 +4,11 @@
 code, the model and the chain run as they will on the data.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from bpfree.data.catalogue import EVENTS, GRAPHS, SETS, TEXTS, Entry
+from bpfree.data.catalogue import GRAPHS, SETS, TEXTS, Entry
 from bpfree.data.raw import Part, Raw
 
 DIR = "made-up"
@@ -22,34 +21,21 @@ def of(name: str, entry: Entry) -> Any:
     rng = np.random.default_rng(0)
     if name in GRAPHS:
         return _graph(rng, entry)
-    makers: dict[bool, Callable[..., np.ndarray]] = {
-        name in SETS: _images,
-        name in TEXTS: _texts,
-        name in EVENTS: _recordings,
-    }
-    parts = []
-    for count in _SIZES:
-        labels = np.arange(count, dtype=np.int32) % entry.num_classes
-        parts.append(Part(makers[True](rng, entry, count), labels))
-    return Raw(*parts)
+    return Raw(*(_part(rng, name, entry, count) for count in _SIZES))
 
 
-def _images(rng: np.random.Generator, entry: Entry, count: int) -> np.ndarray:
-    return rng.integers(0, 256, (count, *entry.shape), np.uint8)
-
-
-def _texts(rng: np.random.Generator, entry: Entry, count: int) -> np.ndarray:
-    words = rng.integers(0, 100, (count, 20))
-    return np.array([" ".join(f"word{i}" for i in row) for row in words], object)
-
-
-def _recordings(rng: np.random.Generator, entry: Entry, count: int) -> np.ndarray:
-    """Rows (milliseconds, polarity, y, x); the shape is that of a frame."""
-    found = np.empty(count, object)
-    high = (300, entry.shape[2], *entry.shape[:2])
-    for i in range(count):
-        found[i] = rng.integers(0, high, (50, 4), np.int32)
-    return found
+def _part(rng: np.random.Generator, name: str, entry: Entry, count: int) -> Part:
+    if name in SETS:
+        made = rng.integers(0, 256, (count, *entry.shape), np.uint8)
+    elif name in TEXTS:
+        words = rng.integers(0, 100, (count, 20))
+        made = np.array([" ".join(f"word{i}" for i in row) for row in words], object)
+    else:  # events, in rows (milliseconds, polarity, y, x); the shape is of a frame
+        made = np.empty(count, object)
+        high = (300, entry.shape[2], *entry.shape[:2])
+        for i in range(count):
+            made[i] = rng.integers(0, high, (50, 4), np.int32)
+    return Part(made, np.arange(count, dtype=np.int32) % entry.num_classes)
 
 
 def _graph(rng: np.random.Generator, entry: Entry) -> dict[str, np.ndarray]:

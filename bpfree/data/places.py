@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.data import Batch, Dataset, Examples, made_up, raw, sizes, tfds
+from bpfree.data import Batch, Dataset, Examples, made_up, raw, tfds
 from bpfree.data.catalogue import Entry
 
-FromTfds = Callable[[tuple[str, str]], tuple[Any, dict[str, Any]]]
+FromTfds = Callable[[tuple[str, ...]], tuple[Any, dict[str, Any]]]
 
 DEBIAN = Path("/usr/share/datasets")
 HELD_OUT = 5000
@@ -38,7 +38,7 @@ def read(
             record = {"from": str(folder), "sha256": dict(entry.sha256)}
             return entry.parse(files), record
     problem = "TFDS does not have it"
-    if entry.splits is not None and from_tfds is not None:
+    if entry.splits and from_tfds is not None:
         try:
             return from_tfds(entry.splits)
         except tfds.Missing as error:
@@ -65,7 +65,7 @@ def missing(name: str, entry: Entry, directory: str, problem: str) -> str:
         )
     if entry.debian:
         ways.append(f"on Debian: apt-get install {entry.debian}")
-    if entry.splits is not None:
+    if entry.splits:
         ways.append(
             f"have TFDS prepare it ({problem}). Reading the copy needs pip install -e "
             "'.[tfds]'. Preparing it needs the internet and, once, TensorFlow:\n"
@@ -104,5 +104,5 @@ def dataset(
     source = {"name": name, **record, "split": split}
     if entry.note:
         source["note"] = entry.note
-    data = Dataset(train, validation, test, entry.num_classes, source, **fields)
-    return data._replace(source={**source, **sizes(data)})
+    classes = entry.num_classes
+    return Dataset(train, validation, test, classes, source, **fields).counted()

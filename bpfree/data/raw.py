@@ -6,10 +6,10 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -197,3 +197,13 @@ def _decode(jpegs: list[bytes]) -> np.ndarray:
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(pixels, jpegs)))
+
+
+PARSERS: dict[str, Callable[[Mapping[str, bytes]], Any]] = {
+    "idx": parse_idx,
+    "cifar": parse_cifar,
+    "csv": parse_csv,
+    "jpegs": parse_jpegs,
+    "events": parse_events,
+    "graph": parse_graph,
+}

@@ -16,10 +16,11 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from bpfree.choices import check_choice
 from bpfree.data import Batch, Dataset, places, tfds
 from bpfree.data.catalogue import TEXTS
 from bpfree.data.raw import Part
@@ -50,8 +51,7 @@ def load(
     Raises DataError: as `images.load`. ValueError: another form; vocabulary < 2;
     length < 1.
     """
-    if form not in ("ids", "bag"):
-        raise ValueError(f"form {form!r} is unknown; choose 'ids' or 'bag'")
+    check_choice("form", form, get_args(Form))
     if vocabulary < 2 or length < 1:
         raise ValueError(
             f"vocabulary={vocabulary} must be at least 2, and length={length} at least 1"
@@ -90,7 +90,7 @@ def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
 
 
-def _from_tfds(name: str, splits: tuple[str, str]) -> tuple[Any, dict[str, Any]]:
+def _from_tfds(name: str, splits: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     builder, sources = tfds.opened(name, splits)
     with tfds.dataset_errors(builder.data_dir):
         parts = tuple(_part(source) for source in sources)

@@ -16,7 +16,7 @@ class Missing(DataError):
 
 
 def read(
-    name: str, splits: tuple[str, str], lazy: bool = False
+    name: str, splits: tuple[str, ...], lazy: bool = False
 ) -> tuple[Raw, dict[str, Any]]:
     """A prepared copy, in memory, and what the record says of it.
 
@@ -40,7 +40,7 @@ def read(
     return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
 
 
-def opened(name: str, splits: tuple[str, str]) -> tuple[Any, Any]:
+def opened(name: str, splits: tuple[str, ...]) -> tuple[Any, Any]:
     """The builder of a set, and its prepared parts, unread; raises Missing."""
     try:
         import tensorflow_datasets as tfds

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bpfree.choices import check_choice
 from bpfree.decorrelation import moments
-from bpfree.decorrelation.moments import product, transpose
-from bpfree.decorrelation.rules import Rule
+from bpfree.decorrelation.moments import product
+from bpfree.decorrelation.rules import Rule, by_matrix, by_transpose
 
 Method = Literal["eigh", "newton_schulz"]
 
@@ -64,11 +65,7 @@ def foof(*, damping: float = 0.1, decay: float = 0.9) -> Rule:
         (1, 3, 3)
     """
     _check(damping, decay)
-
-    def gradient(state: Direct, g):
-        return product(g, state.matrix)
-
-    return _direct(_inverse, gradient, lambda state, u: u, damping, decay)
+    return _direct(_inverse, by_matrix, lambda state, u: u, damping, decay)
 
 
 def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh") -> Rule:
@@ -103,16 +100,8 @@ def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh")
     """
     _check(damping, decay)
     roots = {"eigh": _eigh, "newton_schulz": newton_schulz}
-    if method not in roots:
-        raise ValueError(f"method {method!r} is unknown; choose one of {sorted(roots)}")
-
-    def gradient(state: Direct, g):
-        return product(g, transpose(state.matrix))
-
-    def update(state: Direct, u):
-        return product(u, state.matrix)
-
-    return _direct(roots[method], gradient, update, damping, decay)
+    check_choice("method", method, roots)
+    return _direct(roots[method], by_transpose, by_matrix, damping, decay)
 
 
 def _check(damping: float, decay: float) -> None:

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bpfree.decorrelation.layout import Layout, make_layout
 from bpfree.decorrelation.windows import drawn, windows
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import arguments, name_hash, to_jaxpr
+from bpfree.program.trace import arguments, name_hash
 
 _OPENED = tags.REMAT | {"custom_jvp_call", "custom_vjp_call"}
 
@@ -98,7 +97,7 @@ def leaves(params) -> dict[str, Any]:
 
 def _read(loss_fn, params, batch, key, draw: Draw, structure: Structure) -> Taps:
     args = arguments(loss_fn, params, batch, key)
-    jaxpr, consts, _ = to_jaxpr(loss_fn, args)
+    jaxpr, consts, _ = rewriting.to_jaxpr(loss_fn, args)
     values = [
         Kernel(jnp.asarray(p), path, tuple(range(jnp.ndim(p))))
         if jnp.ndim(p) > 1 and jnp.size(p)
@@ -107,19 +106,19 @@ def _read(loss_fn, params, batch, key, draw: Draw, structure: Structure) -> Taps
     ]
     taps: Taps = {}
     rest = jax.tree.leaves(args[1:])
-    interpreter.replay(jaxpr, consts, [*values, *rest], _reader(taps, draw, structure))
+    rewriting.replay(jaxpr, consts, [*values, *rest], _reader(taps, draw, structure))
     return taps
 
 
 # ---------------------------------------------------------------- following a kernel
 
 
-def _reader(taps: Taps, draw: Draw, structure: Structure) -> interpreter.Bind:
+def _reader(taps: Taps, draw: Draw, structure: Structure) -> rewriting.Bind:
     def bind(eqn, invals) -> list[Any]:
         name = eqn.primitive.name
         kernels = [v for v in invals if isinstance(v, Kernel)]
         if name in _OPENED and (kernels or name in tags.REMAT):
-            return interpreter.replay(*tags.body_of(eqn), invals, bind)
+            return rewriting.replay(*tags.body_of(eqn), invals, bind)
         if name == "scan" and kernels:
             return _scan(eqn, invals, taps, draw, structure)
         outs = tags.bind_eqn(eqn, _plain(invals))
@@ -166,22 +165,20 @@ def _pooled(old: Found | None, new: Found) -> Found:
 
 def _scan(eqn, invals, taps: Taps, draw: Draw, structure: Structure) -> list[Any]:
     """A kernel that is scanned over gains a stack axis; others pool over the steps."""
-    jaxpr, closed = tags.body_of(eqn)
-    consts, _, xs = tags.split_scan(eqn.params, invals)
-    _, start, values = tags.split_scan(eqn.params, _plain(invals))
+    consts, carry, xs = tags.split_scan(eqn.params, invals)
     layouts: dict[str, Layout | None] = {}
 
-    def body(carry, values):
+    def evaluate(jaxpr, closed, args, _):
         inside: Taps = {}
-        here = [_slice(x, value) for x, value in zip(xs, values, strict=True)]
+        first = len(args) - len(xs)
+        here = [_slice(x, value) for x, value in zip(xs, args[first:], strict=True)]
         bind = _reader(inside, draw, structure)
-        outs = _plain(interpreter.replay(jaxpr, closed, [*consts, *carry, *here], bind))
+        outs = _plain(rewriting.replay(jaxpr, closed, [*args[:first], *here], bind))
         layouts.update({path: found.layout for path, found in inside.items()})
-        rows = {path: found.rows for path, found in inside.items()}
-        return outs[: len(carry)], (outs[len(carry) :], rows)
+        return outs, {path: found.rows for path, found in inside.items()}
 
-    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    carry, (ys, rows) = lax.scan(body, list(start), list(values), **options)
+    given = [*consts, *_plain(carry), *_plain(xs)]
+    outs, rows = rewriting.scanned(rewriting.plain_scan, eqn, given, {}, evaluate)
     stacked = {x.path for x in xs if isinstance(x, Kernel)}
     for path, r in rows.items():  # (steps, g, n, d)
         if path in stacked:
@@ -190,7 +187,7 @@ def _scan(eqn, invals, taps: Taps, draw: Draw, structure: Structure) -> list[Any
             r = jnp.moveaxis(r, 0, 1).reshape(r.shape[1], -1, r.shape[3])
             r = drawn(r, *draw.of(path))
         taps[path] = _pooled(taps.get(path), Found(r, layouts[path]))
-    return [*carry, *ys]
+    return outs
 
 
 def _slice(x: Any, value: jax.Array) -> Any:

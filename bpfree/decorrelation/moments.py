@@ -51,7 +51,7 @@ def largest_eigenvalue(
     def step(vector, _):
         image = apply(vector)
         length = jnp.linalg.norm(image, axis=1)
-        return image / jnp.maximum(length, _tiny(dtype))[:, None], length
+        return image / jnp.maximum(length, jnp.finfo(dtype).tiny)[:, None], length
 
     start = start / jnp.linalg.norm(start, axis=1)[:, None]
     _, lengths = lax.scan(step, start, length=steps)
@@ -78,7 +78,3 @@ def correlation(x: jax.Array) -> jax.Array:
     energy = jnp.sum((gram / n) ** 2, (1, 2)) - features
     pairs = features * (features - 1)
     return energy.sum() / jnp.maximum(pairs.sum(), 1)
-
-
-def _tiny(dtype) -> float:
-    return float(jnp.finfo(dtype).tiny)

@@ -47,6 +47,16 @@ class Rule(NamedTuple):
     folded: bool
 
 
+def by_matrix(state, m: jax.Array) -> jax.Array:
+    """m R: an update of W as one of A = W R."""
+    return product(m, state.matrix)
+
+
+def by_transpose(state, m: jax.Array) -> jax.Array:
+    """m R^T: the gradient at A = W R as the one at W."""
+    return product(m, transpose(state.matrix))
+
+
 class Moving(NamedTuple):
     """State of a rule that moves.
 
@@ -198,9 +208,7 @@ class Bracket(NamedTuple):
 def decorrelating(x: jax.Array, off: float, on: float, whole: bool = False) -> Bracket:
     """off C + on diag(v - 1), or off S if `whole`, of rows x (G, n, d)."""
     v = moments.variances(x)
-    diagonal = on * (v - 1) if whole else on * (v - 1) - off * v
-    if whole:
-        diagonal = jnp.zeros_like(v)
+    diagonal = jnp.zeros_like(v) if whole else on * (v - 1) - off * v
 
     def times(m):
         return off * moments.times(x, m) + diagonal[..., None] * m
@@ -246,13 +254,7 @@ def _moving(make: Callable, rate: float | None, preserve: bool, scaled=False) ->
             moved = moved * _gain(rows, x)[:, None, None]
         return Moving(moved, eta, moments.correlation(x))
 
-    def gradient(state: Moving, g):
-        return product(g, transpose(state.matrix))
-
-    def update(state: Moving, u):
-        return product(u, state.matrix)
-
-    return Rule(init, move, gradient, update, folded=not preserve)
+    return Rule(init, move, by_transpose, by_matrix, folded=not preserve)
 
 
 def _norm(matrix: jax.Array) -> jax.Array:

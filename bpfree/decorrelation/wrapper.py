@@ -24,7 +24,8 @@ from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rules import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 from bpfree.estimators.objective import check_loss_fn
-from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
+from bpfree.estimators.placement import has_masked
+from bpfree.program.trace import LossFn, arguments, check_losses, chosen_names, split_aux
 
 RULES: dict[str, Callable[[], Rule]] = {
     "copi": rules.copi,
@@ -68,8 +69,9 @@ def decorrelate(
       loss_fn: `(params, batch[, key]) -> losses`, the objective of the estimator.
       example_batch: a batch, or ShapeDtypeStructs of one.
       rule: a name of `RULES`, or a rule of `bpfree.decorrelation` with its options.
-      layers: predicate on paths of kernels ("Dense_0/kernel"), or a collection of them;
-        None: all. `bpfree.decorrelation.find_layers` lists them.
+      layers: predicate on paths of kernels ("Dense_0/kernel"), or a collection of them
+        or of patterns ("Dense_*"); None: all. `bpfree.decorrelation.find_layers` lists
+        them.
       every: steps between two moves of R.
       until: number of steps after which R stays.
       fraction: share of the batch's examples in the extra pass, evenly spaced. For a loss
@@ -114,7 +116,12 @@ def decorrelate(
         return traced[key]
 
     def init(params) -> DecorrelationState:
-        _refuse_masked(params)
+        if has_masked(params):
+            raise ValueError(
+                "decorrelate needs all parameters, but some are masked: put it around "
+                "optax.partition or optax.masked, not inside, and choose kernels by "
+                "layers="
+            )
         kernels, found = leaves(params), layouts(params)
         states = {
             p: chosen.init(v.sizes[0], v.sizes[2], precise(kernels[p]))
@@ -272,28 +279,11 @@ def _check(every, until, fraction, cap, block) -> None:
         raise ValueError(f"fraction={fraction!r} must lie in 0 .. 1, and not be 0")
 
 
-def _refuse_masked(params) -> None:
-    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    if any(isinstance(x, optax.MaskedNode) for x in nodes):
-        raise ValueError(
-            "decorrelate needs all parameters, but some are masked: put it around "
-            "optax.partition or optax.masked, not inside, and choose kernels by layers="
-        )
-
-
 def _chosen_layers(
     loss_fn, params, batch, structure: Structure, layers: Layers
 ) -> dict[str, Layout]:
     found = inputs.layers(loss_fn, params, batch, structure)
-    if layers is None or callable(layers):
-        chosen = {p: v for p, v in found.items() if layers is None or layers(p)}
-    else:
-        names = {layers} if isinstance(layers, str) else set(layers)
-        if unknown := names - set(found):
-            raise ValueError(
-                f"layers={sorted(unknown)} are no kernels; the kernels are {list(found)}"
-            )
-        chosen = {p: v for p, v in found.items() if p in names}
+    chosen = {p: found[p] for p in chosen_names(list(found), layers, "kernels")}
     if not chosen:
         raise ValueError(
             f"no kernel is left to decorrelate; the loss function has {list(found)}. A "

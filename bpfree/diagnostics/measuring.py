@@ -11,10 +11,10 @@ import numpy as np
 from bpfree.diagnostics.alignment import FEWEST, OVERALL, Alignment, Report
 from bpfree.diagnostics.cost import cost
 from bpfree.estimators.base import EstimatorState, EstimatorTransformation
-from bpfree.estimators.objective import is_energy, split
+from bpfree.estimators.objective import is_energy, mean_loss, split
 from bpfree.program.blocks import check_blocks
 from bpfree.program.marking import param_path
-from bpfree.program.trace import arguments, split_aux, takes_key, trace
+from bpfree.program.trace import arguments, takes_key, trace
 from bpfree.sampling.seeds import as_key
 
 
@@ -124,11 +124,8 @@ def _inner_products(estimator, repeats):
         def exact(key):
             _, args = split(estimator.loss_fn, key, params, batch)  # as estimators do
 
-            def mean_loss(params):
-                out = estimator.loss_fn(params, *args[1:])
-                return split_aux(out)[0].mean()
-
-            return jax.grad(mean_loss)(params)
+            mean = mean_loss(estimator.loss_fn, args)
+            return jax.grad(mean, has_aux=True)(params)[0]
 
         def estimate(key):
             return estimator.estimator.estimate(key, params, batch, state).gradient

@@ -5,11 +5,11 @@ from typing import Any, Literal
 import jax
 from jax.sharding import NamedSharding
 
+from bpfree.choices import Derivative, Noise, check_choice
 from bpfree.estimators import normalized, perturbation, two_pass
 from bpfree.estimators.base import EstimatorTransformation, transformation
-from bpfree.estimators.choices import Derivative, Noise
 from bpfree.estimators.node_perturbation import NOISE
-from bpfree.estimators.settings import Sigma, check_choice, make_settings
+from bpfree.estimators.settings import Sigma, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 
 REFERENCES = ("clean", "noisy")

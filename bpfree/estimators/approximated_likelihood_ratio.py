@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from bpfree.choices import check_choice
 from bpfree.estimators import perturbation
 from bpfree.estimators.base import EstimatorTransformation
-from bpfree.estimators.settings import Sigma, check_choice, find_baseline
+from bpfree.estimators.settings import Sigma, find_baseline
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import NONE, Baseline, Table
 from bpfree.sampling.noise import Plan, gaussian

@@ -6,8 +6,8 @@ import jax
 
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
-from bpfree.estimators.objective import of_losses
-from bpfree.program.trace import LossFn, split_aux
+from bpfree.estimators.objective import mean_loss, of_losses
+from bpfree.program.trace import LossFn
 
 
 def backprop(
@@ -43,11 +43,8 @@ def backprop(
     def estimate(key, args, state, wanted) -> Estimate:
         del key, state, wanted
 
-        def mean_loss(params):
-            losses, aux = split_aux(loss_fn(params, *args[1:]))
-            return losses.mean(), (losses, aux)
-
-        gradient, (losses, aux) = jax.grad(mean_loss, has_aux=True)(args[0])
+        mean = mean_loss(loss_fn, args)
+        gradient, (losses, aux) = jax.grad(mean, has_aux=True)(args[0])
         return Estimate(gradient, losses, aux)
 
     return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)

@@ -100,7 +100,6 @@ def transformation(
         key = jax.random.fold_in(seeds.from_words(state.key), state.count)
         with jax.named_scope("bpfree.estimate"):
             found = estimator.estimate(key, params, batch, state)
-        _check_aux(state.aux, found.aux)
         sums = [at_least_float32(g).sum() for g in jax.tree.leaves(found.gradient)]
         widest = max((total.dtype for total in sums), key=lambda kind: kind.itemsize)
         finite = jnp.isfinite(sum(total.astype(widest) for total in sums))
@@ -112,7 +111,7 @@ def transformation(
             count=state.count + 1,
             key=state.key,
             value=found.value,
-            aux=_typed_as(state.aux, found.aux),
+            aux=_aux_like(state.aux, found.aux),
             fault=jax.tree.map(lambda n, o: jnp.where(first, n, o), fault, state.fault),
             inner=found.state,
         )
@@ -164,11 +163,8 @@ def _sum(incoming: Any, gradient: Any) -> Any:
     return jax.tree.map(lambda u, g: jnp.asarray(u, g.dtype) + g, incoming, gradient)
 
 
-def _typed_as(expected, found):
-    return jax.tree.map(lambda e, f: jnp.asarray(f, e.dtype), expected, found)
-
-
-def _check_aux(expected, found) -> None:
+def _aux_like(expected: Any, found: Any) -> Any:
+    """The aux of a step in the types that the state holds; ValueError if it differs."""
     wanted, got = jax.tree.structure(expected), jax.tree.structure(found)
     if wanted != got:  # type: ignore[operator]
         raise ValueError(
@@ -176,3 +172,4 @@ def _check_aux(expected, found) -> None:
             "(losses, aux) needs example_batch= at construction, and batches of that "
             "structure in update(...)."
         )
+    return jax.tree.map(lambda e, f: jnp.asarray(f, e.dtype), expected, found)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import tags
+from bpfree.program import rewriting
 from bpfree.program.trace import NodeTree
 
 DERIVATIVES = ("finite_difference", "jvp")
@@ -27,8 +27,7 @@ def linearized(f: Callable[[NodeTree], Any], nodes) -> Callable[[NodeTree], Any]
     """
     zeros = {site.name: jnp.zeros(site.shape, jnp.float32) for site in nodes}
     along = jax.linearize(f, zeros)[1]
-    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(along)(zeros))
-    _, used = tags.dce(jaxpr, [i == 0 for i in range(len(jaxpr.outvars))])
+    used = rewriting.reads(lambda zeros: jax.tree.leaves(along(zeros))[0], zeros)
     for name, reaches in zip(sorted(zeros), used, strict=True):
         if not reaches:
             raise ValueError(

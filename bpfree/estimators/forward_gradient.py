@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from bpfree.choices import Noise, check_choice
 from bpfree.estimators import perturbation, weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
-from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import Estimate, Estimator
-from bpfree.estimators.objective import of_losses
-from bpfree.estimators.settings import Credit, check_choice, make_settings
-from bpfree.program import interpreter, lowrank, tags
+from bpfree.estimators.objective import mean_loss, of_losses
+from bpfree.estimators.settings import Credit, make_settings
+from bpfree.program import interpreter, lowrank, rewriting, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
-from bpfree.program.trace import LossFn, NodeFilter, split_aux, to_jaxpr
+from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.loop import in_chunks, sum_over_draws
 
 
@@ -124,12 +124,9 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
     def estimate(key, args, state, wanted) -> Estimate:
         params = args[0]
 
-        def mean_loss(params):
-            losses, aux = split_aux(function(params, *args[1:]))
-            return losses.mean(), (losses, aux)
-
-        _, slope, (losses, aux) = jax.linearize(mean_loss, params, has_aux=True)
-        moved = weight_noise.moved(to_jaxpr(loss_fn, args), args, wanted)
+        mean = mean_loss(function, args)
+        _, slope, (losses, aux) = jax.linearize(mean, params, has_aux=True)
+        moved = weight_noise.moved(rewriting.to_jaxpr(loss_fn, args), args, wanted)
         _check_derivative(slope, params, moved)
         key = tags.fold_in_shards(key, losses)
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -158,8 +155,7 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
 
 def _check_derivative(slope, params, moved) -> None:
     """Raises ValueError if a parameter moves the loss but has no derivative."""
-    jaxpr, _ = tags.open_jaxpr(jax.make_jaxpr(slope)(params))
-    used = tags.dce(jaxpr, [True] * len(jaxpr.outvars))[1]
+    used = rewriting.reads(slope, params)
     for path, reaches in zip(param_paths(params), used, strict=True):
         if path in moved and not reaches:
             raise ValueError(

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from bpfree.choices import Derivative, Noise, check_choice
 from bpfree.estimators import normalized, perturbation
 from bpfree.estimators.base import EstimatorTransformation
-from bpfree.estimators.choices import Derivative, Noise
 from bpfree.estimators.node_perturbation import NOISE
-from bpfree.estimators.settings import Sigma, check_choice
+from bpfree.estimators.settings import Sigma
 from bpfree.program.trace import LossFn, NodeFilter
 
 

@@ -13,38 +13,31 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from bpfree.estimators import perturbation, predictors
+from bpfree.choices import check_choice
+from bpfree.estimators import predictors, standing, teachers
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
+from bpfree.estimators.faults import find_fault
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.settings import check_choice, frozen
+from bpfree.estimators.settings import frozen
 from bpfree.program import passes, tags, tangents
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import (
     LossFn,
     NodeFilter,
-    NodeTree,
     Program,
     arguments,
     name_hash,
     split_aux,
     trace,
 )
-from bpfree.sampling.loop import (
-    Layout,
-    laid_out,
-    make_layout,
-    over_samples,
-    sum_over_draws,
-)
-from bpfree.sampling.noise import Plan, antithetic_plan, credit, draw_chunk, rademacher
+from bpfree.sampling.loop import laid_out, make_layout
+from bpfree.sampling.noise import antithetic_plan, rademacher
 from bpfree.sampling.scale import (
     Number,
-    at_least_float32,
     check_number,
     check_resolution,
     scale_at,
@@ -64,19 +57,6 @@ class FeedbackState(NamedTuple):
 
     weights: Any
     fit: Any
-
-
-class _Step(NamedTuple):
-    """One update: the clean pass, the prediction from older weights, and the noise."""
-
-    clean: predictors.Clean
-    losses: jax.Array  # clean, (B,)
-    noisy: Program
-    predicted: NodeTree
-    key: jax.Array
-    sigma: jax.Array
-    plan: Plan
-    layout: Layout
 
 
 def learned_feedback(
@@ -186,7 +166,7 @@ def learned_feedback(
         args = arguments(loss_fn, params, example_batch, key)
         values = jax.eval_shape(shapes, *args)
         program = traced(args)
-        clean = predictors.Clean(program, args, values)
+        clean = standing.Clean(program, args, values)
         _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
@@ -199,8 +179,8 @@ def learned_feedback(
         older = state.inner.weights
         predicted = predictor.predict(older, clean)
         noisy = clean.program.holding(clean.values)
-        hidden = {site.name for site in predictors.hidden(clean.program)}
-        step = _Step(
+        hidden = {site.name for site in standing.hidden(clean.program)}
+        step = teachers.Step(
             clean,
             losses,
             laid_out(noisy, layout, hidden),
@@ -211,16 +191,18 @@ def learned_feedback(
             layout,
         )
         if teacher == "losses":
-            residual = _residual(step)
-            miss = _filled(residual, predicted, -1 / losses.size)
+            residual = teachers.residual_of(step)
+            miss = teachers.filled(residual, predicted, -1 / losses.size)
             slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
         else:
-            residual, slope = _residual_and_misfit(step, predictor, older)
-        signal = _filled(residual, predicted, shrinkage / losses.size, 1 / losses.size)
+            residual, slope = teachers.residual_and_misfit(step, predictor, older)
+        signal = teachers.filled(
+            residual, predicted, shrinkage / losses.size, 1 / losses.size
+        )
         moved, fit_state = fit.update(slope, state.inner.fit, older)
         sizes = sizes_at(clean.program.sites, clean.values)
-        scales = {s.name: step.sigma for s in predictors.hidden(clean.program)}
-        fault = perturbation.find_fault(clean.program, sizes, scales)
+        scales = {s.name: step.sigma for s in step.sites}
+        fault = find_fault(clean.program, sizes, scales)
         inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
         return Estimate(pull(signal), losses, aux, fault, inner)
 
@@ -237,15 +219,15 @@ def _clean_pass(program: Program, args):
         if s.kind in kinds
         if s.name in values
     }
-    return predictors.Clean(tangents.known(program), args, kept), out, pull
+    return standing.Clean(tangents.known(program), args, kept), out, pull
 
 
-def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> None:
+def _check(clean: standing.Clean, predictor: predictors.Predictor, sigma) -> None:
     program = clean.program
     check_resolution(sigma, program)
     if program.batch_size is None:
         raise ValueError("learned_feedback needs one loss per example, (B,); got one")
-    if not predictors.hidden(program):
+    if not standing.hidden(program):
         raise ValueError(
             "learned_feedback needs a node before the last one: the last node's gradient "
             "is the loss's own derivative, and there is nothing to learn"
@@ -263,13 +245,13 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
             "predictor has a gradient for each example only. Use "
             "predictor=bpfree.predictors.chained(), or leave them out (nodes=)."
         )
-    if predictors.is_flat(clean):
+    if standing.is_flat(clean):
         raise ValueError(
             f"the losses have no derivative at the last node, {program.nodes[-1].name!r} "
             "(a count of errors, a threshold), so no error signal starts there. Use a "
             "loss with a derivative, or node_perturbation, which needs none."
         )
-    if predictors.feeds_back(clean):
+    if standing.feeds_back(clean):
         raise ValueError(
             f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
             "nodes (in a loop, at a later step), so the loss's own derivative is not its "
@@ -282,97 +264,3 @@ def _check(clean: predictors.Clean, predictor: predictors.Predictor, sigma) -> N
             "feedback through (a threshold). Use "
             "predictor=bpfree.predictors.direct(gate='learned'), teacher='losses'."
         )
-
-
-# ----------------------------------------------------------------------- the two teachers
-
-
-def _residual(step: _Step) -> NodeTree:
-    """q of the module docstring, from the losses of the noisy passes alone."""
-    losses = passes.perturbed(step.noisy, step.clean.args)
-    evaluate = over_samples(step.layout, losses)
-
-    def chunk(draws):
-        noise = _draw(step, draws)
-        noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
-        return _credit(step, noise, noisy), ()
-
-    return _mean(step, sum_over_draws(chunk, step.layout)[0])
-
-
-def _residual_and_misfit(step: _Step, predictor, weights):
-    """q, and the slope of the mean squared error of `respond` on the noisy passes."""
-    names = [site.name for site in step.clean.program.nodes]
-
-    def observe(noise):
-        deltas = jax.tree.map(lambda z: step.sigma * z, noise)
-        out, values = passes.cut(step.noisy, step.clean.args, deltas)
-        change = jax.tree.map(
-            lambda v, c: (v - c) / step.sigma.astype(v.dtype),
-            {name: values[name] for name in names},
-            {name: step.clean.values[name] for name in names},
-        )
-        moves = {
-            k: c + noise[k].astype(c.dtype) if k in noise else c
-            for k, c in change.items()
-        }
-        return split_aux(out)[0], moves, change
-
-    def chunk(draws):
-        noise = _draw(step, draws)
-        noisy, moves, change = over_samples(step.layout, observe)(noise)
-
-        def misfit(weights):
-            guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
-            return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
-
-        slope = jax.grad(misfit)(weights)
-        slope = jax.tree.map(at_least_float32, slope)
-        return (_credit(step, noise, noisy), slope), ()
-
-    residual, slope = _mean(step, sum_over_draws(chunk, step.layout)[0])
-    size = step.losses.size
-    return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
-
-
-def _draw(step: _Step, draws) -> NodeTree:
-    sites = predictors.hidden(step.clean.program)
-    return draw_chunk(step.plan, step.key, draws, sites)
-
-
-def _credit(step: _Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
-    """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
-    sites = predictors.hidden(step.clean.program)
-    rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
-    guessed = {
-        s.name: noise[s.name] * step.predicted[s.name].astype(jnp.float32)[None]
-        for s in sites
-    }
-    alone = [s for s in sites if s.batch_axis is not None]
-    shared = [s for s in sites if s.batch_axis is None]  # all examples answer together
-    for site in alone:
-        rest = rest - guessed[site.name].sum(tuple(i + 1 for i in site.example_axes))
-    total = rest.sum(1)
-    for site in shared:
-        total = total - guessed[site.name].reshape(len(total), -1).sum(1)
-    return {
-        **{s.name: credit(rest, noise[s.name], s.batch_axis) for s in alone},
-        **{s.name: credit(total, noise[s.name], None) for s in shared},
-    }
-
-
-def _mean(step: _Step, sums):
-    count = step.layout.num_draws * step.plan.group
-    return jax.tree.map(lambda total: total / count, sums)
-
-
-def _filled(residual: NodeTree, predicted: NodeTree, scale, of_predicted=0.0) -> NodeTree:
-    """scale * residual + of_predicted * predicted at every node."""
-
-    def at(name, guess):
-        total = of_predicted * guess
-        if name in residual:
-            total = total + scale * residual[name].astype(guess.dtype)
-        return total
-
-    return {name: at(name, guess) for name, guess in predicted.items()}

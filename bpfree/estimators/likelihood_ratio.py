@@ -8,10 +8,10 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 
+from bpfree.choices import BaselineName, Pairing, check_choice
 from bpfree.estimators import perturbation
 from bpfree.estimators.base import EstimatorTransformation
-from bpfree.estimators.choices import BaselineName, Pairing
-from bpfree.estimators.settings import Credit, Sigma, check_choice
+from bpfree.estimators.settings import Credit, Sigma
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.distributions import group_of, laplace, orthogonal, sobol, student_t

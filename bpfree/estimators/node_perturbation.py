@@ -6,10 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from bpfree.choices import BaselineName, Derivative, Noise, check_choice
 from bpfree.estimators import perturbation, redrawn
 from bpfree.estimators.base import EstimatorTransformation, transformation
-from bpfree.estimators.choices import BaselineName, Derivative, Noise
-from bpfree.estimators.settings import Credit, Sigma, check_choice, make_settings
+from bpfree.estimators.settings import Credit, Sigma, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.noise import gaussian, rademacher

@@ -16,7 +16,7 @@ from bpfree.estimators.estimate import (
     Estimate,
     Estimator,
 )
-from bpfree.program.trace import LossFn, arguments, check_losses
+from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 
 @runtime_checkable
@@ -77,6 +77,16 @@ def split(loss_fn: LossFn, key, params, batch) -> tuple[jax.Array, tuple]:
     """(key of the noise, arguments of the loss function) of a step's key."""
     noise_key, loss_key = jax.random.split(key)
     return noise_key, arguments(loss_fn, params, batch, loss_key)
+
+
+def mean_loss(loss_fn: LossFn, args: tuple) -> Callable[[Any], tuple[jax.Array, Any]]:
+    """`params -> (mean of the losses, (losses, aux))`, of the other arguments."""
+
+    def mean(params):
+        losses, aux = split_aux(loss_fn(params, *args[1:]))
+        return losses.mean(), (losses, aux)
+
+    return mean
 
 
 def _checked(found: Estimate) -> Estimate:

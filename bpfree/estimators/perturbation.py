@@ -13,45 +13,31 @@ measured, or its first order computed (`derivative`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from bpfree.estimators import runs, statistics
+from bpfree.estimators import faults, runs, statistics
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import (
-    BAD_SIGMA,
-    LOST_LOSS,
-    NO_FAULT,
-    SMALL_SIGMA,
     Estimate,
     Estimator,
-    name_code,
 )
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
-from bpfree.estimators.settings import Settings, check_program, make_settings
+from bpfree.estimators.settings import Settings, make_settings
 from bpfree.program import passes, tags
-from bpfree.program.blocks import check_blocks, warn_of_backpropagation
-from bpfree.program.trace import NodeTree, Program, split_aux, trace
-from bpfree.sampling.credit import check_segments, rows_of
+from bpfree.program.trace import NodeTree, split_aux
 from bpfree.sampling.loop import copies, over_samples, sum_over_devices
 from bpfree.sampling.noise import weighted_sum
 from bpfree.sampling.scale import (
     at_least_float32,
-    current_scales,
     init_scales,
-    least_at,
-    rms,
-    scales,
     sizes_at,
-    smallest,
     updated_scales,
 )
 
@@ -97,7 +83,7 @@ def make_estimator(
         return init_scales(settings.sigma, settings.sigma_optimizer, sites)
 
     def estimate(key, args, state, wanted) -> Estimate:
-        run = begin(settings, key, args, state, wanted)
+        run = runs.begin(settings, key, args, state, wanted)
         program = run.program
         if _is_forward_only(run):
             aux, clean, found = None, None, _noisy(run)
@@ -119,48 +105,12 @@ def make_estimator(
             value, sizes = clean.mean(), sizes_at(program.sites, values)
         injected = run.sigma if settings.derivative == "finite_difference" else {}
         changes = tags.sum_shards(found.changes, program.losses, lax.pmean)
-        fault = find_fault(program, sizes, injected, clean, changes)
+        fault = faults.find_fault(program, sizes, injected, clean, changes)
         slopes = tags.sum_shards(found.slopes, program.losses, lax.pmean)
         inner = updated_scales(state.inner, slopes, settings.sigma_optimizer)
         return Estimate(gradient, value, aux, fault, inner)
 
     return of_losses(settings.loss_fn, estimate, init)
-
-
-def begin(settings: Settings, key, args, state, wanted) -> Run:
-    """One update, before its clean pass; raises and warns of what the trace shows."""
-    program = traced(settings, *args)
-    warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
-    key = tags.fold_in_shards(key, program.losses)
-    return Run(
-        settings, program, args, key, _sigma_of(settings, state, program), None, {}
-    )
-
-
-def traced(settings: Settings, params, batch, key=None) -> Program:
-    """The traced loss function; raises ValueError where it and the settings disagree."""
-    credit = settings.credit
-    program = trace(
-        settings.loss_fn,
-        params,
-        batch,
-        key,
-        settings.nodes,
-        loss_axes=1 if credit is None else 2,
-        credited=credit is not None,
-        rows=rows_of(credit, batch),
-        hold_stops=settings.hold_stop_gradient,
-    )
-    check_segments(credit, batch, program.batch_size)
-    check_program(settings, program)
-    return program
-
-
-def _sigma_of(settings: Settings, state, program) -> NodeTree:
-    """The scales of this step; an exact derivative has no step size."""
-    if settings.derivative == "jvp" or settings.sigma is None:
-        return scales(1.0, state.count, program.nodes)
-    return current_scales(settings.sigma, state.inner, state.count, program.nodes)
 
 
 def _is_forward_only(run: Run) -> bool:
@@ -177,7 +127,7 @@ def _example_nodes(settings: Settings, params, example_batch):
             "or ShapeDtypeStructs of one)"
         )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return traced(settings, params, example_batch, key).nodes
+    return runs.traced(settings, params, example_batch, key).nodes
 
 
 # ---------------------------------------------------------------------- the two pairings
@@ -185,13 +135,15 @@ def _example_nodes(settings: Settings, params, example_batch):
 
 def _clean(run: Run, signals: Signals | None) -> Found:
     """Clean pairing: noise weighted by centred losses, summed over the samples."""
-    total = Found({}, {})
-    for part in runs.split(run):
-        found = _clean_part(part) if signals is None else Found(signals(part))
-        gradient = total.gradient | found.gradient
-        changes = total.changes | found.changes
-        total = Found(gradient, total.slopes | found.slopes, changes=changes)
-    return total
+    parts = runs.split(run)
+    found = [_clean_part(p) if signals is None else Found(signals(p)) for p in parts]
+    gradient = _union(f.gradient for f in found)
+    slopes, changes = _union(f.slopes for f in found), _union(f.changes for f in found)
+    return Found(gradient, slopes, changes=changes)
+
+
+def _union(trees: Iterable[NodeTree]) -> NodeTree:
+    return {name: x for tree in trees for name, x in tree.items()}
 
 
 def _is_apart(run: Run) -> bool:
@@ -239,16 +191,15 @@ def _clean_part(run: Run) -> Found:
 
 def _noisy(run: Run) -> Found:
     """Noisy pairing: the parts' gradients added up, and the mean of their losses."""
-    parts = runs.split(run)
-    found = [_noisy_part(part) for part in parts]
+    found = [_noisy_part(part) for part in runs.split(run)]
     total = jax.tree.map(lambda *g: sum(g[1:], g[0]), *(f.gradient for f in found))
     cast = lambda g, p: g.astype(jnp.result_type(p))  # noqa: E731
     return Found(
         jax.tree.map(cast, total, run.args[0]),
-        {name: slope for f in found for name, slope in f.slopes.items()},
+        _union(f.slopes for f in found),
         () if run.clean is not None else sum(f.loss for f in found) / len(found),
         () if run.clean is not None else sum(f.sizes for f in found),
-        {names: change for f in found for names, change in f.changes.items()},
+        _union(f.changes for f in found),
     )
 
 
@@ -289,35 +240,3 @@ def _seen(run: Run, found: Found, losses, values) -> Found:
     each = at_least_float32(losses).reshape(len(losses), -1)
     sizes = len(losses) * sizes_at(run.program.sites, values)
     return found._replace(loss=each.mean(1).sum(), sizes=sizes)
-
-
-# ------------------------------------------------------------------------------ faults
-
-
-def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
-    """int32: `name_code` of the first node that is not finite, or another code.
-
-    Args:
-      sizes: rms of the values at each site, (n,); 0 where nothing is to be checked.
-      sigma: {node: () or (channels,)}, {} if nothing is injected.
-      clean: losses of the clean pass. changes: mean squares of what noise adds to them;
-        a loss that noise does not change at all (a step, a hinge) is no fault.
-    """
-    sites = program.sites
-    places = np.arange(len(sites), dtype=np.int32)
-    codes = jnp.asarray([*(name_code(s.name) for s in sites), 0], jnp.int32)
-
-    def first(bad):
-        return jnp.where(bad, places, len(sites)).min()
-
-    scale = least_at(sites, sigma)
-    safe = np.array([smallest(s.dtype) for s in sites], sizes.dtype) * sizes
-    small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
-    code = jnp.int32(NO_FAULT)
-    if changes:
-        spacing = float(jnp.finfo(clean.dtype).eps) * rms([clean])[0].astype(jnp.float32)
-        change = jnp.sqrt(jnp.stack(list(changes.values())))
-        code = jnp.where(((change > 0) & (change < spacing)).any(), LOST_LOSS, code)
-    code = jnp.where(small < len(sites), SMALL_SIGMA - codes[small], code)
-    code = jnp.where(broken < len(sites), codes[broken], code)
-    return jnp.where((scale > 0).all(), code, BAD_SIGMA).astype(jnp.int32)

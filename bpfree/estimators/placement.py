@@ -30,14 +30,19 @@ def check(params: Any) -> None:
                 f"optax.{name} around an estimator {_READERS[name]}. Write "
                 f"optax.chain(estimator, optax.{name}(optimiser, ...))"
             )
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+    if has_masked(params):
         raise ValueError(
             "an estimator evaluates the loss, which needs all parameters, and some are "
             "masked here. Write optax.chain(estimator, optax.partition({'train': "
             "optimiser, 'freeze': optax.set_to_zero()}, labels)), and likewise with "
             "optax.masked and optax.selective_transform"
         )
+
+
+def has_masked(params: Any) -> bool:
+    """Whether parameters are hidden, as `optax.masked` and `optax.partition` do it."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    return any(map(masked, jax.tree.leaves(params, is_leaf=masked)))
 
 
 def _callers() -> Iterator[str]:

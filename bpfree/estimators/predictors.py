@@ -10,36 +10,23 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from bpfree.program import passes, tags
-from bpfree.program.blocks import AFTER, reach
-from bpfree.program.interpreter import Run
+from bpfree.estimators.standing import (
+    Clean,
+    chain_of_blocks,
+    ends_of_blocks,
+    hidden,
+    kernel_inputs,
+    losses_of,
+    output_gradient,
+    without_derivative,
+)
 from bpfree.program.tags import Site
-from bpfree.program.trace import NodeTree, Program, name_hash, split_aux
+from bpfree.program.trace import NodeTree, name_hash
 
 __all__ = ["Clean", "Predictor", "chained", "direct"]
 
 _SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does lasting harm
-
-
-class Clean(NamedTuple):
-    """A clean pass, as predictors see it.
-
-    Attributes:
-      program: the traced loss function, with its nodes.
-      args: `(params, batch[, key])`.
-      values: {node: its value}, and the values that are held.
-
-    Example:
-        >>> clean = bpfree.predictors.Clean(None, args=(params, batch), values={})
-        >>> clean.values
-        {}
-    """
-
-    program: Program
-    args: tuple
-    values: NodeTree
 
 
 class Predictor(NamedTuple):
@@ -62,34 +49,6 @@ class Predictor(NamedTuple):
     predict: Callable[[Any, Clean], NodeTree]
     respond: Callable[[Any, Clean, NodeTree], NodeTree] | None
     dead: Callable[[Clean], list[str]]
-
-
-def feeds_back(clean: Clean) -> bool:
-    """Whether any node's block reads the last node: in a loop, at a later step.
-
-    The loss's own derivative is then not the whole gradient at the last node.
-    """
-
-    def ends(args, values):
-        return _ends_of_blocks(clean._replace(args=args), args[0], values)
-
-    made = jax.make_jaxpr(ends)(clean.args, clean.values)
-    jaxpr, _ = tags.open_jaxpr(made)
-    rest = len(jaxpr.invars) - len(clean.values)
-    last = clean.program.nodes[-1].name
-    marks = [0] * rest + [AFTER * (n == last) for n in sorted(clean.values)]
-    return any(mark & AFTER for mark in reach(jaxpr, marks)[0])
-
-
-def is_flat(clean: Clean) -> bool:
-    """Whether the losses have no derivative at the last node."""
-    last = clean.program.nodes[-1:]
-    return bool(_without_derivative(_losses, clean, last))
-
-
-def hidden(program: Program) -> tuple[Site, ...]:
-    """All nodes but the last, whose gradient is the loss's own derivative."""
-    return program.nodes[:-1]
 
 
 # ------------------------------------------------------------------------------ chained
@@ -124,24 +83,24 @@ def chained() -> Predictor:
 
     def predict(weights, clean):
         def chain(values):
-            return _chain_of_blocks(clean, weights, values)
+            return chain_of_blocks(clean, weights, values)
 
         standing, vjp = jax.vjp(chain, clean.values)
-        found = vjp(_output_gradient(clean, standing))[0]
+        found = vjp(output_gradient(clean, standing))[0]
         return {site.name: found[site.name] for site in clean.program.nodes}
 
     def respond(weights, clean, moves):
         def ends(values):
-            return _ends_of_blocks(clean, weights, values)
+            return ends_of_blocks(clean, weights, values)
 
         directions = {**jax.tree.map(jnp.zeros_like, clean.values), **moves}
         return jax.jvp(ends, (clean.values,), (directions,))[1]
 
     def dead(clean):
         def ends(clean, values):
-            return _ends_of_blocks(clean, clean.args[0], values), _losses(clean, values)
+            return ends_of_blocks(clean, clean.args[0], values), losses_of(clean, values)
 
-        return _without_derivative(ends, clean, hidden(clean.program))
+        return without_derivative(ends, clean, hidden(clean.program))
 
     return Predictor(init, predict, respond, dead)
 
@@ -210,7 +169,7 @@ def direct(
 
     def predict(weights, clean):
         last = clean.program.nodes[-1]
-        error = _output_gradient(clean, clean.values)[last.name]
+        error = output_gradient(clean, clean.values)[last.name]
         rows = jnp.moveaxis(error, last.batch_axis, 0)
         rows = rows.reshape(len(rows), -1)
         gates = _GATES[gate](weights, clean)
@@ -223,7 +182,7 @@ def direct(
     def dead(clean):
         if gate == "learned":
             return []
-        return _without_derivative(_kernel_inputs, clean, hidden(clean.program))
+        return without_derivative(kernel_inputs, clean, hidden(clean.program))
 
     return Predictor(init, predict, None, dead)
 
@@ -232,7 +191,7 @@ def _derivative_gate(weights, clean: Clean) -> NodeTree:
     del weights
 
     def total(values):
-        return sum(tap.sum() for tap in _kernel_inputs(clean, values).values())
+        return sum(tap.sum() for tap in kernel_inputs(clean, values).values())
 
     return jax.grad(total)(clean.values)
 
@@ -275,91 +234,3 @@ def _shaped_as(product: jax.Array, site: Site) -> jax.Array:
         product = jnp.broadcast_to(product, (product.shape[0], *rest))
     assert site.batch_axis is not None  # of every node that a direct predictor takes
     return jnp.moveaxis(product.reshape(-1, *rest), 0, site.batch_axis)
-
-
-# ------------------------------------------- the loss with values standing at the nodes
-
-
-@jax.custom_jvp
-def _straight_through(value, y):
-    """The value, with the derivatives of both."""
-    return value
-
-
-@_straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    return primals[0], tangents[0] + tangents[1]
-
-
-def _losses(clean: Clean, values: NodeTree) -> jax.Array:
-    """Losses of the block after the last node, with the model's own parameters."""
-    (out, _) = _run(clean, clean.args[0], values, lambda site, value, y: None)
-    return split_aux(out)[0]
-
-
-def _output_gradient(clean: Clean, values: NodeTree) -> NodeTree:
-    return jax.grad(lambda values: _losses(clean, values).sum())(values)
-
-
-def _ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
-    """What each block makes of the values that stand at the nodes before it."""
-    active = clean.program.active
-    return _run(
-        clean, params, values, lambda site, value, y: y if site.name in active else None
-    )[1]
-
-
-def _kernel_inputs(clean: Clean, values: NodeTree) -> NodeTree:
-    return _run(
-        clean,
-        clean.args[0],
-        values,
-        lambda site, value, y: y if site.kind == "input" else None,
-    )[1]
-
-
-def _chain_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
-    """The values again, each with the derivative of its block by the ones before."""
-    active = clean.program.active
-    taps = _run(
-        clean,
-        params,
-        values,
-        lambda site, value, y: value if site.name in active else None,
-        _straight_through,
-    )[1]
-    return {**values, **taps}
-
-
-def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: value):
-    """(output, taps) with `stand(value, y)` at each node whose block gave y."""
-
-    def visit(site, y, values):
-        value = values.get(site.name, y)
-        if site.kind == "hold":
-            value = lax.stop_gradient(value)
-        elif site.name in clean.program.active:
-            value = stand(value, y)
-        found = tap(site, value, y)
-        return value, ({} if found is None else {site.name: found})
-
-    args = (params, *clean.args[1:])
-    return passes.evaluate(clean.program, Run(visit), args, values)
-
-
-def _without_derivative(fn, clean: Clean, sites) -> list[str]:
-    """The sites by whose value no output of `fn(clean, values)` has a derivative.
-
-    `clean` may hold shapes only.
-    """
-
-    def tangents(args, values, directions):
-        here = clean._replace(args=args)
-        return jax.jvp(lambda values: fn(here, values), (values,), (directions,))[1]
-
-    made = jax.make_jaxpr(tangents)(clean.args, clean.values, clean.values)
-    jaxpr, _ = tags.open_jaxpr(made)
-    _, used = tags.dce(jaxpr, [True] * len(jaxpr.outvars))
-    directions = used[len(used) - len(clean.values) :]
-    moving = dict(zip(sorted(clean.values), directions, strict=True))
-    return [site.name for site in sites if not moving[site.name]]

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from bpfree.estimators import perturbation, runs, statistics
+from bpfree.estimators import runs, statistics
 from bpfree.estimators.estimate import Estimate, Estimator
+from bpfree.estimators.faults import find_fault
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import Settings
 from bpfree.program import interpreter, passes, tags
@@ -46,9 +47,9 @@ def make_estimator(settings: Settings) -> Estimator:
         )
 
     def estimate(key, args, state, wanted) -> Estimate:
-        run = perturbation.begin(settings, key, args, state, wanted)
+        run = runs.begin(settings, key, args, state, wanted)
         gradient, clean, aux, sizes = _estimate(run)
-        fault = perturbation.find_fault(run.program, sizes, run.sigma, clean)
+        fault = find_fault(run.program, sizes, run.sigma, clean)
         return Estimate(gradient, clean, aux, fault)
 
     return of_losses(settings.loss_fn, estimate)
@@ -109,7 +110,7 @@ def _delta(run: runs.Run, site: Site, draws) -> Partial:
     keys = jnp.repeat(jax.vmap(lambda d: _keys(run, site, d))(draws), group, axis=0)
     shape = keys.shape
     members = jnp.tile(jnp.arange(group, dtype=jnp.int32), len(draws))
-    members = jnp.broadcast_to(_in_front(members, len(shape)), shape)
+    members = jnp.broadcast_to(members.reshape(-1, *[1] * len(shape[1:])), shape)
     return Partial(at_node, keys, members, _repeated(run.sigma[site.name], shape))
 
 
@@ -154,10 +155,6 @@ def _keys(run: runs.Run, site: Site, draw) -> jax.Array:
 
 def _step_axis(site: Site) -> int | None:
     return None if site.batch_axis is None else site.batch_axis - site.steps
-
-
-def _in_front(values, ndim: int):
-    return values.reshape(*values.shape, *[1] * (ndim - values.ndim))
 
 
 def _repeated(sigma, lead):

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 
 from bpfree.estimators import layerwise
 from bpfree.estimators.derivative import linearized
-from bpfree.estimators.settings import Settings
-from bpfree.program import passes, tangents
+from bpfree.estimators.settings import Settings, check_program
+from bpfree.program import passes, tags, tangents
+from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.singly import singly
-from bpfree.program.trace import NodeTree, Program
+from bpfree.program.trace import NodeTree, Program, trace
 from bpfree.sampling import baselines
-from bpfree.sampling.credit import rule_weights
+from bpfree.sampling.credit import check_segments, rows_of, rule_weights
 from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
-from bpfree.sampling.scale import of_each, scale_slopes, scaled
+from bpfree.sampling.scale import current_scales, of_each, scale_slopes, scaled, scales
 
 
 class Run(NamedTuple):
@@ -46,6 +47,37 @@ class Run(NamedTuple):
     @property
     def num_samples(self) -> int:
         return self.part.layout.num_draws * self.settings.plan.group
+
+
+def begin(settings: Settings, key, args, state, wanted) -> Run:
+    """One update, before its clean pass; raises and warns of what the trace shows."""
+    program = traced(settings, *args)
+    warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
+    key = tags.fold_in_shards(key, program.losses)
+    if settings.derivative == "jvp" or settings.sigma is None:  # there is no step size
+        sigma = scales(1.0, state.count, program.nodes)
+    else:
+        sigma = current_scales(settings.sigma, state.inner, state.count, program.nodes)
+    return Run(settings, program, args, key, sigma, None, {})
+
+
+def traced(settings: Settings, params, batch, key=None) -> Program:
+    """The traced loss function; raises ValueError where it and the settings disagree."""
+    credit = settings.credit
+    program = trace(
+        settings.loss_fn,
+        params,
+        batch,
+        key,
+        settings.nodes,
+        loss_axes=1 if credit is None else 2,
+        credited=credit is not None,
+        rows=rows_of(credit, batch),
+        hold_stops=settings.hold_stop_gradient,
+    )
+    check_segments(credit, batch, program.batch_size)
+    check_program(settings, program)
+    return program
 
 
 def split(run: Run) -> list[Run]:

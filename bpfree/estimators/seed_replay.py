@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bpfree.choices import Noise
 from bpfree.estimators import weight_noise
 from bpfree.estimators.base import EstimatorState, transformation
-from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.weight_perturbation import BaselineChoice, begin, make_settings

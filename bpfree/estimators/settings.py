@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from bpfree.choices import check_choice
 from bpfree.estimators.derivative import DERIVATIVES
 from bpfree.estimators.layerwise import Budget, Schedule, make_schedule
 from bpfree.program.trace import LossFn, NodeFilter, Program
@@ -140,11 +141,6 @@ def check_draws(count: int, plan: Plan) -> None:
             "a baseline that takes the losses of all samples ('leave_one_out') needs at "
             f"least two draws, here num_samples >= {2 * plan.group}"
         )
-
-
-def check_choice(what: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{what}={value!r} is unknown; choose one of {choices}")
 
 
 def check_program(settings: Settings, program: Program) -> None:

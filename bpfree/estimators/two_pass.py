@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.random import fold_in
 
-from bpfree.estimators import layerwise, normalized, perturbation, runs
+from bpfree.estimators import layerwise, normalized, runs
 from bpfree.estimators.estimate import NO_FAULT, Estimate, Estimator
+from bpfree.estimators.faults import find_fault
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings
@@ -63,8 +65,9 @@ def make_estimator(settings: Settings, norm: str) -> Estimator:
     """The estimator of the module docstring: K pairs, and a weight product for each."""
 
     def estimate(key, args, state, wanted) -> Estimate:
-        key, *own = (_of_shard(k, args[1]) for k in (key, *args[2:]))
-        program = perturbation.traced(settings, *args).shared()
+        leaves = jax.tree.leaves(args[1])
+        key, *own = (reduce(tags.fold_in_shards, leaves, k) for k in (key, *args[2:]))
+        program = runs.traced(settings, *args).shared()
         warn_of_backpropagation(check_blocks(program, args, wanted), settings.nodes)
         sigma = None
         if settings.sigma is not None:
@@ -82,10 +85,6 @@ def make_estimator(settings: Settings, norm: str) -> Estimator:
     return of_losses(settings.loss_fn, estimate)
 
 
-def _of_shard(key, batch):
-    return reduce(tags.fold_in_shards, jax.tree.leaves(batch), key)
-
-
 def _gradient(run: Run, key, norm: str):
     """(gradient, what the K first passes report)."""
     nodes, count = run.part.nodes, run.num_samples
@@ -93,7 +92,7 @@ def _gradient(run: Run, key, norm: str):
     def chunk(draws):
         group = run.settings.plan.group
         first = (draws[:, None] * group + jnp.arange(group)[None]).ravel()
-        keys = [_keys(key, first), _keys(key, first + count)]
+        keys = [jax.vmap(partial(fold_in, key))(k) for k in (first, first + count)]
         deltas = [_deltas(run, draws), _deltas(run, draws + run.part.layout.num_draws)]
 
         def surrogate(params):
@@ -137,14 +136,10 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
         own = deltas[name] - other_deltas[name]
         difference[name] += own.astype(difference[name].dtype)
     sizes = sizes_at(run.program.sites, values)
-    fault = perturbation.find_fault(run.program, sizes, run.sigma or {})
+    fault = find_fault(run.program, sizes, run.sigma or {})
     pair = _Pair(losses - others[0], difference)
     report = _First(losses.mean(), aux, fault)
     return (losses, seen), still((pair, report))
-
-
-def _keys(key: jax.Array, samples: jax.Array) -> jax.Array:
-    return jax.vmap(partial(jax.random.fold_in, key))(samples)
 
 
 def _deltas(run: Run, draws) -> NodeTree:

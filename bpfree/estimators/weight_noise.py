@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.program.blocks import moves_loss
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_paths
+from bpfree.program.reach import moves_loss
 from bpfree.sampling import loop
 from bpfree.sampling.noise import Plan, draw_arrays, gaussian, named_keys, rademacher
 

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from bpfree.choices import Noise, check_choice
 from bpfree.estimators import weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
-from bpfree.estimators.choices import Noise
 from bpfree.estimators.estimate import BAD_SIGMA, NO_FAULT, Estimate
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.settings import check_choice, check_draws, find_baseline
-from bpfree.program import interpreter, lowrank, stops, tags
-from bpfree.program.trace import LossFn, split_aux, to_jaxpr
+from bpfree.estimators.settings import check_draws, find_baseline
+from bpfree.program import interpreter, lowrank, rewriting, stops, tags
+from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
 from bpfree.sampling.loop import Layout, in_chunks, sum_over_draws
 from bpfree.sampling.noise import Plan, antithetic_plan
@@ -205,7 +205,7 @@ class Run(NamedTuple):
 def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
     plan, pairs, layout, compared, rank, sigma, held = settings
     clean, aux = split_aux(loss_fn(*args))
-    traced = to_jaxpr(loss_fn, args)
+    traced = rewriting.to_jaxpr(loss_fn, args)
     noisy = stops.held(loss_fn, args, traced) if held else loss_fn
     scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
     signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
@@ -217,7 +217,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
         return weight_noise.draw(plan, rank, key, index, moved)
 
     change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws))
-    centre = jnp.float32(0) if compared.clean else _mean(clean)
+    centre = jnp.float32(0) if compared.clean else clean.mean().astype(jnp.float32)
 
     def losses(noise):
         return centre + in_chunks(layout, lambda z: change(z, signs * scale))(noise)
@@ -244,7 +244,3 @@ def _change(loss_fn, args, clean, noise):
 
     hoisted = interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.vmap(hoisted, (None, 0))
-
-
-def _mean(losses: jax.Array) -> jax.Array:
-    return losses.mean().astype(jnp.float32)

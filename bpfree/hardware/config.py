@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bpfree.data import Dataset, Examples
+from bpfree.data import Dataset, Examples, places
 from bpfree.data.augment import flip_and_crop
 from bpfree.data.catalogue import SETS
 from bpfree.data.preprocess import Affine, then
@@ -135,7 +135,7 @@ def like(settings: config.Settings) -> Dataset | None:
     if name not in SETS or not any(SETS[name].sizes):
         return None
     shape, (train, test) = SETS[name].shape, SETS[name].sizes
-    held = min(5_000, train // 10)
+    held = places.held_out(train)
 
     def part(count):
         x = np.broadcast_to(np.zeros((), np.float32), (count, *shape))

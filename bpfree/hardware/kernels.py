@@ -9,13 +9,12 @@ A kernel is what a device starts at once: a fusion, a product, a copy, a library
 XLA's own `cost_analysis` counts the body of a loop once, and nothing in a library's call.
 """
 
-import itertools
-import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from bpfree.hardware.hlo import Array, Computation, Instruction, Module, parse
+from bpfree.hardware.products import Product, product_of
 
 COLLECTIVES = (
     "all-reduce",
@@ -31,18 +30,6 @@ _FREE = (
     *("partition-id", "replica-id", "opt-barrier", "iota", "domain", "add-dependency"),
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
-
-
-class Product(NamedTuple):
-    """FLOPs of a matrix product or convolution.
-
-    Attributes:
-      precision: "bf16" for operands of at most 16 bits, "f32", or "highest".
-    """
-
-    flops: float
-    precision: str
-    scope: str
 
 
 class Kernel(NamedTuple):
@@ -111,7 +98,7 @@ def trip_count(module: Module, loop: Instruction) -> int:
 
 def _kernel(module, computation, made: Instruction, times: int) -> Kernel:
     inside = list(_inside(module, computation, made))
-    products = tuple(p for place, i in inside if (p := _product(place, i)) is not None)
+    products = tuple(p for place, i in inside if (p := product_of(place, i)) is not None)
     shared = [(p, i) for p, i in inside if i.op.removesuffix("-start") in COLLECTIVES]
     kind = shared[0][1].op.removesuffix("-start") if shared else ""
     sent = sum(a.bytes for p, i in shared for o in p.operands(i) for a in o.arrays)
@@ -177,102 +164,3 @@ def _used(inner: Computation, parameter: Instruction, operand: Instruction) -> f
         elif user.op != "dynamic-update-slice" or user.operands[0] != parameter.name:
             return whole
     return min(whole, read) if users else 0.0
-
-
-# ----------------------------------------------------------------------------- products
-
-
-def _product(computation: Computation, made: Instruction) -> Product | None:
-    operands = computation.operands(made)
-    flops: float
-    if made.op == "dot":
-        flops = 2 * made.arrays[0].size * _contracted(made, operands[0].arrays[0])
-    elif made.op == "convolution":
-        flops = _convolution(made, *(o.arrays[0] for o in operands[:2]))
-    elif made.op == "custom-call" and re.search(r"gemm|matmul", made.rest):
-        flops = 2 * made.arrays[0].size * _contracted(made, operands[0].arrays[0])
-    elif made.op == "custom-call" and "dim_labels=" in made.rest:
-        flops = _library_convolution(made, *(o.arrays[0] for o in operands[:2]))
-    else:
-        return None
-    return Product(flops, _precision(made, operands[0].arrays[0]), made.scope)
-
-
-def _precision(made: Instruction, operand: Array) -> str:
-    if operand.bytes <= 2 * operand.size:
-        return "bf16"
-    highest = re.search(r'operand_precision"?[=:][\[{]"?highest', made.rest, re.I)
-    return "highest" if highest else "f32"
-
-
-def _contracted(made: Instruction, lhs: Array) -> int:
-    """Terms of each sum of a product."""
-    found = re.search(
-        r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([^\]}]*)[\]}]', made.rest
-    )
-    axes = re.findall(r"\d+", found[1]) if found else [len(lhs.dims) - 1]
-    return math.prod(lhs.dims[int(axis)] for axis in axes)
-
-
-def _labels(made: Instruction) -> list[str]:
-    """Letters of lhs, kernel and output: b, f, i, o, and digits for space."""
-    return re.split("_|->", re.search(r"dim_labels=([\w\->]+)", made.rest)[1])  # type: ignore[index]
-
-
-def _convolution(made: Instruction, lhs: Array, kernel: Array) -> float:
-    """2 x the multiplications that meet no padding and no hole of a dilated input.
-
-    A TPU writes every product this way, batch axes as space with holes.
-    """
-    on_lhs, on_kernel, on_out = _labels(made)
-    out, total = made.arrays[0].dims, 2.0
-    for letter in "bf":
-        total *= out[on_out.index(letter)]
-    total *= kernel.dims[on_kernel.index("i")]
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", _window(made)))
-    for axis in (c for c in on_kernel if c.isdigit()):
-        place = int(axis)
-        lengths = (lhs.dims[on_lhs.index(axis)], kernel.dims[on_kernel.index(axis)])
-        total *= _pairs(*lengths, out[on_out.index(axis)], *_strides(window, place))
-    return total
-
-
-def _window(made: Instruction) -> str:
-    found = re.search(r"window=\{([^}]*)\}", made.rest)
-    return found[1] if found else ""
-
-
-def _strides(window: dict[str, str], axis: int) -> tuple[int, int, int, int]:
-    """(stride, low padding, dilation of the input, dilation of the kernel) of an axis."""
-
-    def part(key, default):
-        return window[key].split("x")[axis] if key in window else default
-
-    low = re.match(r"-?\d+", part("pad", "0_0"))
-    return (
-        int(part("stride", "1")),
-        int(low[0]) if low else 0,
-        int(part("lhs_dilate", "1")),
-        int(part("rhs_dilate", "1")),
-    )
-
-
-def _pairs(size, taps, out, stride, low, holes, spread) -> int:
-    """(output, tap) pairs of one axis that meet an entry of the input."""
-    last = (size - 1) * holes
-    starts = (o * stride - low for o in range(out))
-    places = (s + t * spread for s, t in itertools.product(starts, range(taps)))
-    return sum(0 <= p <= last and p % holes == 0 for p in places)
-
-
-def _library_convolution(made: Instruction, first: Array, second: Array) -> float:
-    """Of cuDNN's calls: 2 x outputs x taps x channels, whichever of the three is made."""
-    result = made.arrays[0]
-    if "BackwardFilter" in made.rest:
-        outputs, kernel = second, result
-    elif "BackwardInput" in made.rest:
-        outputs, kernel = first, second
-    else:
-        outputs, kernel = result, second
-    channels = kernel.dims[_labels(made)[1].index("o")]
-    return 2 * outputs.size * kernel.size / channels

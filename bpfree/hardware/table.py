@@ -95,23 +95,23 @@ def _aligned(rows: list[tuple[str, list[str]]]) -> list[str]:
 
 
 def size(count: float) -> str:
-    return _scaled(count, "B", 1.0)
+    return _scaled(count, "B")
 
 
 def number(count: float) -> str:
-    return _scaled(count, "", 1.0)
+    return _scaled(count, "")
 
 
 def duration(seconds: float) -> str:
-    return _scaled(seconds, "s", 1e-6) if seconds < 1 else f"{seconds:.3g} s"
+    return _scaled(seconds, "s", least=1e-6) if seconds < 1 else f"{seconds:.3g} s"
 
 
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "u"))
+_SCALES = (1e15, 1e12, 1e9, 1e6, 1e3, 1.0, 1e-3, 1e-6)
+_PREFIXES = ("P", "T", "G", "M", "k", "", "m", "u")
 
 
-def _scaled(value: float, unit: str, smallest: float) -> str:
-    for scale, prefix in _PREFIXES if smallest == 1.0 else _SMALL:
-        if value >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
-    return f"{value / smallest:.3g} {'u' if smallest < 1 else ''}{unit}".rstrip()
+def _scaled(value: float, unit: str, least: float = 1.0) -> str:
+    """With the largest prefix that leaves 1 or more, or the one of the scale `least`."""
+    pairs = zip(_SCALES, _PREFIXES, strict=True)
+    scale, prefix = next(p for p in pairs if value >= p[0] or p[0] == least)
+    return f"{value / scale:.3g} {prefix}{unit}".rstrip()

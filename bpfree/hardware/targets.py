@@ -11,6 +11,9 @@ import importlib.util
 import math
 import os
 import re
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -44,8 +47,7 @@ class Chip(NamedTuple):
       memory: bytes.
       bandwidth: of the memory, bytes/s.
       link: bytes/s that a device can send to the others, all its links together.
-      gpu: what XLA asks of a GPU: (compute capability, multiprocessors, float32 lanes in
-        each, clock in GHz, shared memory and L2 cache in bytes); () for a TPU.
+      gpu: what XLA asks of a GPU, in the order of `chips.toml`; () for a TPU.
       per_chip: JAX devices in a chip; all else is of one device.
     """
 
@@ -59,41 +61,34 @@ class Chip(NamedTuple):
     per_chip: int = 1
 
 
-def _tpu(tflops, memory, bandwidth, link, devices=1) -> Chip:
-    peak = tflops * TB / devices
-    memory, bandwidth, link = (x * GB / devices for x in (memory, bandwidth, link))
-    return Chip(peak, peak, peak / 6, memory, bandwidth, link, per_chip=devices)
+def _chip(
+    bf16: float,
+    memory: float,
+    bandwidth: float,
+    link: float,
+    f32: float | None = None,
+    highest: float | None = None,
+    gpu: Sequence[Any] = (),
+    devices: int = 1,
+) -> Chip:
+    """A device of a chip in `chips.toml`, of which JAX sees so many."""
+    tera, giga = TB / devices, GB / devices
+    return Chip(
+        bf16=bf16 * tera,
+        f32=(f32 or bf16) * tera,
+        highest=(highest or bf16 / 6) * tera,
+        memory=memory * giga,
+        bandwidth=bandwidth * giga,
+        link=link * giga,
+        gpu=tuple(gpu),
+        per_chip=devices,
+    )
 
 
-# Google Cloud's pages "TPU v4", "v5e", "v5p" and "v6e" (docs.cloud.google.com/tpu/docs):
-# bf16 TFLOP/s, HBM in GB, its GB/s, and half of the bidirectional interconnect's GB/s.
-TPUS = {
-    "v4": _tpu(275, 32, 1228, 300, devices=2),  # JAX sees each of its cores
-    "v5e": _tpu(197, 16, 819, 200),
-    "v5p": _tpu(459, 95, 2765, 600),
-    "v6e": _tpu(918, 32, 1638, 400),
-}
-
-# NVIDIA's data sheets "A100 80GB" (SXM), "H100" (SXM), "H200" (SXM) and "HGX B200", dense
-# rates; link is half of NVLink's total. `gpu` is from the architectures' white papers.
-GPUS = {
-    "a100": Chip(
-        *(312 * TB, 156 * TB, 19.5 * TB, 80 * GB, 2039 * GB, 300 * GB),
-        ("8.0", 108, 64, 1.41, 164 << 10, 40 << 20),
-    ),
-    "h100": Chip(
-        *(989.4 * TB, 494.7 * TB, 67 * TB, 80 * GB, 3350 * GB, 450 * GB),
-        ("9.0", 132, 128, 1.98, 228 << 10, 50 << 20),
-    ),
-    "h200": Chip(
-        *(989.4 * TB, 494.7 * TB, 67 * TB, 141 * GB, 4800 * GB, 450 * GB),
-        ("9.0", 132, 128, 1.98, 228 << 10, 50 << 20),
-    ),
-    "b200": Chip(
-        *(2250 * TB, 1100 * TB, 75 * TB, 180 * GB, 8000 * GB, 900 * GB),
-        ("10.0", 148, 128, 1.965, 228 << 10, 126 << 20),
-    ),
-}
+_FILE = resources.files(__package__).joinpath("chips.toml")
+_SHEETS = tomllib.loads(_FILE.read_text())
+TPUS = {name: _chip(**sheet) for name, sheet in _SHEETS["tpu"].items()}
+GPUS = {name: _chip(**sheet) for name, sheet in _SHEETS["gpu"].items()}
 
 
 class Target(NamedTuple):
@@ -257,6 +252,7 @@ def _gpus(target: Target):
     assert target.chip is not None
     capability, cores, lanes, clock, shared, cache = target.chip.gpu
     major, minor = capability.split(".")
+    shared, cache = shared << 10, cache << 20
     spec = f"""
     platform_name: "CUDA"
     device_description_str: "{target.text}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
+from bpfree.choices import check_choice
 from bpfree.models.mlp import activation
 
 NORMS = ("none", "batch")
@@ -23,6 +24,17 @@ def as_images(x: jax.Array, image: Sequence[int]) -> jax.Array:
             "(height, width, channels)"
         )
     return x
+
+
+def convolved(
+    x: jax.Array, channels: int, strides: int, norm: str, train: bool
+) -> jax.Array:
+    """A 3x3 convolution and its norm, as modules of the caller; ValueError."""
+    check_choice("norm", norm, NORMS)
+    x = nn.Conv(channels, (3, 3), strides=strides, use_bias=norm == "none")(x)
+    if norm == "none":
+        return x
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
 
 
 class Model(nn.Module):
@@ -53,13 +65,8 @@ class Model(nn.Module):
 
         Raises ValueError: unknown norm or activation; data that are no images.
         """
-        if self.norm not in NORMS:
-            raise ValueError(f"norm {self.norm!r} is unknown; choose one of {NORMS}")
         phi = activation(self.activation)
         x = as_images(x, self.image)
         for channels in self.channels:
-            x = nn.Conv(channels, (3, 3), strides=2, use_bias=self.norm == "none")(x)
-            if self.norm == "batch":
-                x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-            x = phi(x)
+            x = phi(convolved(x, channels, 2, self.norm, train))
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 import bpfree
 from bpfree.data import graphs
-from bpfree.sampling.credit import Rule
+from bpfree.sampling.rules import Rule
 
 
 class Model(nn.Module):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bpfree.choices import check_choice
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "leaky_relu": partial(nn.leaky_relu, negative_slope=0.2),
@@ -20,10 +22,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """One of `ACTIVATIONS`; ValueError with the choices."""
-    if name not in ACTIVATIONS:
-        raise ValueError(
-            f"activation {name!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
-        )
+    check_choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bpfree.choices import check_choice
+
 CELLS = {"rnn": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
 
@@ -36,10 +38,7 @@ class Model(nn.Module):
 
         Raises ValueError: unknown cell; examples that are neither.
         """
-        if self.cell not in CELLS:
-            raise ValueError(
-                f"cell {self.cell!r} is unknown; choose one of {tuple(CELLS)}"
-            )
+        check_choice("cell", self.cell, CELLS)
         lengths = None
         if self.vocabulary:
             lengths = jnp.maximum((x > 0).sum(1), 1)

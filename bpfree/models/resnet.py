@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from bpfree.models.convnet import as_images
+from bpfree.choices import check_choice
+from bpfree.models.convnet import NORMS, as_images
 from bpfree.models.mlp import activation
 
 LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 STEMS = ("cifar", "imagenet")
-NORMS = ("none", "batch")
 
 
 class Model(nn.Module):
@@ -42,9 +42,9 @@ class Model(nn.Module):
 
         Raises ValueError: unknown layers, stem, norm or activation.
         """
-        _check("layers", self.layers, tuple(LAYERS))
-        _check("stem", self.stem, STEMS)
-        _check("norm", self.norm, NORMS)
+        check_choice("layers", self.layers, LAYERS)
+        check_choice("stem", self.stem, STEMS)
+        check_choice("norm", self.norm, NORMS)
         phi = activation(self.activation)
         x = as_images(x, self.image)
         large = self.stem == "imagenet"
@@ -112,8 +112,3 @@ class _Conv(nn.Module):
         return nn.BatchNorm(
             use_running_average=not train, momentum=0.9, scale_init=scale
         )(x)
-
-
-def _check(name: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {choices}")

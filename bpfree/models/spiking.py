@@ -1,12 +1,14 @@
 """Spiking classifier: leaky integrate-and-fire units with a hard threshold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from bpfree.choices import check_choice
 
 
 def rate(x: jax.Array, steps: int) -> jax.Array:
@@ -16,17 +18,7 @@ def rate(x: jax.Array, steps: int) -> jax.Array:
     return jnp.diff(counts, axis=1, prepend=0)
 
 
-def latency(x: jax.Array, steps: int) -> jax.Array:
-    """(B, F) in 0 .. 1 to one spike each, the earlier the brighter, and none for 0."""
-    when = jnp.round((1 - jnp.clip(x, 0, 1)) * (steps - 1))[:, None]
-    times = jnp.arange(steps, dtype=x.dtype).reshape(1, -1, 1)
-    return ((times == when) & (x[:, None] > 0)).astype(x.dtype)
-
-
-CODINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
-    "rate": rate,
-    "latency": latency,
-}
+CODINGS = ("rate", "none")
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -48,8 +40,7 @@ def fire(u: jax.Array, steepness: float = 0.0) -> jax.Array:
 class Model(nn.Module):
     r"""Dense layers of spiking units; logits from the mean of the last layer's spikes.
 
-    .. math:: v_t = \lambda v_{t-1} (1 - s_{t-1}) + W x_t + b,\quad
-        a_t = \rho a_{t-1} + \alpha s_{t-1},\quad s_t = [v_t - a_t > 1]
+    .. math:: v_t = \lambda v_{t-1} (1 - s_{t-1}) + W x_t + b,\quad s_t = [v_t > 1]
 
     A layer is run over all steps before the next one starts, so its weights meet all
     steps in one product, forwards and in the gradient.
@@ -58,10 +49,9 @@ class Model(nn.Module):
       num_classes: width of the last layer, whose outputs are logits.
       hidden: units of the layers.
       steps: T, for examples that are no spike trains yet.
-      coding: "rate" or "latency", how numbers 0 .. 1 become spikes; "none" for data that
-        comes as spike trains (B, T, ...).
+      coding: "rate", by which numbers 0 .. 1 become spikes; "none" for data that comes as
+        spike trains (B, T, ...).
       decay: lambda, of the membrane in a step.
-      adaptation, adaptation_decay: alpha and rho of the threshold; 0: it is fixed.
       surrogate: steepness of the stand-in for the derivative of a spike, for backprop;
         0: none, and backprop trains the last layer only.
     """
@@ -71,8 +61,6 @@ class Model(nn.Module):
     steps: int = 16
     coding: str = "rate"
     decay: float = 0.9
-    adaptation: float = 0.0
-    adaptation_decay: float = 0.9
     surrogate: float = 0.0
 
     @nn.compact
@@ -81,14 +69,11 @@ class Model(nn.Module):
 
         Raises ValueError for an unknown coding.
         """
+        check_choice("coding", self.coding, CODINGS)
         if self.coding == "none":
             spikes = x.reshape(*x.shape[:2], -1)
-        elif self.coding in CODINGS:
-            spikes = CODINGS[self.coding](x.reshape(x.shape[0], -1), self.steps)
         else:
-            raise ValueError(
-                f"coding {self.coding!r} is unknown; choose one of {(*CODINGS, 'none')}"
-            )
+            spikes = rate(x.reshape(x.shape[0], -1), self.steps)
         for width in self.hidden:
             spikes = self._spikes(nn.Dense(width)(spikes))
         return nn.Dense(self.num_classes)(spikes.mean(1))
@@ -97,12 +82,11 @@ class Model(nn.Module):
         """Currents (B, T, units) to spikes of the same shape."""
 
         def step(state, current):
-            v, a, s = state
+            v, s = state
             v = self.decay * v * (1 - s) + current
-            a = self.adaptation_decay * a + self.adaptation * s
-            s = fire(v - a - 1, self.surrogate)
-            return (v, a, s), s
+            s = fire(v - 1, self.surrogate)
+            return (v, s), s
 
         rest = jnp.zeros_like(currents[:, 0])
-        _, spikes = lax.scan(step, (rest, rest, rest), currents.swapaxes(0, 1))
+        _, spikes = lax.scan(step, (rest, rest), currents.swapaxes(0, 1))
         return spikes.swapaxes(0, 1)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from bpfree.models.convnet import as_images
+from bpfree.choices import check_choice
+from bpfree.models.convnet import as_images, convolved
 from bpfree.models.mlp import activation
 
-NORMS = ("none", "batch")
 POOLS = ("max", "stride")
 
 
@@ -44,21 +44,13 @@ class Model(nn.Module):
 
         Raises ValueError: unknown norm, pool or activation.
         """
-        if self.norm not in NORMS or self.pool not in POOLS:
-            raise ValueError(
-                f"norm={self.norm!r} must be one of {NORMS}, "
-                f"pool={self.pool!r} of {POOLS}"
-            )
+        check_choice("pool", self.pool, POOLS)
         phi = activation(self.activation)
         x = as_images(x, self.image)
         for stage in self.stages:
             for i, channels in enumerate(stage):
                 strides = 2 if self.pool == "stride" and i == 0 else 1
-                bias = self.norm == "none"
-                x = nn.Conv(channels, (3, 3), strides=strides, use_bias=bias)(x)
-                if self.norm == "batch":
-                    x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-                x = phi(x)
+                x = phi(convolved(x, channels, strides, self.norm, train))
             if self.pool == "max":
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)

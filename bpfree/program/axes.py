@@ -9,20 +9,11 @@ over the batch), or change their order (a sort). Negative axes belong to enclosi
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from bpfree.program.indexing import gather, scatter
+from bpfree.program.place import LOST, Place
 
-
-class Place(NamedTuple):
-    """The axis on which examples stand, and how they are folded into it."""
-
-    axis: int
-    outer: int = 1
-    inner: int = 1
-
-
-LOST = None
 Rule = Callable[..., Place | None]
 """rule(eqn, i, place, batch, columns) -> place in the results, of operand i."""
 
@@ -89,10 +80,6 @@ def _reshape(eqn, i, place, batch, columns):
     return reshaped(place, shape, eqn.params["new_sizes"], batch)
 
 
-def _squeeze(eqn, i, place, batch, columns):
-    return _without(place, eqn.params["dimensions"])
-
-
 def _without(place: Place, axes) -> Place | None:
     if place.axis in axes:
         return LOST
@@ -109,9 +96,14 @@ def _transpose(eqn, i, place, batch, columns):
     return place._replace(axis=eqn.params["permutation"].index(place.axis))
 
 
-def _reduce(eqn, i, place, batch, columns):
-    axes = eqn.params.get("axes", eqn.params.get("dimensions"))
-    return _without(place, axes)
+def _removed(parameter: str) -> Rule:
+    """Axes that the result does not have."""
+
+    def rule(eqn, i, place, batch, columns):
+        axes = eqn.params[parameter]
+        return _without(place, (axes,) if isinstance(axes, int) else axes)
+
+    return rule
 
 
 def _not_along(parameter: str) -> Rule:
@@ -133,10 +125,6 @@ def _top_k(eqn, i, place, batch, columns):
 
 def _stack(eqn, i, place, batch, columns):
     return place._replace(axis=place.axis + (eqn.params["axis"] <= place.axis))
-
-
-def _unstack(eqn, i, place, batch, columns):
-    return _without(place, (eqn.params["axis"],))
 
 
 def _concatenate(eqn, i, place, batch, columns):
@@ -251,89 +239,9 @@ def _ragged_dot(eqn, i, place, batch, columns):
     return place if i == 0 and place.axis == 0 else LOST
 
 
-# --------------------------------------------------------------------- gather and scatter
-
-
-def _gather(eqn, i, place, batch, columns):
-    numbers = eqn.params["dimension_numbers"]
-    out = eqn.outvars[0].aval.ndim
-    of_indices = [a for a in range(out) if a not in numbers.offset_dims]
-    if i == 1:
-        return place._replace(axis=of_indices[place.axis])
-    if place.axis in numbers.operand_batching_dims:
-        k = numbers.operand_batching_dims.index(place.axis)
-        return place._replace(axis=of_indices[numbers.start_indices_batching_dims[k]])
-    shape = eqn.invars[0].aval.shape
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = [a for a in range(len(shape)) if a not in gone]
-    if place.axis in kept and eqn.params["slice_sizes"][place.axis] == shape[place.axis]:
-        return place._replace(axis=numbers.offset_dims[kept.index(place.axis)])
-    return _by_counting(numbers.start_index_map, of_indices, place, batch, columns)
-
-
-def _by_counting(index_map, of_indices, place, batch, columns):
-    """x[arange(B), ...]: the index along the examples' axis counts the examples."""
-    if place.axis not in index_map or (place.outer, place.inner) != (1, 1) or not columns:
-        return LOST
-    counted = columns[index_map.index(place.axis)]
-    for axis in range(0 if counted is None else counted.ndim):
-        shape = [batch if a == axis else 1 for a in range(counted.ndim)]
-        if counted.shape[axis] == batch and np.all(
-            counted == np.arange(batch).reshape(shape)
-        ):
-            return Place(of_indices[axis])
-    return LOST
-
-
-def _scatter(eqn, i, place, batch, columns):
-    numbers = eqn.params["dimension_numbers"]
-    operand, indices, updates = (v.aval for v in eqn.invars)
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    kept = [a for a in range(operand.ndim) if a not in gone]
-    of_indices = [a for a in range(updates.ndim) if a not in numbers.update_window_dims]
-    batching = dict(
-        zip(
-            numbers.operand_batching_dims,
-            numbers.scatter_indices_batching_dims,
-            strict=True,
-        )
-    )
-    if i == 0:
-        written = place.axis in batching or (
-            place.axis in kept
-            and updates.shape[numbers.update_window_dims[kept.index(place.axis)]]
-            == operand.shape[place.axis]
-        )
-        if written:
-            return place
-        axes = of_indices
-        found = _by_counting(
-            numbers.scatter_dims_to_operand_dims, axes, place, batch, columns
-        )
-        return LOST if found is None else place
-    if i == 2 and place.axis in numbers.update_window_dims:
-        axis = kept[numbers.update_window_dims.index(place.axis)]
-        whole = updates.shape[place.axis] == operand.shape[axis]
-        return place._replace(axis=axis) if whole else LOST
-    axis = place.axis if i == 1 else of_indices.index(place.axis)
-    for mine, theirs in batching.items():
-        if theirs == axis:
-            return place._replace(axis=mine)
-    for k, mine in enumerate(numbers.scatter_dims_to_operand_dims):
-        here = Place(mine)
-        axes = range(indices.ndim)
-        if columns and _by_counting((mine,), axes, here, batch, columns[k : k + 1]) == (
-            axis,
-            1,
-            1,
-        ):
-            return here
-    return LOST
-
-
 _RULES: dict[str, Rule] = {
-    "argmax": _reduce,
-    "argmin": _reduce,
+    "argmax": _removed("axes"),
+    "argmin": _removed("axes"),
     "broadcast_in_dim": _broadcast,
     "cholesky": _leading(lambda eqn: 2),
     "concatenate": _concatenate,
@@ -344,7 +252,7 @@ _RULES: dict[str, Rule] = {
     "eigh": _leading(lambda eqn: 2),
     "expand_dims": _expand,
     "fft": _leading(lambda eqn: len(eqn.params["fft_lengths"])),
-    "gather": _gather,
+    "gather": gather,
     "pad": _pad,
     "ragged_dot": _ragged_dot,
     "ragged_dot_general": _ragged_dot,
@@ -353,13 +261,13 @@ _RULES: dict[str, Rule] = {
     "sort": _not_along("dimension"),
     "split": _split,
     "slice": _slice,
-    "squeeze": _squeeze,
+    "squeeze": _removed("dimensions"),
     "stack": _stack,
-    "reduce": _reduce,
+    "reduce": _removed("dimensions"),
     "approx_top_k": _top_k,
     "top_k": _top_k,
     "transpose": _transpose,
-    "unstack": _unstack,
+    "unstack": _removed("axis"),
 }
 _RULES |= dict.fromkeys(
     """eig geqrf householder_product lu qr schur svd triangular_solve
@@ -369,12 +277,12 @@ _RULES |= dict.fromkeys(
 _RULES |= dict.fromkeys(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
     reduce_xor""".split(),
-    _reduce,
+    _removed("axes"),
 )
 _RULES |= dict.fromkeys(
     "reduce_window reduce_window_sum reduce_window_max reduce_window_min".split(), _window
 )
 _RULES |= dict.fromkeys(
     "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split(),
-    _scatter,
+    scatter,
 )

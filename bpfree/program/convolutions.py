@@ -10,42 +10,21 @@ factor.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with every convolution as NHWC, HWIO -> NHWC, those of its scans included."""
-    return rewritten(fn, canonical)
-
-
-def rewritten(fn: Callable[..., Any], bind: Callable[..., list[Any]]) -> Callable:
-    """`fn` with its equations bound by `bind(eqn, invals)`."""
-    return lambda *args: traced(fn, bind, *args)[0](*args)
-
-
-def traced(fn: Callable[..., Any], bind: Callable[..., list[Any]], *shapes):
-    """(`rewritten(fn, bind)` for arguments of these shapes, its results' shapes).
-
-    For functions that run more than once: tracing is most of what a rewriting costs.
-    """
-    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
-    jaxpr, consts = tags.open_jaxpr(closed)
-
-    def run(*args):
-        outs = interpreter.replay(jaxpr, consts, jax.tree.leaves(args), bind)
-        return jax.tree.unflatten(jax.tree.structure(out), outs)
-
-    return run, out
+    return rewriting.rewritten(fn, canonical)
 
 
 def canonical(eqn, invals) -> list[Any]:
     if eqn.primitive is lax.scan_p and tags.contains(tags.body_of(eqn)[0], _is_conv):
-        return interpreter.replay_inside(eqn, invals, canonical)
+        return rewriting.replay_inside(eqn, invals, canonical)
     if not _is_conv(eqn.primitive):
         return tags.bind_eqn(eqn, invals)
     params = dict(eqn.params)
@@ -71,7 +50,7 @@ def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     batch). Autodiff puts the signal there, of which every kernel has its own; the input
     is the same for all kernels that read it.
     """
-    return rewritten(fn, _swapped)
+    return rewriting.rewritten(fn, _swapped)
 
 
 def _swapped(eqn, invals) -> list[Any]:

@@ -4,7 +4,6 @@
 into `jit`, `remat` and `scan`, where tagged values gain a leading time axis.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,20 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core as jcore
 
-from bpfree.program.tags import (
-    INLINED,
-    Site,
-    bind_eqn,
-    body_of,
-    find_sites,
-    has_tags,
-    open_jaxpr,
-    split_scan,
-    sub_jaxprs,
-    tag_p,
-)
+from bpfree.program import rewriting, tags
+from bpfree.program.rewriting import plain_scan
+from bpfree.program.tags import INLINED, Site, bind_eqn, body_of, find_sites, tag_p
 
 Known = dict[tuple[int, ...], list[Any]]
 """Values of equations, by their place in the program."""
@@ -35,27 +24,18 @@ Visit = Callable[[Site, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """visit(site, y, deltas) -> (value after the tag, {name: what to hand out})."""
 
 
-def plain_scan(body, consts, carry, xs, **options):
-    """`lax.scan` of `body(consts, carry, x)`."""
-    return lax.scan(lambda c, x: body(consts, c, x), carry, xs, **options)
-
-
-Bind = Callable[[Any, list[Any]], list[Any]]
-"""bind(eqn, inputs) -> outputs."""
-
-
 class Run(NamedTuple):
     """One evaluation: what to do at tags, and values already known from `prefix`.
 
     `scan` evaluates loops with tags inside, `inner_scan` those within a loop or remat;
-    the arguments are those of `plain_scan`. `bind` evaluates all else.
+    the arguments are those of `rewriting.plain_scan`. `bind` evaluates all else.
     """
 
     visit: Visit
     known: Known = {}
     scan: Callable[..., tuple[Any, Any]] = plain_scan
     inner_scan: Callable[..., tuple[Any, Any]] = plain_scan
-    bind: Bind = bind_eqn
+    bind: rewriting.Bind = bind_eqn
 
 
 def run(
@@ -66,17 +46,14 @@ def run(
     Returns the outputs and what the visits handed out; inside `scan` both the handed
     out values and `deltas` carry a leading time axis.
     """
-    env: dict[Any, Any] = {}
     taps: dict[str, Any] = {}
     upcoming = iter(sites)
-    assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
-    for i, eqn in enumerate(jaxpr.eqns):
+
+    def each(i, eqn, invals):
         here = (*path, i)
         inner = _take(upcoming, eqn)
         if here in spec.known:
-            assign(env, eqn.outvars, spec.known[here])
-            continue
-        invals = [lookup(env, v) for v in eqn.invars]
+            return spec.known[here]
         if eqn.primitive is tag_p:
             value, out = spec.visit(inner[0], invals[0], deltas)
             outvals = [value]
@@ -85,8 +62,16 @@ def run(
         else:
             outvals, out = spec.bind(eqn, invals), {}
         taps.update(out)
-        assign(env, eqn.outvars, outvals)
-    return [lookup(env, v) for v in jaxpr.outvars], taps
+        return outvals
+
+    return rewriting.walk(jaxpr, consts, args, each), taps
+
+
+_UNKNOWN = object()
+
+
+def _unknown(values) -> bool:
+    return any(v is _UNKNOWN for v in values)
 
 
 def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> Known:
@@ -97,31 +82,27 @@ def prefix(jaxpr, consts, args, sites, moved: Callable[[Site], bool]) -> Known:
     """
     known: Known = {}
 
-    def unknown(values):
-        return any(v is _UNKNOWN for v in values)
-
-    def walk(jaxpr, consts, args, sites, path):
-        env = {}
+    def look(jaxpr, consts, args, sites, path):
         upcoming = iter(sites)
-        assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
-        for i, eqn in enumerate(jaxpr.eqns):
+
+        def each(i, eqn, invals):
             here = (*path, i)
             inner = _take(upcoming, eqn)
-            invals = [lookup(env, v) for v in eqn.invars]
             if eqn.primitive is tag_p:
                 outvals = [_UNKNOWN if moved(inner[0]) else invals[0]]
             elif inner and eqn.primitive.name in INLINED:
-                outvals = walk(*body_of(eqn), invals, inner, here)
-            elif unknown(invals) or any(map(moved, inner)) or eqn.effects:
+                outvals = look(*body_of(eqn), invals, inner, here)
+            elif _unknown(invals) or any(map(moved, inner)) or eqn.effects:
                 outvals = [_UNKNOWN] * len(eqn.outvars)
             else:
                 outvals = bind_eqn(eqn, invals)
-            if not unknown(outvals) and not eqn.effects:
+            if not _unknown(outvals) and not eqn.effects:
                 known[here] = outvals
-            assign(env, eqn.outvars, outvals)
-        return [lookup(env, v) for v in jaxpr.outvars]
+            return outvals
 
-    walk(jaxpr, consts, args, sites, ())
+        return rewriting.walk(jaxpr, consts, args, each)
+
+    look(jaxpr, consts, args, sites, ())
     return known
 
 
@@ -132,29 +113,25 @@ def downstream(jaxpr, sites: Sequence[Site], moved: Callable[[Site], bool]) -> s
     """
     found: set[int] = set()
 
-    def walk(jaxpr, inputs, sites):
-        env: dict[Any, bool] = {}
+    def look(jaxpr, args, sites):
         upcoming = iter(sites)
-        assign(env, [*jaxpr.constvars, *jaxpr.invars], inputs)
-        for eqn in jaxpr.eqns:
+
+        def each(i, eqn, invals):
             inner = _take(upcoming, eqn)
-            invals = [not isinstance(v, jcore.Literal) and env[v] for v in eqn.invars]
-            reached = [any(invals) or any(map(moved, inner))] * len(eqn.outvars)
+            reached = _unknown(invals) or any(map(moved, inner))
             if eqn.primitive is tag_p:
                 stops = inner[0].kind in ("hold", "statistic")
-                reached = [moved(inner[0]) or (invals[0] and not stops)]
-            elif inner and eqn.primitive.name in INLINED:
-                body, consts = body_of(eqn)
-                reached = walk(body, [False] * len(consts) + invals, inner)
-            found.update([id(eqn)] if any(reached) else [])
-            assign(env, eqn.outvars, reached)
-        return [not isinstance(v, jcore.Literal) and env[v] for v in jaxpr.outvars]
+                reached = moved(inner[0]) or (_unknown(invals) and not stops)
+            outvals = [_UNKNOWN if reached else None] * len(eqn.outvars)
+            if inner and eqn.primitive.name in INLINED:
+                outvals = look(body_of(eqn)[0], invals, inner)
+            found.update([id(eqn)] if _unknown(outvals) else [])
+            return outvals
 
-    walk(jaxpr, [False] * (len(jaxpr.constvars) + len(jaxpr.invars)), sites)
+        return rewriting.walk(jaxpr, [None] * len(jaxpr.constvars), args, each)
+
+    look(jaxpr, [None] * len(jaxpr.invars), sites)
     return found
-
-
-_UNKNOWN = object()
 
 
 def hoist(fn: Callable[..., Any], *shapes) -> Callable[..., Any]:
@@ -163,8 +140,7 @@ def hoist(fn: Callable[..., Any], *shapes) -> Callable[..., Any]:
     Args:
       shapes: arguments of `fn`, or ShapeDtypeStructs of them.
     """
-    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
-    jaxpr, consts = open_jaxpr(closed)
+    jaxpr, consts, out = rewriting.to_jaxpr(fn, shapes)
     inputs = [_UNKNOWN] * len(jaxpr.invars)
     spec = Run(_no_visit, prefix(jaxpr, consts, inputs, (), lambda site: False))
 
@@ -182,37 +158,8 @@ def _no_visit(site, y, deltas):
 def _take(upcoming: Iterator[Site], eqn) -> list[Site]:
     if eqn.primitive is tag_p:
         return [next(upcoming)]
-    count = sum(len(find_sites(j)) for j in sub_jaxprs(eqn) if has_tags(j))
-    return list(islice(upcoming, count))
-
-
-def lookup(env, var):
-    return var.val if isinstance(var, jcore.Literal) else env[var]
-
-
-def assign(env, variables, values):
-    env.update(zip(variables, values, strict=True))
-
-
-def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
-    """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, jit inlined."""
-    env: dict[Any, Any] = {}
-    assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
-    for eqn in jaxpr.eqns:
-        invals = [lookup(env, v) for v in eqn.invars]
-        with _named(eqn):
-            if eqn.primitive.name in INLINED:
-                outvals = replay(*body_of(eqn), invals, bind)
-            else:
-                outvals = bind(eqn, invals)
-        assign(env, eqn.outvars, outvals)
-    return [lookup(env, v) for v in jaxpr.outvars]
-
-
-def _named(eqn):
-    """The names under which an equation was traced, for readers of compiled programs."""
-    names = str(eqn.source_info.name_stack)
-    return jax.named_scope(names) if names else contextlib.nullcontext()
+    inner = filter(tags.has_tags, tags.sub_jaxprs(eqn))
+    return list(islice(upcoming, sum(len(find_sites(j)) for j in inner)))
 
 
 def _run_inner(spec, eqn, invals, sites, deltas, path):
@@ -223,14 +170,16 @@ def _run_inner(spec, eqn, invals, sites, deltas, path):
     if eqn.primitive.name in INLINED:
         return run(spec, jaxpr, consts, invals, sites, mine, path)
     fresh = spec._replace(known={}, scan=spec.inner_scan)
+
+    def body(jaxpr, consts, args, deltas):
+        return run(fresh, jaxpr, consts, args, sites, deltas)
+
     if eqn.primitive.name == "scan":
-        return _run_scan(fresh, spec.scan, eqn, invals, sites, mine)
+        scan = plain_scan if eqn.effects else spec.scan
+        return rewriting.scanned(scan, eqn, invals, mine, body)
     options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
-
-    def body(invals, deltas):
-        return run(fresh, jaxpr, consts, invals, sites, deltas)
-
-    return jax.checkpoint(body, **options)(invals, mine)
+    again = jax.checkpoint(lambda args, ds: body(jaxpr, consts, args, ds), **options)
+    return again(invals, mine)
 
 
 def _run_branches(spec, eqn, invals, sites, deltas):
@@ -242,7 +191,7 @@ def _run_branches(spec, eqn, invals, sites, deltas):
     nothing = {s.name: absent(s.shape[s.steps :], s.dtype) for s in sites}
 
     def branch(closed):
-        jaxpr, consts = open_jaxpr(closed)
+        jaxpr, consts = tags.open_jaxpr(closed)
         mine = list(islice(upcoming, len(find_sites(jaxpr))))
 
         def taken(args, deltas):
@@ -266,62 +215,3 @@ def held(clean: jax.Array, y: jax.Array) -> jax.Array:
     if not jnp.issubdtype(y.dtype, jnp.inexact):
         return clean
     return jnp.where(clean == jnp.finfo(y.dtype).max, y, clean)
-
-
-def replay_inside(eqn, invals, bind: Bind) -> list[Any]:
-    """A scan, cond or remat equation whose bodies are replayed."""
-
-    def evaluate(jaxpr, consts, args, branch: int = 0):
-        del branch
-        return replay(jaxpr, consts, args, bind)
-
-    return reopened(eqn, invals, evaluate)
-
-
-def reopened(eqn, invals, evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """A scan, remat or cond equation with `evaluate(jaxpr, consts, args)` of its body.
-
-    Of a cond it is `evaluate(jaxpr, consts, args, number of the branch)`.
-    """
-    if eqn.primitive.name == "cond":
-
-        def branch(k, closed):
-            return lambda args: evaluate(*open_jaxpr(closed), args, k)
-
-        branches = [branch(k, closed) for k, closed in enumerate(eqn.params["branches"])]
-        return lax.switch(invals[0], branches, invals[1:])
-    if eqn.primitive.name == "scan":
-
-        def body(jaxpr, consts, args, deltas):
-            return evaluate(jaxpr, consts, args), deltas
-
-        return _scanned(plain_scan, eqn, invals, {}, body)[0]
-    jaxpr, consts = body_of(eqn)
-    options = {k: eqn.params[k] for k in ("policy", "prevent_cse")}
-    return jax.checkpoint(lambda args: evaluate(jaxpr, consts, args), **options)(invals)
-
-
-def _run_scan(spec, scan, eqn, invals, sites, deltas):
-    def body(jaxpr, consts, args, deltas):
-        return run(spec, jaxpr, consts, args, sites, deltas)
-
-    scan = plain_scan if eqn.effects else scan
-    return _scanned(scan, eqn, invals, deltas, body)
-
-
-def _scanned(scan, eqn, invals, deltas, evaluate):
-    """A scan equation with `evaluate(jaxpr, consts, args, deltas) -> (outs, taps)`."""
-    jaxpr, closed = body_of(eqn)
-    consts, carry, xs = split_scan(eqn.params, invals)
-
-    def body(consts, carry, xs_and_deltas):
-        closed, consts = consts
-        xs, deltas = xs_and_deltas
-        outs, taps = evaluate(jaxpr, closed, [*consts, *carry, *xs], deltas)
-        return outs[: len(carry)], (outs[len(carry) :], taps)
-
-    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    carry, (ys, taps) = scan(
-        body, (list(closed), list(consts)), list(carry), (list(xs), deltas), **options
-    )
-    return [*carry, *ys], taps

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -145,7 +145,7 @@ def _apart(body: Body, first, at_all_steps, options):
     """A loop with the derivative of `at_all_steps`, if its carry does not move."""
 
     def looped(consts, carry, xs):
-        return interpreter.plain_scan(body, consts, carry, xs, **options)
+        return rewriting.plain_scan(body, consts, carry, xs, **options)
 
     def derivative(primals, tangents):
         moving = _moving(tangents)

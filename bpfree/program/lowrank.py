@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 
 
 class LowRank(NamedTuple):
@@ -40,9 +39,8 @@ def evaluate(fn: Callable[..., Any], *args) -> Any:
     """`fn(*args)`, whose leaves may be LowRank; our own marks in `fn` are dropped."""
     leaves, tree = jax.tree.flatten(args, is_leaf=_is_low_rank)
     shapes = [jax.typeof(a.base if _is_low_rank(a) else a) for a in leaves]
-    closed, out = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(tree, shapes))
-    jaxpr, consts = tags.open_jaxpr(closed)
-    outs = map(_full, interpreter.replay(jaxpr, consts, leaves, _bind))
+    jaxpr, consts, out = rewriting.to_jaxpr(fn, jax.tree.unflatten(tree, shapes))
+    outs = map(_full, rewriting.replay(jaxpr, consts, leaves, _bind))
     return jax.tree.unflatten(jax.tree.structure(out), list(outs))
 
 
@@ -61,7 +59,7 @@ def _bind(eqn, invals) -> list[Any]:
     if not any(map(_is_low_rank, invals)):
         return tags.bind_eqn(eqn, invals)
     if name in tags.REMAT:
-        return interpreter.replay(*tags.body_of(eqn), invals, _bind)
+        return rewriting.replay(*tags.body_of(eqn), invals, _bind)
     rule = _RULES.get(name)
     out = rule(eqn, invals) if rule else None
     return tags.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
@@ -131,7 +129,6 @@ def _conv(eqn, invals):
 
 def _scan(eqn, invals):
     """Slices of a stack share `right`; what is carried is added up."""
-    jaxpr, closed = tags.body_of(eqn)
     consts, carry, xs = tags.split_scan(eqn.params, invals)
     length = eqn.params["length"]
 
@@ -142,14 +139,11 @@ def _scan(eqn, invals):
             return x.full()
         return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
 
-    def body(carry, xs):
-        outs = interpreter.replay(jaxpr, closed, [*consts, *carry, *xs], _bind)
-        outs = list(map(_full, outs))
-        return outs[: len(carry)], outs[len(carry) :]
+    def evaluate(jaxpr, closed, args):
+        return list(map(_full, rewriting.replay(jaxpr, closed, args, _bind)))
 
-    options = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
-    carry, ys = lax.scan(body, [*map(_full, carry)], [*map(stacked, xs)], **options)
-    return [*carry, *ys]
+    given = [*consts, *map(_full, carry), *map(stacked, xs)]
+    return rewriting.reopened(eqn, given, evaluate)
 
 
 _RULES = {

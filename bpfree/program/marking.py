@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 from bpfree.program.find import find
 from bpfree.program.flat import Path
 from bpfree.program.reader import Found, Mark
@@ -131,11 +131,8 @@ class _Marking:
         return total if total.dtype == kind else jnp.round(total).astype(kind)
 
     def run(self, jaxpr, consts, args, path: Path) -> list[Any]:
-        env: dict[Any, Any] = {}
-        interpreter.assign(env, [*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
-        for i, eqn in enumerate(jaxpr.eqns):
+        def each(i, eqn, invals):
             here = (*path, i)
-            invals = [interpreter.lookup(env, v) for v in eqn.invars]
             if here in self.found.inputs:
                 operand, mark = self.found.inputs[here]
                 name = tags.INPUT + self.paths[mark.leaves[0]]
@@ -143,8 +140,9 @@ class _Marking:
             outs = self.equation(eqn, invals, here)
             if here in self.found.outputs and eqn.primitive is not tags.tag_p:
                 outs = [self.output(eqn, invals, outs, self.found.outputs[here])]
-            interpreter.assign(env, eqn.outvars, outs)
-        return [interpreter.lookup(env, v) for v in jaxpr.outvars]
+            return outs
+
+        return rewriting.walk(jaxpr, consts, args, each)
 
     def equation(self, eqn, invals, here: Path) -> list[Any]:
         if eqn.primitive is tags.tag_p:
@@ -157,7 +155,7 @@ class _Marking:
         def body(jaxpr, consts, args, k=0):
             return self.run(jaxpr, consts, args, (*here, k))
 
-        return interpreter.reopened(eqn, invals, body)
+        return rewriting.reopened(eqn, invals, body)
 
     def retagged(self, eqn, x, here: Path):
         """A tag of the user, with its batch axis; the value alone if it is idle."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpfree.program import tags
-from bpfree.program.convolutions import rewritten
+from bpfree.program.rewriting import rewritten
 
 
 def rows_merged(fn: Callable[..., Any], rows: int, batch: int) -> Callable[..., Any]:

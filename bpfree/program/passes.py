@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpfree.program import interpreter, loops, tags
+from bpfree.program import interpreter, loops, rewriting, tags
 from bpfree.program.convolutions import inputs_first
 from bpfree.program.interpreter import Run
 from bpfree.program.partition import rows_merged
@@ -84,7 +84,7 @@ def cut_vjp_by_rows(program: Program, args, rows: int, spread: Callable):
     def by_rows(changes):
         def one(kept):
             leaves = jax.tree.leaves(changes)
-            outs = interpreter.replay(jaxpr, kept, leaves, tags.bind_eqn)
+            outs = rewriting.replay(jaxpr, kept, leaves, tags.bind_eqn)
             return jax.tree.unflatten(results, outs)
 
         return spread(one)(kept)

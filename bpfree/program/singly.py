@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 
 Numbers = tuple[int, ...]
 """Which arguments reach a value, ascending."""
@@ -42,7 +42,7 @@ def singly(
 
     def run(*points):
         rows: dict[Any, jax.Array] = {}
-        interpreter.assign(rows, jaxpr.invars, points)
+        rewriting.assign(rows, jaxpr.invars, points)
 
         def at(v, wanted: Numbers):
             have = reach.get(v, ())
@@ -55,11 +55,11 @@ def singly(
             if wanted:
                 moved = [not isinstance(v, Literal) and v in reach for v in eqn.invars]
                 pairs = list(zip(eqn.invars, moved, strict=True))
-                plain = partial(interpreter.lookup, rest)
+                plain = partial(rewriting.lookup, rest)
                 ins = [at(v, wanted) if m else plain(v) for v, m in pairs]
                 axes = [0 if m else None for m in moved]
                 outs = jax.vmap(partial(tags.bind_eqn, eqn), [axes])(ins)
-                interpreter.assign(rows, eqn.outvars, outs)
+                rewriting.assign(rows, eqn.outvars, outs)
         return jnp.split(at(out, every), len(every))
 
     return run
@@ -88,7 +88,7 @@ def _at_zero(jaxpr, consts, zeros, wanted) -> dict[Any, jax.Array]:
     part = jaxpr.replace(outvars=wanted)
     part, used = tags.dce(part, [True] * len(wanted))
     args = [zero for zero, kept in zip(zeros, used, strict=True) if kept]
-    values = interpreter.replay(part, consts, args, tags.bind_eqn)
+    values = rewriting.replay(part, consts, args, tags.bind_eqn)
     return dict(zip(wanted, values, strict=True))
 
 

@@ -14,7 +14,8 @@ from bpfree.program import interpreter, tags
 from bpfree.program.find import find
 from bpfree.program.interpreter import Run
 from bpfree.program.marking import roles, tagged
-from bpfree.program.trace import LossFn, check_losses, split_aux, to_jaxpr
+from bpfree.program.rewriting import to_jaxpr
+from bpfree.program.trace import LossFn, check_losses, split_aux
 
 
 def held(loss_fn: LossFn, args, traced=None) -> LossFn:

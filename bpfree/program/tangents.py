@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 from bpfree.program.trace import LossFn, Program
 
 
@@ -28,16 +28,7 @@ def known(program: Program) -> Program:
 
 def with_tangents(loss_fn: LossFn) -> LossFn:
     """The same function, of which every function that it calls has tangents."""
-
-    def evaluate(*args):
-        closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
-        jaxpr, consts = tags.open_jaxpr(closed)
-        if not tags.has_custom_vjp(jaxpr):
-            return loss_fn(*args)
-        outs = interpreter.replay(jaxpr, consts, jax.tree.leaves(args), _bind)
-        return jax.tree.unflatten(jax.tree.structure(out), outs)
-
-    return evaluate
+    return rewriting.rewritten(loss_fn, _bind)
 
 
 def _bind(eqn, invals) -> list[Any]:
@@ -47,9 +38,9 @@ def _bind(eqn, invals) -> list[Any]:
     if not any(map(tags.has_custom_vjp, tags.sub_jaxprs(eqn))):
         return tags.bind_eqn(eqn, invals)
     if name in tags.INLINED:
-        return interpreter.replay(*tags.body_of(eqn), invals, _bind)
+        return rewriting.replay(*tags.body_of(eqn), invals, _bind)
     if name == "scan" or name == "cond" or name in tags.REMAT:
-        return interpreter.replay_inside(eqn, invals, _bind)
+        return rewriting.replay_inside(eqn, invals, _bind)
     return tags.bind_eqn(eqn, invals)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import interpreter, tags
+from bpfree.program import rewriting, tags
 from bpfree.program.marking import with_nodes
 from bpfree.program.tags import Site
 
@@ -38,7 +38,7 @@ class Program(NamedTuple):
     out_tree: Any
     batch_size: int | None  # None: one loss for the whole batch
     held: dict[str, Any] = {}
-    bind: interpreter.Bind = tags.bind_eqn
+    bind: rewriting.Bind = tags.bind_eqn
 
     @property
     def nodes(self) -> tuple[Site, ...]:
@@ -125,7 +125,7 @@ def trace(
     )
     sites = _with_names(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
-    active = frozenset(filter(_predicate(nodes, names), names))
+    active = frozenset(chosen_names(names, nodes, "nodes"))
     if not active:
         hint = f"`nodes=` keeps none of {names}" if names else "it has none"
         raise ValueError(
@@ -152,18 +152,12 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
 
 def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, **options):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
-    jaxpr, consts, out = to_jaxpr(loss_fn, args)
+    jaxpr, consts, out = rewriting.to_jaxpr(loss_fn, args)
     losses = split_aux(out)[0]
     batch_size = check_losses(losses, loss_axes)
     credited = credited and losses.ndim == 1  # of (B, T) the examples must not meet
     jaxpr, consts = with_nodes(jaxpr, consts, args, batch_size, credited, **options)
     return jaxpr, consts, out, batch_size
-
-
-def to_jaxpr(loss_fn: LossFn, args) -> tuple[Any, Any, Any]:
-    """(jaxpr, its constants, shapes of the output)."""
-    closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(*args)
-    return *tags.open_jaxpr(closed), out
 
 
 # ------------------------------------------------------------------------------ checks
@@ -188,16 +182,20 @@ def arguments(loss_fn: LossFn, params, batch, key) -> tuple:
     return params, batch, key
 
 
-def _predicate(nodes: NodeFilter, names: list[str]) -> Callable[[str], bool]:
-    if nodes is None:
-        return lambda name: True
-    if callable(nodes):
-        return nodes
-    patterns = {nodes} if isinstance(nodes, str) else set(nodes)
-    chosen = {p: fnmatch.filter(names, p) for p in patterns}
-    if unknown := [p for p, found in chosen.items() if not found]:
-        raise ValueError(f"unknown nodes {sorted(unknown)}; the nodes are {names}")
-    return {name for found in chosen.values() for name in found}.__contains__
+def chosen_names(names: list[str], wanted: NodeFilter, what: str) -> list[str]:
+    """All names; or those of a predicate, or of names and glob patterns.
+
+    Raises ValueError for a pattern that no name fits.
+    """
+    if wanted is None:
+        return names
+    if callable(wanted):
+        return list(filter(wanted, names))
+    patterns = {wanted} if isinstance(wanted, str) else set(wanted)
+    found = {p: fnmatch.filter(names, p) for p in patterns}
+    if unknown := sorted(p for p, fitting in found.items() if not fitting):
+        raise ValueError(f"unknown {what} {unknown}; the {what} are {names}")
+    return [name for name in names if any(name in each for each in found.values())]
 
 
 def _with_names(sites: list[Site]) -> tuple[Site, ...]:

@@ -15,8 +15,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.program import interpreter, tags
-from bpfree.program.convolutions import canonical, traced
+from bpfree.program.convolutions import canonical
 from bpfree.program.partition import samples_inside
+from bpfree.program.rewriting import traced
 from bpfree.program.trace import Program
 from bpfree.sampling.noise import Plan
 

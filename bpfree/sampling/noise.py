@@ -160,13 +160,6 @@ def _once(random: jax.Array) -> jax.Array:
     return lax.optimization_barrier(random)
 
 
-def draw_noise(
-    plan: Plan, key: jax.Array, index: jax.Array, nodes: tuple[Site, ...]
-) -> NodeTree:
-    """Noise of draw `index` for every node: {name: (G, *node shape)}."""
-    return draw_chunk(plan, key, jnp.reshape(index, 1), nodes)
-
-
 @jax.named_scope("bpfree.noise")
 def draw_chunk(
     plan: Plan, key: jax.Array, indices: jax.Array, nodes: tuple[Site, ...]

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bpfree.data import Dataset, Examples
 from bpfree.sweeps import points
-from bpfree.training import config, job
+from bpfree.training import config, job, steps
 from bpfree.training.names import ConfigError
 from bpfree.training.steps import TrainState
 
@@ -28,27 +27,22 @@ class Group(NamedTuple):
     """
 
     settings: config.Settings
-    numbers: dict[points.Path, np.ndarray]
+    numbers: dict[str, np.ndarray]
     data: Dataset
     size: int
 
-    def draft(self, numbers: dict[points.Path, Any]) -> job.Draft:
+    def draft(self, numbers: dict[str, Any]) -> job.Draft:
         """The job of one point, with its numbers traced."""
         s = self.settings
         values = {"seed": s.seed, "chain": list(s.chain), **s.sections}
-        values = points.replaced(values, numbers)
-        sections = {name: values[name] for name in s.sections}
-        changed = s._replace(
-            seed=values["seed"], chain=values["chain"], sections=sections
-        )
-        return job.draft(changed, self.data)
+        sections = points.replaced(values, numbers)
+        own = {name: sections.pop(name) for name in ("seed", "chain")}
+        return job.draft(s._replace(**own, sections=sections), self.data)
 
-    def begin(self, numbers: dict[points.Path, Any]) -> TrainState:
+    def begin(self, numbers: dict[str, Any]) -> TrainState:
         """The first state of one point; traceable."""
         made = self.draft(numbers)
-        params, model_state = made.init(made.task.keys.init)
-        opt_state = made.task.transformation.init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
+        return steps.init_state(made.task, *made.init(made.task.keys.init))
 
 
 def make_group(configs: Sequence[Any]) -> Group:
@@ -59,15 +53,15 @@ def make_group(configs: Sequence[Any]) -> Group:
     """
     settings = config.read(configs[0])
     data = job.load(settings)
-    if isinstance(data.train, Examples) or settings.diagnostics["every"] or settings.mesh:
+    if isinstance(data.train, Examples) or settings.diagnostics.every or settings.mesh:
         raise ConfigError("Grain, diagnostics and a mesh: one run at a time")
     made = {path: _as_array(v) for path, v in points.varied(configs).items()}
     group = Group(settings, made, data, len(configs))
     try:
         jax.eval_shape(jax.vmap(group.begin, out_axes=STACKED), made)
     except (ConfigError, TypeError) as error:
-        names = ", ".join(".".join(map(str, path)) for path in made)
-        raise ConfigError(f"one program cannot take {names} as arguments") from error
+        what = f"one program cannot take {', '.join(made)} as arguments"
+        raise ConfigError(what) from error
     return group
 
 

@@ -8,7 +8,7 @@
 a killed sweep stopped.
 """
 
-import importlib
+import itertools
 import json
 import re
 import sys
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from bpfree.sweeps import points, report, result, schedule
 from bpfree.sweeps.ledger import Record
 from bpfree.training import command_line, config, config_files, job, resume
-from bpfree.training.names import ConfigError
+from bpfree.training.names import ConfigError, imported
 from bpfree.training.workdir import WorkdirError, replace, workdir_errors
 
 _WORKERS: flags.FlagHolder[Any] = flags.DEFINE_integer(
@@ -76,23 +76,15 @@ def _sweep() -> None:
 def _start() -> schedule.Start:
     if not _CLUSTER.value:
         return schedule.start_process
-    options = dict(map(_option, _OPTIONS.value))
-    return _optional("cluster", "submitit").make_start(_CLUSTER.value, options)
-
-
-def _optional(name: str, package: str) -> Any:
-    """The module `name` of sweeps, which the extra of that name serves."""
-    try:
-        return importlib.import_module(f"bpfree.sweeps.{name}")
-    except ImportError as error:
-        raise ConfigError(
-            f"--{name} needs {package} ({error}): pip install -e '.[{name}]'"
-        ) from error
+    pairs = (option.partition("=")[::2] for option in _OPTIONS.value)
+    options = {k: int(v) if v.isdecimal() else v for k, v in pairs}
+    cluster: Any = imported("bpfree.sweeps.cluster", "--cluster", "submitit", "cluster")
+    return cluster.make_start(_CLUSTER.value, options)
 
 
 def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
     """(trials in all, records of this directory)."""
-    search = _optional("search", "Optuna")
+    search: Any = imported("bpfree.sweeps.search", "--search", "Optuna", "search")
     file = f"sqlite:///{workdir.absolute() / 'optuna.db'}"
     made = command_line.config()
     seed = zlib.crc32(f"{made.seed} {workdir.name}".encode())
@@ -105,7 +97,7 @@ def _search(base, space, workdir: Path, start) -> tuple[int, list[Record]]:
         trials=_TRIALS.value,
         workers=_WORKERS.value,
         start=start,
-        report=_Progress(_TRIALS.value),
+        report=_progress(_TRIALS.value),
     )
     return _TRIALS.value, list(records.values())
 
@@ -120,21 +112,20 @@ def _points(base, sweep, workdir: Path, start) -> tuple[int, list[Record]]:
         together=_TOGETHER.value,
         retry=_RETRY.value,
         start=start,
-        report=_Progress(len(found)),
+        report=_progress(len(found)),
     )
     return len(found), [records[point.name] for point in found]
 
 
-class _Progress:
+def _progress(total: int) -> schedule.Report:
     """Prints a line for each point that is finished."""
+    counts = itertools.count(1)
 
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
-
-    def __call__(self, record: Record) -> None:
-        self.count += 1
+    def report(record: Record) -> None:
         what = record.get("error") or f"validation {result.validation(record):.4f}"
-        print(f"[{self.count}/{self.total}] {record['overrides']}: {what}", flush=True)
+        print(f"[{next(counts)}/{total}] {record['overrides']}: {what}", flush=True)
+
+    return report
 
 
 _EXAMPLES = {
@@ -152,11 +143,6 @@ def _function(file: config_files.ConfigFile, wanted: str):
     return file.names[wanted]
 
 
-def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, int(value) if value.isdecimal() else value
-
-
 def _fresh(
     file: config_files.ConfigFile, overrides: Sequence[str], parsed: ConfigDict
 ) -> ConfigDict:
@@ -164,10 +150,8 @@ def _fresh(
     made = file.config()
     for flag in command_line.named(made, overrides):
         key = flag.partition("=")[0].removeprefix("--config.")
-        value: Any = parsed
-        for name in key.split("."):
-            value = value[name]
-        points.override(made, key, value)
+        section, name = config_files.located(made, key)
+        section[name] = config_files.located(parsed, key)[0][name]
     return config_files.absolute(made, Path.cwd())
 
 

@@ -89,11 +89,9 @@ def _colour(i: int) -> str:
 
 def _svg(key: str, label: str, settings: Sequence[Sequence[Sequence[Record]]]) -> str:
     """A panel: the values against the step, the best setting in front."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.subplots()
     for i, runs in reversed(list(enumerate(settings[:CURVES]))):
         for logs in runs:

@@ -1,19 +1,17 @@
 """The points of a sweep, their names, and which of them one program can run."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from bpfree.training import config
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training import config, config_files
+from bpfree.training.names import ConfigError
 
 Overrides = Mapping[str, Any]
-Path = tuple[str | int, ...]
-"""Keys that lead to a value in nested dicts and lists."""
 
 
 class Point(NamedTuple):
@@ -58,28 +56,14 @@ def make_point(base: ConfigDict, overrides: Overrides) -> Point:
     given = dict(overrides)
     try:
         for key, value in given.items():
-            override(base, key, value)
+            section, name = config_files.located(base, key)
+            section[name] = value
         made = config.as_json(base)
         config.read(made)
     except (ConfigError, TypeError, ValueError) as error:
         return Point(_digest(given), given, None, str(error))
     identity = {k: v for k, v in made.items() if k not in config.HARMLESS}
     return Point(_digest(identity), given, made)
-
-
-def override(base: ConfigDict, key: str, value: Any) -> None:
-    """Set one entry that the config has; raises ConfigError or TypeError."""
-    *parents, last = key.split(".")
-    section: Any = base
-    for name in parents:
-        section = section[name] if _has(section, name) else None
-    if not _has(section, last):
-        raise unknown("config entry", key, list(base.keys()))
-    section[last] = value
-
-
-def _has(section: Any, name: str) -> bool:
-    return isinstance(section, ConfigDict) and name in section
 
 
 def _digest(value: Any) -> str:
@@ -108,41 +92,23 @@ _STATIC = ("data", "model", "diagnostics", "mesh")
 def _masked(made: dict[str, Any]) -> dict[str, Any]:
     """A config without the numbers that a program may take as arguments."""
     chain = {k: v for k, v in made.items() if k not in _STATIC}
-    return {**made, **_floats_masked(chain), "seed": "*"}
+    masked = jax.tree.map(lambda v: "*" if isinstance(v, float) else v, chain)
+    return {**made, **masked, "seed": "*"}
 
 
-def _floats_masked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _floats_masked(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_floats_masked(v) for v in value]
-    return "*" if isinstance(value, float) else value
+def varied(configs: Sequence[Any]) -> dict[str, list[Any]]:
+    """{dotted path: value in every config} where the configs of a group differ."""
+    paths = [_dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(configs[0])]
+    rows = zip(paths, *map(jax.tree.leaves, configs), strict=True)
+    return {path: v for path, *v in rows if any(other != v[0] for other in v)}
 
 
-def varied(configs: Sequence[Any]) -> dict[Path, list[Any]]:
-    """{path: value in every config} where the configs of a group differ."""
-    return {path: values for path, values in _leaves(configs, ()) if _differ(values)}
+def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+    """Nested dicts and lists with other values at some dotted paths."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, old: changes.get(_dotted(path), old), value
+    )
 
 
-def _leaves(values: Sequence[Any], path: Path):
-    first = values[0]
-    if isinstance(first, (dict, list)):
-        for key in first if isinstance(first, dict) else range(len(first)):
-            yield from _leaves([v[key] for v in values], (*path, key))
-    else:
-        yield path, list(values)
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    return any(value != values[0] for value in values)
-
-
-def replaced(value: Any, changes: Mapping[Path, Any]) -> Any:
-    """Nested dicts and lists with other values at some paths."""
-    new = copy.deepcopy(value)
-    for path, change in changes.items():
-        inner = new
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = change
-    return new
+def _dotted(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

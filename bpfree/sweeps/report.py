@@ -7,6 +7,7 @@ The first metric on validation chooses; that on test is only shown.
 import json
 import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,14 +33,12 @@ class Line(NamedTuple):
 
     def mean(self, key: str) -> float:
         values = [r[key] for r in self.records]
-        return sum(values) / len(values) if values else math.nan
+        return statistics.fmean(values) if values else math.nan
 
     def deviation(self, key: str) -> float:
         """Sample standard deviation; nan for one."""
-        values, centre = [r[key] for r in self.records], self.mean(key)
-        if len(values) < 2:
-            return math.nan
-        return math.sqrt(sum((v - centre) ** 2 for v in values) / (len(values) - 1))
+        values = [r[key] for r in self.records]
+        return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
@@ -54,7 +53,7 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
         (line.records if record["status"] == "done" else line.failures).append(record)
     finished = [line for line in found.values() if line.records]
     metric_of(finished)  # they can be compared
-    rank = lambda line: -sum(map(score, line.records)) / len(line.records)  # noqa: E731
+    rank = lambda line: -statistics.fmean(map(score, line.records))  # noqa: E731
     return sorted(finished, key=rank) + [x for x in found.values() if not x.records]
 
 

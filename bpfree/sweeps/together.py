@@ -5,7 +5,7 @@ order of its data) is a function of them, so `vmap` runs all points, and devices
 them. A point whose numbers go wrong is marked; it does not touch the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,43 +15,32 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree.estimators.reading import find_state
-from bpfree.sweeps import points
 from bpfree.sweeps.group import STACKED, Group, check, make_group
 from bpfree.sweeps.result import Result, done, failed
-from bpfree.training import blocks, checkpoint, feed, job, metrics, resume, steps
+from bpfree.training import blocks, checkpoint, job, metrics, resume, steps
 from bpfree.training.steps import TrainState
 
 # ------------------------------------------------------------------------- the programs
 
 
-def _advance(group: Group, length: int):
-    def one(state, numbers, count, train):
-        task = group.draft(numbers).task
-        return steps.piece(task, length, state, count, train)
+def _each(group: Group, function: Callable[..., Any], *axes: int | None, **out: Any):
+    """`function(task, state, ...)` of all points, of (states, numbers, ...)."""
 
-    return jax.vmap(one, in_axes=(STACKED, 0, None, None), out_axes=(STACKED, 0))
+    def one(state, numbers, *rest):
+        return function(group.draft(numbers).task, state, *rest)
 
-
-def _look(group: Group):
-    def one(state, numbers, loss, validation):
-        return steps.look(group.draft(numbers).task, state, loss, validation)
-
-    return jax.vmap(one, in_axes=(STACKED, 0, 0, None))
+    return jax.vmap(one, in_axes=(STACKED, 0, *axes), **out)
 
 
-def _measures(group: Group):
-    def one(state, numbers, batch):
-        measure = group.draft(numbers).task.measure
-        return measure(state.params, state.model_state, batch)
-
-    return jax.vmap(one, in_axes=(STACKED, 0, None))
+def _of_point(i: int, tree: Any) -> Any:
+    return jax.tree.map(lambda a: a[i], tree)
 
 
 class Placed(NamedTuple):
     """A group on its devices, points padded to a multiple of their number."""
 
     group: Group
-    numbers: dict[points.Path, jax.Array]
+    numbers: dict[str, jax.Array]
     state: TrainState
     train: Any
     validation: Any
@@ -78,12 +67,14 @@ def place(group: Group) -> Placed:
 
 def lowered(placed: Placed, length: int) -> jax.stages.Lowered:
     """`(state, numbers, count, train) -> (state, sums of losses (P,))`."""
-    arguments = (placed.state, placed.numbers, np.int32(0), placed.train)
+
+    def advance(task, state, count, train):
+        return steps.piece(task, length, state, count, train)
+
+    run = _each(placed.group, advance, None, None, out_axes=(STACKED, 0))
     where = jax.tree.map(lambda a: a.sharding, placed.state)
-    run = jax.jit(
-        _advance(placed.group, length), donate_argnums=0, out_shardings=(where, None)
-    )
-    return run.lower(*arguments)
+    run = jax.jit(run, donate_argnums=0, out_shardings=(where, None))
+    return run.lower(placed.state, placed.numbers, np.int32(0), placed.train)
 
 
 # -------------------------------------------------------------------------- the training
@@ -119,7 +110,7 @@ def fit_together(runs: Runs) -> list[Result]:
 
 def _train(runs, placed, state, manager, complaints) -> TrainState:
     settings, size = placed.group.settings, placed.group.size
-    compiled = jax.jit(_look(placed.group))
+    compiled = jax.jit(_each(placed.group, steps.look, 0, None))
 
     def lower():
         program = lowered(placed, settings.log_every)
@@ -128,14 +119,14 @@ def _train(runs, placed, state, manager, complaints) -> TrainState:
             run = program.compile()
             return lambda s, n: run(s, placed.numbers, np.int32(n), placed.train)
 
-        return feed.Lowered(compile)
+        return compile
 
     def look(state, losses, length):
         return compiled(state, placed.numbers, losses / length, placed.validation)
 
     def report(state, block):
         for i, workdir in enumerate(runs.workdirs):
-            seen = jax.tree.map(lambda a: a[i], block.seen)  # noqa: B023
+            seen = _of_point(i, block.seen)
             mine = block._replace(seen=seen, seconds=block.seconds / size)
             metrics.write(workdir, "log", mine.log(settings.batch_size, 0))
         _mark(placed, state, complaints)
@@ -157,26 +148,25 @@ def _mark(placed: Placed, state: TrainState, complaints: list[str | None]) -> No
     steps_ = np.asarray(find_state(state.opt_state).fault.step)
     for i in range(placed.group.size):
         if steps_[i] >= 0 and complaints[i] is None:
-            mine = jax.tree.map(lambda a: a[i], (state.params, state.opt_state))  # noqa: B023
-            made = placed.group.draft({k: v[i] for k, v in placed.numbers.items()})
-            batch = {k: v for k, v in made.batch.items() if k != "state"}
-            state_ = jax.tree.map(lambda a: a[i], state.model_state)  # noqa: B023
-            complaints[i] = bpfree.fault_message(
-                mine[1], made.loss_fn, mine[0], steps.with_state(batch, state_)
-            )
+            params, model_state, opt_state = _of_point(i, state[1:])
+            made = placed.group.draft(_of_point(i, placed.numbers))
+            batch = steps.with_state(made.batch, model_state)
+            complaints[i] = bpfree.fault_message(opt_state, made.loss_fn, params, batch)
 
 
 def _results(runs, placed, state, complaints) -> list[Result]:
-    look = jax.jit(_measures(placed.group))
-    test = jax.device_get(look(state, placed.numbers, placed.test))
-    validation = jax.device_get(look(state, placed.numbers, placed.validation))
+    def measure(task, state, batch):
+        return task.measure(state.params, state.model_state, batch)
+
+    look = jax.jit(_each(placed.group, measure, None))
+    parts = placed.test, placed.validation
+    found = jax.device_get([look(state, placed.numbers, part) for part in parts])
     metric = job.find_metrics(placed.group.settings)[0]
     results = []
     for i, workdir in enumerate(runs.workdirs):
         if complaints[i] is not None:
             results.append(failed(complaints[i]))
             continue
-        mine = jax.tree.map(lambda a: a[i], (test, validation))  # noqa: B023
-        summary = metrics.summarize(workdir, int(state.step), *mine)
+        summary = metrics.summarize(workdir, int(state.step), *_of_point(i, found))
         results.append(done(summary, metrics.logs_of(metrics.read(workdir)), metric))
     return results

@@ -25,11 +25,6 @@ def folder_of(sweep: Path, name: str) -> Path:
     return sweep / "points" / name
 
 
-def group_name(names: list[str]) -> str:
-    """Of the directory that has the checkpoints of these points together."""
-    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
-
-
 def run(sweep: Path, names: list[str]) -> int:
     """Run the points; the exit status."""
     try:
@@ -62,7 +57,8 @@ def _together(sweep: Path, names: list[str]) -> int:
 
     folders = [folder_of(sweep, name) for name in names]
     configs = [_config(folder) for folder in folders]
-    runs = Runs(sweep / "groups" / group_name(names), folders, configs)
+    name = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+    runs = Runs(sweep / "groups" / name, folders, configs)
     try:
         results = fit_together(runs)
     except Interrupted:

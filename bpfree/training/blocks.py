@@ -11,7 +11,7 @@ import jax
 
 import bpfree
 from bpfree.training import config, interrupt, steps
-from bpfree.training.feed import Lowered
+from bpfree.training.feed import Advance
 from bpfree.training.jsonlines import Record
 from bpfree.training.metrics import of_part
 from bpfree.training.steps import TrainState
@@ -55,7 +55,7 @@ def run(
     state: TrainState,
     last: int,
     *,
-    lower: Callable[[], Lowered],
+    lower: Callable[[], Callable[[], Advance]],
     look: Callable[[TrainState, Any, int], steps.Metrics],
     report: Callable[[TrainState, Block], Any],
     save: Callable[[TrainState], None],
@@ -69,7 +69,7 @@ def run(
     Takes the state's buffers over.
 
     Args:
-      lower: () -> the program of a block, as of `Feed.lower`.
+      lower: () -> what `Feed.lower` returns, for a block.
       look: (state, sum of losses, steps) -> what a log point has; it is called once
         before the first block, so that it is compiled then.
       report: (state, block) -> whether there is nothing left to train.
@@ -83,7 +83,7 @@ def run(
     if done >= last:
         return state
     with interrupt.noted("the run") as came:
-        advance = interrupt.wait_for(lower().compile, given_up=came)
+        advance = interrupt.wait_for(lower(), given_up=came)
         look(state, bpfree.value(state.opt_state), 1)
         while done < last:
             length = settings.log_every - done % settings.log_every

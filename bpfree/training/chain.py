@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding
 import bpfree
 from bpfree.estimators.base import EstimatorTransformation
 from bpfree.training import own
-from bpfree.training.names import ConfigError, call, unknown
+from bpfree.training.names import ConfigError, call, config_errors, unknown
 
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -48,6 +48,7 @@ class _Context(NamedTuple):
     seed: Any
     example_batch: Any
     sharding: NamedSharding | None
+    counts: list[int]  # num_samples of the estimators made so far
 
 
 def build(
@@ -70,14 +71,14 @@ def build(
 
     Raises ConfigError naming the link and the choices.
     """
-    context = _Context(sections, loss_fn, seed, example_batch, sharding)
+    context = _Context(sections, loss_fn, seed, example_batch, sharding, [])
     made = [_link(i, link, context) for i, link in enumerate(links)]
     if not any(isinstance(t, EstimatorTransformation) for t in made[:1]):
         raise ConfigError(
             "config.chain must begin with an estimator, which makes the gradient; choose "
-            f"one of {', '.join(e.__name__ for e in _estimators())}"
+            f"one of {', '.join(_estimators())}"
         )
-    num_samples = _num_samples(links, context)
+    num_samples = sum(context.counts)
     if sharding is not None and not num_samples:
         raise ConfigError(
             f"{links[0][0]!r} has no samples to spread over the axis 'sample' of "
@@ -112,20 +113,23 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     if isinstance(kwargs, str):
         kwargs = context.sections[kwargs]
     kwargs = {k: _resolve(v, context, f"{where}.{k}") for k, v in kwargs.items()}
-    given: dict[str, Any] = {}
     parameters = _parameters(constructor)
-    if "loss_fn" in parameters:
-        given["loss_fn"] = context.loss_fn
-    elif parameters[:1] == ["energy"]:
-        given["energy"] = context.loss_fn
-    if _is_estimator(constructor) and "seed" not in kwargs:
-        given["seed"] = context.seed
-    if "example_batch" in parameters:
-        given["example_batch"] = context.example_batch
-    if _is_estimator(constructor) and context.sharding is not None:
-        spread: dict[str, Any] = {"sharding": context.sharding}
-        given |= spread if "sharding" in parameters else {}
-    return call(constructor, kwargs, where, given)
+    known = {"loss_fn": context.loss_fn, "example_batch": context.example_batch}
+    if next(iter(parameters), "") == "energy":
+        known["energy"] = context.loss_fn
+    estimates = _is_estimator(constructor)
+    if estimates and "seed" not in kwargs:
+        known["seed"] = context.seed
+    if estimates and context.sharding is not None:
+        known["sharding"] = context.sharding
+    given = {key: value for key, value in known.items() if key in parameters}
+    made = call(constructor, kwargs, where, given)
+    if estimates and "num_samples" in parameters:
+        count = kwargs.get("num_samples", parameters["num_samples"].default)
+        context.counts.append(
+            sum(count.values()) if isinstance(count, Mapping) else count
+        )
+    return made
 
 
 def _resolve(value: Any, context: _Context, where: str) -> Any:
@@ -146,19 +150,10 @@ def _is_pair(value: Any, context: _Context) -> bool:
     if not isinstance(name, str):
         return False
     if isinstance(kwargs, (list, tuple)):
-        return _is_variadic(name)
+        taken = _parameters(getattr(optax, name, None)).values()
+        return any(p.kind is p.VAR_POSITIONAL for p in taken)  # as of optax.chain
     section = isinstance(kwargs, str) and kwargs in context.sections
     return section or isinstance(kwargs, Mapping)
-
-
-def _is_variadic(name: str) -> bool:
-    """Whether `name` takes its arguments by position, as `optax.chain` does."""
-    found = getattr(optax, name, None)
-    try:
-        parameters = inspect.signature(found).parameters.values() if found else ()
-    except (TypeError, ValueError):
-        return False
-    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 # ------------------------------------------------------------------------------- names
@@ -176,64 +171,38 @@ def find(name: str, where: str) -> Callable[..., Any]:
         private = any(part.startswith("_") for part in name.split("."))
         if callable(found) and not private:
             return found
-    raise unknown(f"{where}: constructor", name, _links() + _schedules())
+    schedules = [n for n, _ in _public(optax) if n.endswith("schedule")]
+    raise unknown(f"{where}: constructor", name, _links() + schedules)
 
 
 def _links() -> list[str]:
-    made = [n for n in _public(optax) if "GradientTransformation" in _result(optax, n)]
-    return sorted({e.__name__ for e in _estimators()} | {"decorrelate", *made})
+    results = {n: inspect.signature(f).return_annotation for n, f in _public(optax)}
+    made = [n for n, kind in results.items() if "GradientTransformation" in str(kind)]
+    return sorted({"decorrelate", *_estimators(), *made})
 
 
-def _schedules() -> list[str]:
-    return [n for n in _public(optax) if n.endswith("schedule")]
+def _estimators() -> list[str]:
+    """The constructors of bpfree that take a seed."""
+    return [n for n, f in _public(bpfree) if "seed" in _parameters(f)]
 
 
-def _public(module: types.ModuleType) -> list[str]:
-    members = {n: m for n, m in vars(module).items() if not n.startswith("_")}
-    return sorted(n for n, m in members.items() if inspect.isfunction(m))
+def _public(module: types.ModuleType) -> list[tuple[str, Callable[..., Any]]]:
+    members = inspect.getmembers(module, inspect.isfunction)
+    return [(name, member) for name, member in members if not name.startswith("_")]
 
 
-def _result(module: types.ModuleType, name: str) -> str:
-    annotation = inspect.signature(getattr(module, name)).return_annotation
-    return str(getattr(annotation, "__name__", annotation))
-
-
-def _parameters(constructor: Callable[..., Any]) -> list[str]:
+def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
+    """By name; none of what has no signature."""
     try:
-        return list(inspect.signature(constructor).parameters)
+        return inspect.signature(constructor).parameters
     except (TypeError, ValueError):
-        return []
+        return {}
 
 
 def _is_estimator(constructor: Callable[..., Any]) -> bool:
     """Whether it takes the run's seed: those of bpfree and of the user, not of optax."""
     theirs = constructor.__module__.partition(".")[0] == "optax"
     return "seed" in _parameters(constructor) and not theirs
-
-
-def _estimators() -> list[Callable[..., Any]]:
-    """The constructors of bpfree that take a seed."""
-    found = [getattr(bpfree, name) for name in _public(bpfree)]
-    return [f for f in found if "seed" in _parameters(f)]
-
-
-def _num_samples(value: Any, context: _Context) -> int:
-    """Sum of `num_samples` over the estimators written in a value."""
-    if _is_pair(value, context):
-        name, kwargs = value
-        kwargs = context.sections[kwargs] if isinstance(kwargs, str) else kwargs
-        inner = _num_samples(kwargs, context)
-        constructor = find(name, "config.chain")
-        if _is_estimator(constructor) and "num_samples" in _parameters(constructor):
-            default = inspect.signature(constructor).parameters["num_samples"].default
-            count = kwargs.get("num_samples", default)
-            return inner + (sum(count.values()) if isinstance(count, Mapping) else count)
-        return inner
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(_num_samples(v, context) for v in value)
-    return 0
 
 
 def check(chain: Chain, params: Any, batch: Any) -> None:
@@ -245,13 +214,8 @@ def check(chain: Chain, params: Any, batch: Any) -> None:
         zeros = optax.tree.zeros_like(params)
         return transformation.update(zeros, state, params, batch=batch)
 
-    try:
+    with config_errors("config.chain does not run on this model and data"):
         updates, _ = jax.eval_shape(one_update, params, batch)
-    except Exception as error:
-        kind = type(error).__name__
-        raise ConfigError(
-            f"config.chain does not run on this model and data: {kind}: {error}"
-        ) from error
     found, expected = (str(jax.tree.structure(t)) for t in (updates, params))
     if found != expected:
         raise ConfigError("config.chain returns updates of another structure than params")

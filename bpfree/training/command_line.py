@@ -17,7 +17,7 @@ from bpfree.data.raw import DataError
 from bpfree.training import config_files
 from bpfree.training.interrupt import Interrupted
 from bpfree.training.loop import TrainingFault
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training.names import ConfigError
 from bpfree.training.workdir import WorkdirError
 
 WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
@@ -167,7 +167,7 @@ def _define(given: str, argv: Sequence[str]) -> list[str]:
     for argument in argv:
         found = re.match(r"--?config\.([\w.]+)", argument)
         if found is not None:
-            _check_entry(config, found[1])
+            config_files.located(config, found[1])
     try:
         config_flags.DEFINE_config_dict("config", config, sys_argv=list(argv))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -203,23 +203,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
-
-
-def _check_entry(config: ConfigDict, entry: str) -> None:
-    section: Any = config
-    for name in entry.split("."):
-        if not isinstance(section, ConfigDict) or name not in section:
-            raise unknown("config entry", entry, _entries(config))
-        section = section[name]
-
-
-def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Dotted names of the entries that flags can override."""
-    entries: list[str] = []
-    for name, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        entries += _entries(value, f"{prefix}{name}.") if nested else [prefix + name]
-    return entries
 
 
 def _help(text: str, module: str, common: Iterable[tuple[str, str]]) -> str:

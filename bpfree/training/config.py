@@ -2,16 +2,27 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from bpfree.training import frozen, losses, objective, pretrained
-from bpfree.training.names import ConfigError, check_known, unknown
+from bpfree.training import losses, pretrained
+from bpfree.training.names import ConfigError, call, unknown
+from bpfree.training.objective import Objective
 
 # May differ when a run is resumed.
 HARMLESS = ("log_every", "checkpoint_every", "diagnostics", "mesh")
+
+
+class Diagnostics(NamedTuple):
+    """Looks at how the estimator's gradient points: updates between two of them, 0 for
+    none, and estimates in each."""
+
+    every: int = 0
+    repeats: int = 8
 
 
 class Settings(NamedTuple):
@@ -31,8 +42,7 @@ class Settings(NamedTuple):
       log_every: updates between two log points.
       checkpoint_every: updates between two checkpoints, a multiple of log_every.
       sections: the config's other entries, named in `chain`: {section: kwargs}.
-      diagnostics: {"every": updates between two looks at the estimator's alignment with
-        the gradient, 0 for none, "repeats": estimates in a look}; optional.
+      diagnostics: {"every": ..., "repeats": ...}, see `Diagnostics`; optional.
       mesh: the devices, "sample:4,data:2" for instance; optional, "" is one device.
       pretrained: an earlier run to begin from, see `training/pretrained.py`; optional.
       frozen: names of the model's modules that never move; optional.
@@ -46,32 +56,23 @@ class Settings(NamedTuple):
     seed: int
     data: dict[str, Any]
     model: dict[str, Any]
-    chain: Sequence[Any]
+    chain: tuple[Any, ...]
     batch_size: int
     num_steps: int
     log_every: int
     checkpoint_every: int
     sections: dict[str, dict[str, Any]]
-    diagnostics: dict[str, int]
+    diagnostics: Diagnostics = Diagnostics()
     mesh: str = ""
     pretrained: dict[str, Any] = {}
     frozen: tuple[str, ...] = ()
-    objective: dict[str, str] = {}
+    objective: Objective = Objective()
     loss: dict[str, Any] = {}
     metrics: tuple[dict[str, Any], ...] = ()
 
 
-_TYPES: dict[str, Any] = {
-    "seed": int,
-    "data": dict,
-    "model": dict,
-    "chain": (list, tuple),
-    "batch_size": int,
-    "num_steps": int,
-    "log_every": int,
-    "checkpoint_every": int,
-}
-_DIAGNOSTICS = {"every": 0, "repeats": 8}
+_KINDS = typing.get_type_hints(Settings)
+_ENTRIES = [name for name in Settings._fields if name != "sections"]
 
 
 def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -85,100 +86,73 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     for key in ("data", "model"):
         if isinstance(values.get(key), str):
             values[key] = {"name": values[key]}
-    diagnostics = _read_diagnostics(values.pop("diagnostics", {}))
-    begin = pretrained.check(values.pop("pretrained", {}))
-    still = frozen.check(values.pop("frozen", ()))
-    minimised = objective.check(values.pop("objective", {}))
-    loss = losses.read_loss(values.pop("loss", {}))
-    metrics = losses.read_metrics(values.pop("metrics", ()))
-    mesh = values.pop("mesh", "")
-    if not isinstance(mesh, str):
-        raise ConfigError(f"config.mesh={mesh!r} must be text, such as 'sample:4,data:2'")
-    extra = {k: v for k, v in values.items() if k not in _TYPES}
-    named = set(_strings([values.get("chain", ()), extra]))
-    for key, value in extra.items():
-        if key not in named or not isinstance(value, dict):
-            raise unknown("config entry (or section that no link names)", key, _TYPES)
-    for key, kind in _TYPES.items():
-        if key not in values:
-            raise ConfigError(f"config.{key} is missing; the entries are {list(_TYPES)}")
-        if not isinstance(values[key], kind) or isinstance(values[key], bool):
-            raise ConfigError(f"config.{key}={values[key]!r} has the wrong type")
-    _check_counts(values)
-    _check_numbers(values, "config")
+    values["pretrained"] = pretrained.check(values.get("pretrained", {}))
+    values["loss"] = losses.read_loss(values.get("loss", {}))
+    values["metrics"] = losses.read_metrics(values.get("metrics", ()))
+    values["sections"] = _sections(values)
+    for key in _ENTRIES:
+        if key in values:
+            values[key] = _typed(key, values[key])
+        elif key not in Settings._field_defaults:
+            raise ConfigError(f"config.{key} is missing; the entries are {_ENTRIES}")
+    settings = Settings(**values)
+    _check_counts(settings)
+    _check_numbers(settings)
     for key in ("data", "model"):
         if not isinstance(values[key].get("name"), str):
             raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
-    chosen = {k: values[k] for k in _TYPES}
-    return Settings(
-        **chosen,
-        sections=extra,
-        diagnostics=diagnostics,
-        mesh=mesh,
-        pretrained=begin,
-        frozen=still,
-        objective=minimised,
-        loss=loss,
-        metrics=metrics,
-    )
+    return settings
 
 
-def _read_diagnostics(section: Any) -> dict[str, int]:
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"config.diagnostics={section!r} has the wrong type")
-    check_known("config.diagnostics entry", section, _DIAGNOSTICS)
-    for key, value in section.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ConfigError(
-                f"config.diagnostics.{key}={value!r} must be a whole number, 0 or more"
-            )
-    read = {**_DIAGNOSTICS, **section}
-    if read["every"] and read["repeats"] < 2:
-        raise ConfigError("config.diagnostics.repeats must be at least 2, for a spread")
-    return read
+def _sections(values: dict[str, Any]) -> dict[str, Any]:
+    """The entries that the chain names, taken out of the others."""
+    found = {k: values.pop(k) for k in list(values) if k not in _ENTRIES}
+    leaves = jax.tree.leaves([values.get("chain", ()), found])
+    for key, value in found.items():
+        if key not in leaves or not isinstance(value, dict):
+            what = "config entry (or section that no link names)"
+            raise unknown(what, key, _ENTRIES)
+    return found
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, Sequence):
-        for inner in value:
-            yield from _strings(inner)
-
-
-def _check_counts(values: Mapping[str, Any]) -> None:
-    for key in ("batch_size", "num_steps", "log_every", "checkpoint_every"):
-        if values[key] < 1:
-            raise ConfigError(f"config.{key}={values[key]} must be at least 1")
-    if values["checkpoint_every"] % values["log_every"]:
+def _typed(key: str, value: Any) -> Any:
+    """The value of an entry; of one with entries of its own, those."""
+    kind = typing.get_origin(_KINDS[key]) or _KINDS[key]
+    nested = hasattr(kind, "_fields")
+    accepted: Any = dict if nested else (list, tuple) if kind is tuple else kind
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        wanted = dict if nested else kind
         raise ConfigError(
-            f"config.checkpoint_every={values['checkpoint_every']} must be a multiple of "
-            f"config.log_every={values['log_every']}: state is saved at log points"
+            f"config.{key}={value!r} has the wrong type: {wanted.__name__} is wanted"
         )
+    return call(kind, value, f"config.{key}") if nested else value
 
 
-_NOT_NEGATIVE = (
-    "learning_rate",
-    "init_value",
-    "peak_value",
-    "end_value",
-    "sigma",
-    "seed",
-)
+def _check_counts(settings: Settings) -> None:
+    for key in ("batch_size", "num_steps", "log_every", "checkpoint_every"):
+        if (count := getattr(settings, key)) < 1:
+            raise ConfigError(f"config.{key}={count} must be at least 1")
+    if settings.checkpoint_every % settings.log_every:
+        raise ConfigError(
+            f"config.checkpoint_every={settings.checkpoint_every} must be a multiple of "
+            f"config.log_every={settings.log_every}: state is saved at log points"
+        )
+    every, repeats = settings.diagnostics
+    if every < 0:
+        raise ConfigError(f"config.diagnostics.every={every} must be at least 0")
+    if every and repeats < 2:
+        raise ConfigError("config.diagnostics.repeats must be at least 2, for a spread")
 
 
-def _check_numbers(value: Any, path: str) -> None:
+_NOT_NEGATIVE = "learning_rate init_value peak_value end_value sigma seed".split()
+
+
+def _check_numbers(settings: Settings) -> None:
     """Refuse what can only be a mistake: nan, negative rates, 3e9 samples."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_numbers(inner, f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            _check_numbers(inner, f"{path}[{i}]")
-    elif isinstance(value, (int, float)):
+    for keys, value in jax.tree_util.tree_leaves_with_path(settings._asdict()):
+        if not isinstance(value, (int, float)):
+            continue
+        path = "config." + jax.tree_util.keystr(keys, simple=True, separator=".")
         name = path.rpartition(".")[2]
         if value != value:
             raise ConfigError(f"{path}={value} is not a number")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import bpfree
@@ -109,7 +111,18 @@ def find(name: str) -> Path:
     raise unknown("--config", name, list(listed()))
 
 
-# --------------------------------------------------------------------------- own files
+# -------------------------------------------------------------------- entries and paths
+
+
+def located(config: ConfigDict, entry: str) -> tuple[ConfigDict, str]:
+    """The section of a dotted entry, and its name there; raises ConfigError."""
+    section, (*parents, last) = config, entry.split(".")
+    for name in parents:
+        section = section.get(name) if isinstance(section, ConfigDict) else None
+    if not isinstance(section, ConfigDict) or last not in section:
+        entries = flatten_dict(config.to_dict(), sep=".")
+        raise unknown("config entry", entry, list(entries))
+    return section, last
 
 
 def absolute(config: ConfigDict, folder: Path) -> ConfigDict:
@@ -119,24 +132,19 @@ def absolute(config: ConfigDict, folder: Path) -> ConfigDict:
       config: changed in place.
       folder: where relative ones begin: that of the config's file.
     """
+
+    def placed(value: Any) -> Any:
+        relative = isinstance(value, str) and value.startswith(("./", "../"))
+        return str((folder / value).resolve()) if relative else value
+
     with config.unlocked():
         for key in list(config):
             value = config[key]
             if isinstance(value, ConfigDict):
                 absolute(value, folder)
-            elif (changed := _absolute(value, folder)) != value:
+            elif (changed := jax.tree.map(placed, value)) != value:
                 config[key] = changed
     return config
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        return str((folder / value).resolve())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_absolute(v, folder) for v in value)
-    if isinstance(value, dict):
-        return {k: _absolute(v, folder) for k, v in value.items()}
-    return value
 
 
 def look_here() -> None:

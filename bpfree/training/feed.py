@@ -13,7 +13,7 @@ import numpy as np
 
 from bpfree.data import Batch
 from bpfree.training import mesh, steps
-from bpfree.training.names import ConfigError
+from bpfree.training.names import imported
 from bpfree.training.steps import Task, TrainState
 
 Advance = Callable[[TrainState, int], tuple[TrainState, jax.Array]]
@@ -24,22 +24,16 @@ class Feed(NamedTuple):
     """A run's supply of batches.
 
     Attributes:
-      lower: `(length, state) -> program`; `program.compile()` is a function of states
-        like this one and a count, and does so many steps, `length` at most. It returns
-        the sum of their losses, too, and takes the state's buffers.
+      lower: `(length, state) -> compile`; `compile()` is a function of states like this
+        one and a count, and does so many steps, `length` at most. It returns the sum of
+        their losses, too, and takes the state's buffers.
       position: () -> what a checkpoint must hold to go on from here (JSON).
       seek: takes the feed to such a position.
     """
 
-    lower: Callable[[int, TrainState], "Lowered"]
+    lower: Callable[[int, TrainState], Callable[[], Advance]]
     position: Callable[[], Any]
     seek: Callable[[Any], None]
-
-
-class Lowered(NamedTuple):
-    """A program that is not compiled yet."""
-
-    compile: Callable[[], Advance]
 
 
 def on_device(task: Task, train: Batch) -> Feed:
@@ -55,7 +49,7 @@ def on_device(task: Task, train: Batch) -> Feed:
             compiled = program.compile()
             return lambda state, count: compiled(state, np.int32(count), train)
 
-        return Lowered(compile)
+        return compile
 
     return Feed(lower, lambda: None, lambda position: None)
 
@@ -72,12 +66,7 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
 
     Raises ConfigError: Grain is not installed.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise ConfigError(
-            f"config.data.loader='grain' needs Grain ({error}): pip install -e '.[grain]'"
-        ) from error
+    grain: Any = imported("grain", "config.data.loader='grain'", "Grain", "grain")
     seed = int(jax.random.bits(task.keys.order, dtype=jnp.uint32)) >> 1
     columns = mesh.columns(task.mesh, task.batch_size)
 
@@ -92,10 +81,13 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
     def take(count):
         """The next batches, and zeros after them: (_PIECE, B, ...)."""
         taken = [next(batches) for _ in range(count)]
-        parts = [
-            jax.tree.map(lambda *a: _padded(np.stack(a)), *part)
-            for part in zip(*taken, strict=True)
-        ]
+        rest = _PIECE - count
+
+        def stacked(*arrays):
+            rim = [(0, rest), *[(0, 0)] * arrays[0].ndim]
+            return np.pad(np.stack(arrays), rim)
+
+        parts = [jax.tree.map(stacked, *part) for part in zip(*taken, strict=True)]
         return mesh.assemble(task.mesh, task.batch_size, parts)
 
     def several(state, count, taken):
@@ -126,11 +118,6 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
 
             return advance
 
-        return Lowered(compile)
+        return compile
 
     return Feed(lower, batches.get_state, batches.set_state)
-
-
-def _padded(batches: np.ndarray) -> np.ndarray:
-    missing = _PIECE - len(batches)
-    return np.pad(batches, [(0, missing), *[(0, 0)] * (batches.ndim - 1)])

@@ -11,16 +11,6 @@ from typing import Any
 import optax
 from jax import lax
 
-from bpfree.training.names import ConfigError
-
-
-def check(names: Any) -> tuple[str, ...]:
-    """The config's entry `frozen`, or (); raises ConfigError."""
-    listed = isinstance(names, (list, tuple))
-    if not listed or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"config.frozen={names!r} must be names of the model's modules")
-    return tuple(names)
-
 
 def hold(names: Collection[str], loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     """The loss function of (params, batch[, key]), no derivative by frozen modules."""

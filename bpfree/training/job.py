@@ -5,46 +5,23 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bpfree.data import (
-    Batch,
-    Dataset,
-    Examples,
-    arrays,
-    catalogue,
-    characters,
-    digits,
-    events,
-    first,
-    graphs,
-    images,
-    one_by_one,
-    sizes,
-    text,
-)
+from bpfree.data import Batch, Dataset, Examples, first, sizes
 from bpfree.equilibrium.energy import Energy
 from bpfree.program.trace import arguments
 from bpfree.training import (
     chain,
     config,
+    dataset,
     feed,
     frozen,
     losses,
     mesh,
     model,
     objective,
-    own,
     pretrained,
     steps,
 )
-from bpfree.training.names import ConfigError, call, check_known, unknown
-
-LOADERS = ("device", "grain")
-_NAMED = (
-    (catalogue.TEXTS, text.load),
-    (catalogue.EVENTS, events.load),
-    (catalogue.GRAPHS, graphs.load),
-    (characters.TEXTS, characters.load),
-)
+from bpfree.training.names import ConfigError, check_known, config_errors
 
 
 class Job(NamedTuple):
@@ -75,7 +52,7 @@ def prepare(settings: config.Settings) -> Job:
 def load(settings: config.Settings) -> Dataset:
     """The data set of a config; raises ConfigError."""
     model.constructor(settings.model["name"])  # before the data, which may take long
-    return _data(settings.data)
+    return dataset.load(settings.data)
 
 
 class Draft(NamedTuple):
@@ -133,14 +110,11 @@ def draft(
         made = steps.init_variables(net, key, batch)
         return pretrained.begin(settings.pretrained, *made)
 
-    try:
-        shapes, state_shapes = jax.eval_shape(init, keys.init)
-    except ConfigError:
-        raise
-    except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
-        raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
-    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
-        raise ConfigError(f"config.model: {type(error).__name__}: {error}") from error
+    with config_errors("config.model"):
+        try:
+            shapes, state_shapes = jax.eval_shape(init, keys.init)
+        except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
+            raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if leaf.size == 0:
             raise ConfigError(
@@ -158,7 +132,7 @@ def draft(
     loss_fn = objective.make(
         settings.objective, loss, net, settings.frozen, variables, batch["x"]
     )
-    if settings.diagnostics["every"] and isinstance(loss_fn, Energy):
+    if settings.diagnostics.every and isinstance(loss_fn, Energy):
         raise ConfigError(
             "config.diagnostics compares with backprop through a loss function, and this "
             "model has an energy: leave it out"
@@ -186,47 +160,9 @@ def find_metrics(settings: config.Settings) -> tuple[losses.Metric, ...]:
 def _check_losses(made: Draft) -> None:
     """Trace loss and metrics; ConfigError with what they refuse."""
     batch, key = made.batch, jax.random.key(0)
-    where = "config.loss"
-    try:
-        if not isinstance(made.loss_fn, Energy):
-            loss_fn = made.loss_fn
+    if not isinstance(made.loss_fn, Energy):
+        loss_fn = made.loss_fn
+        with config_errors("config.loss does not run on this model and data"):
             jax.eval_shape(loss_fn, *arguments(loss_fn, made.shapes, batch, key))
-        where = "config.metrics"
+    with config_errors("config.metrics does not run on this model and data"):
         jax.eval_shape(made.task.measure, made.shapes, batch["state"], batch)
-    except Exception as error:  # of all kinds: Flax's, JAX's, the user's own
-        kind = type(error).__name__
-        raise ConfigError(
-            f"{where} does not run on this model and data: {kind}: {error}"
-        ) from error
-
-
-def _data(section: dict[str, Any]) -> Dataset:
-    """The data set; with loader="grain", its training part as `Examples`."""
-    name, loader = section["name"], section.get("loader", "device")
-    if loader not in LOADERS:
-        raise unknown("config.data.loader", loader, LOADERS)
-    rest, lazy = _rest(section), loader == "grain"
-    if own.is_own(name):
-        found = call(own.find(name, "config.data"), rest, "config.data")
-        given = {"found": found, "name": name}
-        data = call(arrays.dataset, {}, "config.data", given)
-    elif name.endswith(".npz"):
-        data = call(arrays.load, rest, "config.data", {"path": name})
-    elif name == "digits":
-        data = call(digits.load, rest, "config.data")
-    elif name in catalogue.SETS:
-        data = call(images.load, rest, "config.data", {"name": name, "lazy": lazy})
-    else:
-        found = [load for names, load in _NAMED if name in names]
-        if not found:
-            more = [n for names, _ in _NAMED for n in names]
-            choices = ["digits", *catalogue.SETS, *more]
-            raise unknown("config.data.name", name, choices)
-        data = call(found[0], rest, "config.data", {"name": name})
-    if lazy and not isinstance(data.train, Examples):
-        data = data._replace(train=one_by_one(data.train))
-    return data
-
-
-def _rest(section: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in section.items() if k not in ("name", "loader")}

@@ -4,29 +4,23 @@ The run's own record, metrics.jsonl, is written in any case.
 """
 
 import contextlib
-import importlib
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bpfree.training.metrics import Record
-from bpfree.training.names import ConfigError
+from bpfree.training.names import ConfigError, imported
 
 Show = Callable[[Record], None]
 
 
 def check(tensorboard: bool, wandb: str) -> None:
     """ConfigError if what is asked for is not installed."""
-    for module, wanted in (("tensorboardX", tensorboard), ("wandb", wandb)):
-        if wanted:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                extra = module.lower().removesuffix("x")
-                raise ConfigError(
-                    f"--{extra} needs {module} ({error}): pip install 'bpfree[{extra}]'"
-                ) from error
+    if tensorboard:
+        imported("tensorboardX", "--tensorboard", "tensorboardX", "tensorboard")
+    if wandb:
+        imported("wandb", "--wandb", "wandb", "wandb")
 
 
 @contextlib.contextmanager

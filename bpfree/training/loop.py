@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 import bpfree
@@ -171,9 +171,11 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
     Takes the state's buffers over.
     """
     job, settings = run.job, run.job.settings
-    align, look_every = watch.aligner(job), settings.diagnostics["every"]
+    align, look_every = watch.aligner(job), settings.diagnostics.every
     write, quiet = processes.only_main(metrics.write), not processes.is_main()
     begun = int(state.step)
+    validation = mesh.put(job.task.mesh, job.data.validation)
+    look = jax.jit(partial(steps.look, job.task))
 
     def report(state, block):
         _check_fault(job, run.manager, state)
@@ -194,26 +196,12 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             state,
             min(last, settings.num_steps),
             lower=lambda: run.source.lower(settings.log_every, state),
-            look=_looker(job),
+            look=lambda s, losses, count: look(s, losses / count, validation),
             report=report,
             save=lambda s: checkpoint.save(run.manager, s, run.source.position()),
             around=run.profiler,
             agree=processes.agree,
         )
-
-
-def _looker(job: Job) -> Callable[[TrainState, jax.Array, int], steps.Metrics]:
-    """(state, sum of losses, steps) -> what a log point has."""
-    validation = mesh.put(job.task.mesh, job.data.validation)
-
-    @jax.jit
-    def compiled(state, losses, count, validation):
-        return steps.look(job.task, state, losses / count, validation)
-
-    def look(state, losses, count):
-        return compiled(state, losses, np.asarray(count, losses.dtype), validation)
-
-    return look
 
 
 def _words(log: metrics.Record) -> str:
@@ -256,14 +244,9 @@ def _finish(job, workdir, state, begun, write) -> Result:
         begun,
     )
     if write:
-        _summarize(job, workdir, result)
+        if result.steps >= job.settings.num_steps:
+            metrics.summarize(workdir, result.steps, test, validation)
+        links = " > ".join(name for name, _ in job.settings.chain)
+        title, picture = f"{workdir.name}: {links}", workdir / "learning_curve.png"
+        plot.learning_curve(metrics.read(workdir), picture, title)
     return result
-
-
-def _summarize(job, workdir, result) -> None:
-    if result.steps >= job.settings.num_steps:
-        metrics.summarize(workdir, result.steps, result.test, result.validation)
-    links = " > ".join(name for name, _ in job.settings.chain)
-    plot.learning_curve(
-        metrics.read(workdir), workdir / "learning_curve.png", f"{workdir.name}: {links}"
-    )

@@ -1,5 +1,6 @@
 """Names and keyword arguments of a config, checked before anything is traced."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -8,7 +9,7 @@ import pkgutil
 import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -25,6 +26,17 @@ class ConfigError(ValueError):
     """
 
 
+@contextlib.contextmanager
+def config_errors(what: str) -> Iterator[None]:
+    """Errors of all kinds (Flax's, JAX's, the user's own) as a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
+
+
 def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:
     """The error for a name that is none of `choices`, with the closest ones first."""
     close = difflib.get_close_matches(str(name), choices)
@@ -39,6 +51,16 @@ def check_known(what: str, names: Collection[Any], choices: Collection[str]) -> 
     for name in names:
         if name not in choices:
             raise unknown(what, name, choices)
+
+
+def imported(module: str, what: str, package: str, extra: str) -> types.ModuleType:
+    """A module that an extra serves; ConfigError with how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs {package} ({error}): pip install 'bpfree[{extra}]'"
+        ) from error
 
 
 def member(package: types.ModuleType, name: str, what: str) -> types.ModuleType:
@@ -131,7 +153,10 @@ def _check_types(constructor, parameters, kwargs, where) -> None:
 
 
 def _hints(constructor) -> dict[str, Any]:
-    target = constructor.__init__ if inspect.isclass(constructor) else constructor
+    target = constructor
+    if inspect.isclass(constructor):
+        fields = hasattr(constructor, "_fields")  # of a NamedTuple, made by __new__
+        target = constructor.__new__ if fields else constructor.__init__
     try:
         return typing.get_type_hints(target)
     except (NameError, TypeError, AttributeError):

@@ -5,35 +5,31 @@ found in the model's program. A model with a method `objective` (an energy, a gr
 nodes) says itself what it minimises.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-from bpfree.adapters import NOISE
+from bpfree.adapters import Noise
 from bpfree.equilibrium.energy import Energy
 from bpfree.training import frozen, losses
 from bpfree.training.model import supervised
-from bpfree.training.names import ConfigError, check_known
-
-CHOICES = {"losses": ("example", "step"), "noise": NOISE}
+from bpfree.training.names import ConfigError
 
 
-def check(section: Any) -> dict[str, Any]:
-    """The config's entry `objective`, or {}; raises ConfigError.
+class Objective(NamedTuple):
+    """The config's entry `objective`.
 
-    Its keys: "losses", "example" for one loss each (B,), the mean over its labels, or
-    "step" for one at each of its labels (B, T), which estimators with `credit=` take;
-    "noise", where layers have their nodes, as in `bpfree.supervised`.
+    Attributes:
+      losses: "example" for one loss each (B,), the mean over its labels, or "step" for
+        one at each of its labels (B, T), which estimators with `credit=` take.
+      noise: where layers have their nodes, as in `bpfree.supervised`.
     """
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"config.objective={section!r} has the wrong type")
-    check_known("config.objective entry", section, CHOICES)
-    for key, value in section.items():
-        check_known(f"config.objective.{key}", [value], CHOICES[key])
-    return dict(section)
+
+    losses: Literal["example", "step"] = "example"
+    noise: Noise = "preactivation"
 
 
 def make(
-    section: Mapping[str, Any],
+    chosen: Objective,
     loss: Callable[..., Any],
     model: Any,
     still: tuple[str, ...],
@@ -43,7 +39,6 @@ def make(
     """The objective of the model, of which the modules `still` do not move.
 
     Args:
-      section: what `check` returns.
       loss: what `losses.find_loss` returns.
       variables, x: shapes of the model's variables and of a batch's inputs.
 
@@ -51,10 +46,9 @@ def make(
     """
     own = hasattr(model, "objective")
     if not own and not losses.is_objective(loss):
-        loss = losses.of_examples(loss, section.get("losses", "example"))
-        noise = section.get("noise", "preactivation")
-        return frozen.hold(still, supervised(model, loss, noise, variables, x))
-    if section:
+        loss = losses.of_examples(loss, chosen.losses)
+        return frozen.hold(still, supervised(model, loss, chosen.noise, variables, x))
+    if chosen != Objective():
         whose = "this model" if own else "config.loss"
         raise ConfigError(f"config.objective: {whose} has an objective of its own")
     objective = model.objective() if own else loss

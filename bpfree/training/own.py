@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.training.names import ConfigError, unknown
+from bpfree.training.names import ConfigError, config_errors, unknown
 
 
 def is_own(name: str) -> bool:
@@ -34,9 +34,11 @@ def find(name: str, where: str) -> Callable[..., Any]:
     line.
     """
     place, _, member = name.rpartition(":")
-    module = (
-        _file(Path(place).resolve(), where) if _is_file(place) else _module(place, where)
-    )
+    if place.endswith(".py") or "/" in place:
+        module = _file(Path(place).resolve(), where)
+    else:
+        with config_errors(f"{where}: cannot import {place!r}"):
+            module = importlib.import_module(place)
     found = getattr(module, member, None)
     if not callable(found):
         callables = [n for n, v in vars(module).items() if callable(v) and n[0] != "_"]
@@ -73,10 +75,6 @@ def config_error(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"{path}, line {line}: {what}" if line else f"{path}: {what}")
 
 
-def _is_file(place: str) -> bool:
-    return place.endswith(".py") or "/" in place
-
-
 @functools.cache
 def _file(path: Path, where: str) -> types.ModuleType:
     if not path.is_file():
@@ -84,11 +82,3 @@ def _file(path: Path, where: str) -> types.ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # as for a script: it may import its neighbours
     return run_file(path, f"own_{path.stem}_{zlib.crc32(str(path).encode())}")
-
-
-def _module(place: str, where: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(place)
-    except Exception as error:  # of all kinds: it is the user's program
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{where}: cannot import {place!r}: {what}") from error

@@ -12,7 +12,6 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
       records: as `metrics.read` returns them; needs at least one "log".
       path: the PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     logs = logs_of(records)
@@ -20,7 +19,6 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
     errors = [name for name in ("error", "disagreement") if name in logs[0]]
     panels = 3 if errors else 2
     figure = Figure(figsize=(7, 2.75 * panels), layout="constrained")
-    FigureCanvasAgg(figure)
     upper, lower, *third = figure.subplots(panels, 1, sharex=True)
     marker = "o" if len(logs) < 40 else ""
     upper.plot(steps, [r["train/loss"] for r in logs], color="C0", marker=marker, ms=3)

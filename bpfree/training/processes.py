@@ -21,10 +21,6 @@ _SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
-class ProcessLost(RuntimeError):
-    """Another process of the run has ended."""
-
-
 def initialize(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
@@ -105,10 +101,10 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def lost(error: BaseException) -> ProcessLost:
+def lost(error: BaseException) -> str:
     """What to say of an error that came while processes talked to each other."""
     text = " ".join(str(error).split())
-    return ProcessLost(
+    return (
         f"another process of the run has ended, or cannot be reached (process "
         f"{jax.process_index()} of {jax.process_count()} saw: {text[:200]}). The same "
         "command goes on from the last checkpoint, on as many processes as there are."

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bpfree.data import sizes
 from bpfree.training import checkpoint, config, job, losses, metrics
@@ -64,28 +65,19 @@ def load(workdir: str | Path) -> Trained:
     made = job.prepare(settings)
     expected = {"params": made.params, **made.model_state}
     read = _by_path({"params": found["params"], **found["model_state"]})
-    if _shapes(read) != _shapes(_by_path(expected)):
+    wanted = _by_path(expected)
+    if jax.tree.map(jnp.shape, read) != jax.tree.map(jnp.shape, wanted):
         raise WorkdirError(
             f"the checkpoint in {workdir} is of another model than its config describes: "
             "the model's code has changed since"
         )
-    variables = jax.tree_util.tree_map_with_path(lambda p, _: read[_text(p)], expected)
+    leaves = [read[path] for path in wanted]
+    variables = jax.tree.unflatten(jax.tree.structure(expected), leaves)
     return Trained(made.task.model, variables, int(found["step"]), made)
 
 
-def evaluate(workdir: str | Path, part: str = "validation") -> dict[str, Any]:
-    """Step, number of examples, loss and metrics on a part of the data.
-
-    Args:
-      part: "validation" or "test".
-
-    Raises what `load` raises.
-    """
-    return {"workdir": str(workdir), **scores(load(workdir), part)}
-
-
 def scores(trained: Trained, part: str) -> dict[str, Any]:
-    """What `evaluate` says, but for the directory."""
+    """Step, number of examples, loss and metrics on "validation" or "test"."""
     settings, batch = trained.job.settings, getattr(trained.job.data, part)
     loss = losses.find_loss(settings.loss, trained.model)
     wanted = job.find_metrics(settings)
@@ -101,13 +93,6 @@ def scores(trained: Trained, part: str) -> dict[str, Any]:
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:
-    return {_text(path): v for path, v in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _text(path: Any) -> str:
-    """Of a leaf; Orbax gives numbers in paths back as text."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _shapes(leaves: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in leaves.items()}
+    """{path: leaf}; Orbax gives numbers in paths back as text."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in leaves}

@@ -24,7 +24,7 @@ def aligner(job: Job) -> Aligner:
     The gradient to compare with is backprop's on the same batch; no parameter moves.
     """
     inputs = {name: value for name, value in job.batch.items() if name != "state"}
-    repeats = job.settings.diagnostics["repeats"]
+    repeats = job.settings.diagnostics.repeats
 
     @functools.cache
     def meter():

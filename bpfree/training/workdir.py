@@ -38,28 +38,24 @@ def claimed(workdir: Path) -> Iterator[None]:
     with workdir_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with (workdir / "lock").open("a+") as file:
-            _lock(workdir, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise WorkdirError(
+                    f"{workdir} is in use by {owner}. Wait for it or stop it, or choose "
+                    "another --workdir."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
             yield
 
 
 def can_write(workdir: Path) -> bool:
     """False where the directory is there, and lies on read-only media or is closed."""
     return not workdir.exists() or os.access(workdir, os.W_OK)
-
-
-def _lock(workdir: Path, file) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        raise WorkdirError(
-            f"{workdir} is in use by {owner}. Wait for it or stop it, or choose another "
-            "--workdir."
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,44 @@
+"""What the numbers of a step say went wrong: one code, checked on the device."""
+
+from types import MappingProxyType
+
+import jax.numpy as jnp
+import numpy as np
+
+from bpfree.estimators.estimate import (
+    BAD_SIGMA,
+    LOST_LOSS,
+    NO_FAULT,
+    SMALL_SIGMA,
+    name_code,
+)
+from bpfree.sampling.scale import least_at, rms, smallest
+
+
+def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
+    """int32: `name_code` of the first node that is not finite, or another code.
+
+    Args:
+      sizes: rms of the values at each site, (n,); 0 where nothing is to be checked.
+      sigma: {node: () or (channels,)}, {} if nothing is injected.
+      clean: losses of the clean pass. changes: mean squares of what noise adds to them;
+        a loss that noise does not change at all (a step, a hinge) is no fault.
+    """
+    sites = program.sites
+    places = np.arange(len(sites), dtype=np.int32)
+    codes = jnp.asarray([*(name_code(s.name) for s in sites), 0], jnp.int32)
+
+    def first(bad):
+        return jnp.where(bad, places, len(sites)).min()
+
+    scale = least_at(sites, sigma)
+    safe = np.array([smallest(s.dtype) for s in sites], sizes.dtype) * sizes
+    small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
+    code = jnp.int32(NO_FAULT)
+    if changes:
+        spacing = float(jnp.finfo(clean.dtype).eps) * rms([clean])[0].astype(jnp.float32)
+        change = jnp.sqrt(jnp.stack(list(changes.values())))
+        code = jnp.where(((change > 0) & (change < spacing)).any(), LOST_LOSS, code)
+    code = jnp.where(small < len(sites), SMALL_SIGMA - codes[small], code)
+    code = jnp.where(broken < len(sites), codes[broken], code)
+    return jnp.where((scale > 0).all(), code, BAD_SIGMA).astype(jnp.int32)

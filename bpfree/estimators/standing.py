@@ -1,0 +1,141 @@
+"""A loss function with values standing at its nodes, as predictors read it."""
+
+from typing import NamedTuple
+
+import jax
+from jax import lax
+
+from bpfree.program import passes, rewriting
+from bpfree.program.interpreter import Run
+from bpfree.program.reach import AFTER, reach
+from bpfree.program.tags import Site
+from bpfree.program.trace import NodeTree, Program, split_aux
+
+
+class Clean(NamedTuple):
+    """A clean pass, as predictors see it.
+
+    Attributes:
+      program: the traced loss function, with its nodes.
+      args: `(params, batch[, key])`.
+      values: {node: its value}, and the values that are held.
+
+    Example:
+        >>> clean = bpfree.predictors.Clean(None, args=(params, batch), values={})
+        >>> clean.values
+        {}
+    """
+
+    program: Program
+    args: tuple
+    values: NodeTree
+
+
+def feeds_back(clean: Clean) -> bool:
+    """Whether any node's block reads the last node: in a loop, at a later step.
+
+    The loss's own derivative is then not the whole gradient at the last node.
+    """
+
+    def ends(args, values):
+        return ends_of_blocks(clean._replace(args=args), args[0], values)
+
+    jaxpr, _, _ = rewriting.to_jaxpr(ends, (clean.args, clean.values))
+    rest = len(jaxpr.invars) - len(clean.values)
+    last = clean.program.nodes[-1].name
+    marks = [0] * rest + [AFTER * (n == last) for n in sorted(clean.values)]
+    return any(mark & AFTER for mark in reach(jaxpr, marks)[0])
+
+
+def is_flat(clean: Clean) -> bool:
+    """Whether the losses have no derivative at the last node."""
+    last = clean.program.nodes[-1:]
+    return bool(without_derivative(losses_of, clean, last))
+
+
+def hidden(program: Program) -> tuple[Site, ...]:
+    """All nodes but the last, whose gradient is the loss's own derivative."""
+    return program.nodes[:-1]
+
+
+@jax.custom_jvp
+def _straight_through(value, y):
+    """The value, with the derivatives of both."""
+    return value
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
+
+
+def losses_of(clean: Clean, values: NodeTree) -> jax.Array:
+    """Losses of the block after the last node, with the model's own parameters."""
+    (out, _) = _run(clean, clean.args[0], values, lambda site, value, y: None)
+    return split_aux(out)[0]
+
+
+def output_gradient(clean: Clean, values: NodeTree) -> NodeTree:
+    return jax.grad(lambda values: losses_of(clean, values).sum())(values)
+
+
+def ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
+    """What each block makes of the values that stand at the nodes before it."""
+    active = clean.program.active
+    return _run(
+        clean, params, values, lambda site, value, y: y if site.name in active else None
+    )[1]
+
+
+def kernel_inputs(clean: Clean, values: NodeTree) -> NodeTree:
+    return _run(
+        clean,
+        clean.args[0],
+        values,
+        lambda site, value, y: y if site.kind == "input" else None,
+    )[1]
+
+
+def chain_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
+    """The values again, each with the derivative of its block by the ones before."""
+    active = clean.program.active
+    taps = _run(
+        clean,
+        params,
+        values,
+        lambda site, value, y: value if site.name in active else None,
+        _straight_through,
+    )[1]
+    return {**values, **taps}
+
+
+def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: value):
+    """(output, taps) with `stand(value, y)` at each node whose block gave y."""
+
+    def visit(site, y, values):
+        value = values.get(site.name, y)
+        if site.kind == "hold":
+            value = lax.stop_gradient(value)
+        elif site.name in clean.program.active:
+            value = stand(value, y)
+        found = tap(site, value, y)
+        return value, ({} if found is None else {site.name: found})
+
+    args = (params, *clean.args[1:])
+    return passes.evaluate(clean.program, Run(visit), args, values)
+
+
+def without_derivative(fn, clean: Clean, sites) -> list[str]:
+    """The sites by whose value no output of `fn(clean, values)` has a derivative.
+
+    `clean` may hold shapes only.
+    """
+
+    def tangents(args, values, directions):
+        here = clean._replace(args=args)
+        return jax.jvp(lambda values: fn(here, values), (values,), (directions,))[1]
+
+    used = rewriting.reads(tangents, clean.args, clean.values, clean.values)
+    directions = used[len(used) - len(clean.values) :]
+    moving = dict(zip(sorted(clean.values), directions, strict=True))
+    return [site.name for site in sites if not moving[site.name]]

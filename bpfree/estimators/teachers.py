@@ -1,0 +1,124 @@
+"""What teaches a predictor of gradients: noisy passes of the nodes, in two ways.
+
+See `learned_feedback`, whose residual q is
+
+    q_l = 1/K sum_k z_lk ((L_k - L_0) / sigma - sum_m z_mk . g_hat_m)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpfree.estimators import standing
+from bpfree.program import passes
+from bpfree.program.tags import Site
+from bpfree.program.trace import NodeTree, Program, split_aux
+from bpfree.sampling.loop import Layout, over_samples, sum_over_draws
+from bpfree.sampling.noise import Plan, credit, draw_chunk
+from bpfree.sampling.scale import at_least_float32
+
+
+class Step(NamedTuple):
+    """One update: the clean pass, the prediction from older weights, and the noise."""
+
+    clean: standing.Clean
+    losses: jax.Array  # clean, (B,)
+    noisy: Program
+    predicted: NodeTree
+    key: jax.Array
+    sigma: jax.Array
+    plan: Plan
+    layout: Layout
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The nodes that are perturbed."""
+        return standing.hidden(self.clean.program)
+
+
+def residual_of(step: Step) -> NodeTree:
+    """q, from the losses of the noisy passes alone."""
+    losses = passes.perturbed(step.noisy, step.clean.args)
+    evaluate = over_samples(step.layout, losses)
+
+    def chunk(draws):
+        noise = draw_chunk(step.plan, step.key, draws, step.sites)
+        noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
+        return _credit(step, noise, noisy), ()
+
+    return _mean(step, sum_over_draws(chunk, step.layout)[0])
+
+
+def residual_and_misfit(step: Step, predictor, weights):
+    """q, and the slope of the mean squared error of `respond` on the noisy passes."""
+    names = [site.name for site in step.clean.program.nodes]
+
+    def observe(noise):
+        deltas = jax.tree.map(lambda z: step.sigma * z, noise)
+        out, values = passes.cut(step.noisy, step.clean.args, deltas)
+        change = jax.tree.map(
+            lambda v, c: (v - c) / step.sigma.astype(v.dtype),
+            {name: values[name] for name in names},
+            {name: step.clean.values[name] for name in names},
+        )
+        moves = {
+            k: c + noise[k].astype(c.dtype) if k in noise else c
+            for k, c in change.items()
+        }
+        return split_aux(out)[0], moves, change
+
+    def chunk(draws):
+        noise = draw_chunk(step.plan, step.key, draws, step.sites)
+        noisy, moves, change = over_samples(step.layout, observe)(noise)
+
+        def misfit(weights):
+            guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
+            return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
+
+        slope = jax.grad(misfit)(weights)
+        slope = jax.tree.map(at_least_float32, slope)
+        return (_credit(step, noise, noisy), slope), ()
+
+    residual, slope = _mean(step, sum_over_draws(chunk, step.layout)[0])
+    size = step.losses.size
+    return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
+
+
+def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
+    """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
+    rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
+    guessed = {
+        s.name: noise[s.name] * step.predicted[s.name].astype(jnp.float32)[None]
+        for s in step.sites
+    }
+    alone = [s for s in step.sites if s.batch_axis is not None]
+    shared = [
+        s for s in step.sites if s.batch_axis is None
+    ]  # all examples answer together
+    for site in alone:
+        rest = rest - guessed[site.name].sum(tuple(i + 1 for i in site.example_axes))
+    total = rest.sum(1)
+    for site in shared:
+        total = total - guessed[site.name].reshape(len(total), -1).sum(1)
+    return {
+        **{s.name: credit(rest, noise[s.name], s.batch_axis) for s in alone},
+        **{s.name: credit(total, noise[s.name], None) for s in shared},
+    }
+
+
+def _mean(step: Step, sums):
+    count = step.layout.num_draws * step.plan.group
+    return jax.tree.map(lambda total: total / count, sums)
+
+
+def filled(residual: NodeTree, predicted: NodeTree, scale, of_predicted=0.0) -> NodeTree:
+    """scale * residual + of_predicted * predicted at every node."""
+
+    def at(name, guess):
+        total = of_predicted * guess
+        if name in residual:
+            total = total + scale * residual[name].astype(guess.dtype)
+        return total
+
+    return {name: at(name, guess) for name, guess in predicted.items()}
