@@ -128,10 +128,11 @@ def draft(
     net = model.build(settings.model, data.num_classes)
     keys = steps.make_keys(settings.seed)
     batch = first(data.train, settings.batch_size)
+    found = pretrained.read(settings.pretrained)
 
     def init(key):
         made = steps.init_variables(net, key, batch)
-        return pretrained.begin(settings.pretrained, *made)
+        return pretrained.begin(settings.pretrained, found, *made)
 
     try:
         shapes, state_shapes = jax.eval_shape(init, keys.init)
