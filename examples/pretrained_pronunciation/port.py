@@ -38,20 +38,19 @@ class Model(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Letters and the phonemes so far, (B, 2 T), to logits (B, T, num_classes)."""
         letters, spoken = jnp.split(x, 2, 1)
-        h = jnp.zeros((x.shape[0], 256), jnp.float32)
-        h = self.layer("encoder", len(LETTERS), letters, h)
+        h = self.layer("encoder", len(LETTERS), letters)
         end = (letters > 0).sum(1) - 1
         h = jnp.take_along_axis(h, end[:, None, None], 1)[:, 0]
         h = self.layer("decoder", self.num_classes, spoken, h)
         return nn.Dense(self.num_classes, name="output")(h)
 
-    def layer(self, name: str, size: int, x: jax.Array, h: jax.Array) -> jax.Array:
-        """Symbols (B, T), of `size` kinds, and a state to the states (B, T, units)."""
-        units = h.shape[-1]
-        x = nn.Embed(size, units, name=f"{name}_embedding")(x)
+    def layer(self, name: str, kinds: int, x: jax.Array, h=None) -> jax.Array:
+        """Symbols (B, T) and a first state, zero by default, to states (B, T, 256)."""
+        x = nn.Embed(kinds, 256, name=f"{name}_embedding")(x)
+        h = jnp.zeros_like(x[:, 0]) if h is None else h
         added = [
-            Adapter((units, 3 * units), self.rank, name=f"{name}_{kind}_adapter")()
-            for kind in ("input", "state")
+            Adapter((256, 3 * 256), self.rank, name=f"{name}_{kernel}_adapter")()
+            for kernel in ("input", "state")
             if self.rank
         ]
         return GRU(name=name)(x, h, *added)
