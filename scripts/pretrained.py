@@ -8,9 +8,11 @@ Every arm of the config in `examples/pretrained_<net>` takes as many updates as 
 rate of `--rates` that has the best validation value on a seed of its own. Then seeds 0,
 1, ...: mean and standard deviation on the test part, memory that one update takes for
 temporary values, and how many weight products derivatives cross. "Gap" is the share of
-the way from the untouched net to backprop on all parameters.
+the way from the untouched net to backprop on all parameters. Arms that the file of results
+has already are not run again.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -78,14 +80,14 @@ def memory(made: job.Job) -> float:
     return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
-def carried(made: job.Job) -> int | None:
+def carried(made: job.Job, arm: str) -> int | None:
     """Weight products that the error signal crosses; None for backprop: all of them."""
-    name, section = made.settings.chain[0]
-    if name == "backprop":
+    if arm in ("readout", "wp"):
+        return 0  # the last layer alone; no derivative of anything
+    section = made.settings.sections[made.settings.chain[0][1]]
+    if made.settings.chain[0][0] == "backprop":
         return None
-    if name == "weight_perturbation":
-        return 0  # no derivative of anything
-    nodes = made.settings.sections[section].get("nodes")
+    nodes = section.get("nodes")
     found = bpfree.blocks(made.loss_fn, made.params, made.batch, nodes=nodes)
     return sum(block.carried for block in found)
 
@@ -111,7 +113,7 @@ def measure(arm: str, data) -> dict[str, Any]:
         "cost": cost,
         "steps": num_steps,
         "rate": rate,
-        "carried": carried(made),
+        "carried": carried(made, arm),
         "memory": memory(made),
         "seconds": (time.perf_counter() - start) / SEEDS.value,
     }
@@ -141,8 +143,10 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     data = job.load(read("bp"))
-    rows = {"untouched": untouched(data)}
-    for arm in ARMS.value:
+    done = Path(RESULTS.value)
+    rows = json.loads(done.read_text())["rows"] if done.is_file() else {}
+    rows.setdefault("untouched", untouched(data))
+    for arm in (arm for arm in ARMS.value if arm not in rows):
         rows[arm] = measure(arm, data)
         print(rows[arm], flush=True)
         if RESULTS.value:

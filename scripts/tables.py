@@ -130,6 +130,50 @@ def recommend() -> str:
     return table(head, rows) + source(record)
 
 
+MOVES = {
+    "untouched": ("-", "nothing"),
+    "bp": ("`backprop()`", "all"),
+    "scratch": ("`backprop()`", "all, from random weights"),
+    "feedback": ("`learned_feedback()`", "all"),
+    "readout": ("`backprop()`", "the last layer: no error crosses a weight"),
+    "np": ("`node_perturbation()`", "adapters of rank 4, the last layers"),
+    "wp": ("`weight_perturbation(rank=1)`", "all"),
+}
+
+
+def pretrained_characters() -> str:
+    return _pretrained("characters", "bits", "bits per character")
+
+
+def pretrained_pronunciation() -> str:
+    return _pretrained("pronunciation", "right", "words right")
+
+
+def _pretrained(net: str, metric: str, title: str) -> str:
+    """Arms of `scripts/pretrained.py`; the gap is from the untouched net to backprop."""
+    record = records.read(f"pretrained_{net}")
+    rows = record["rows"]
+    start, end = (rows[name][metric] for name in ("untouched", "bp"))
+
+    def line(arm, r):
+        gap = f"{(r[metric] - start) / (end - start):.2f}"
+        if arm == "untouched":
+            return [*MOVES[arm], "", "", "", "", f"{r[metric]:.3f}", gap]
+        crossed = "all" if r["carried"] is None else str(r["carried"])
+        return [
+            *MOVES[arm],
+            str(r["steps"]),
+            f"{r['rate']:g}",
+            crossed,
+            f"{r['memory']:.0f}",
+            f"{r[metric]:.3f} +- {r[metric + '_std']:.3f}",
+            gap,
+        ]
+
+    head = ["estimator", "what moves", "steps", "rate", "carried", "MB", title, "gap"]
+    return table(head, [line(*row) for row in rows.items()]) + source(record)
+
+
 def choice() -> str:
     """The estimators of the decision page: one gradient, and a training at equal cost."""
     one, trained = records.read("compare_estimators"), records.read("compare_training")
@@ -200,6 +244,8 @@ TEXTS: dict[str, Callable[[], str]] = {
         training,
         learned_feedback,
         recommend,
+        pretrained_characters,
+        pretrained_pronunciation,
         choice,
         digits,
         first_run,

@@ -1,6 +1,6 @@
 """From titles of web pages to Ambrose Bierce: weights of textgenrnn, without backprop.
 
-    pip install --no-deps textgenrnn==2.0.0 && pip install h5py
+    pip install 'bpfree[pretrained]' && pip install --no-deps textgenrnn==2.0.0
     apt-get install dict-devil
     bpfree-train --config=config.py --workdir=runs/feedback
 

@@ -117,7 +117,7 @@ def folder() -> Path:
     """Where the package is installed; raises ModuleNotFoundError."""
     spec = importlib.util.find_spec("textgenrnn")
     if spec is None:
-        raise ModuleNotFoundError("pip install --no-deps textgenrnn==2.0.0")
+        raise ModuleNotFoundError("textgenrnn is not installed: see config.py")
     return Path(spec.submodule_search_locations[0])
 
 

