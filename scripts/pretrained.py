@@ -8,8 +8,8 @@ Every arm of the config in `examples/pretrained_<net>` takes as many updates as 
 rate of `--rates` that has the best validation value on a seed of its own. Then seeds 0,
 1, ...: mean and standard deviation on the test part, memory that one update takes for
 temporary values, and how many weight products derivatives cross. "Gap" is the share of
-the way from the untouched net to backprop on all parameters. Arms that the file of results
-has already are not run again.
+the way from the untouched net to backprop on all parameters. Arms that the file of
+results has already are not run again.
 """
 
 import json
