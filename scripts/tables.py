@@ -145,33 +145,32 @@ def pretrained_characters() -> str:
     return _pretrained("characters", "bits", "bits per character")
 
 
+def pretrained_characters_longer() -> str:
+    return _pretrained("characters_longer", "bits", "bits per character")
+
+
 def pretrained_pronunciation() -> str:
     return _pretrained("pronunciation", "right", "words right")
 
 
-def _pretrained(net: str, metric: str, title: str) -> str:
+def _pretrained(name: str, metric: str, title: str) -> str:
     """Arms of `scripts/pretrained.py`; the gap is from the untouched net to backprop."""
-    record = records.read(f"pretrained_{net}")
+    record = records.read(f"pretrained_{name}")
     rows = record["rows"]
-    start, end = (rows[name][metric] for name in ("untouched", "bp"))
+    start, end = (rows[arm][metric] for arm in ("untouched", "bp"))
 
-    def line(arm, r):
+    def line(arm):
+        r = rows[arm]
         gap = f"{(r[metric] - start) / (end - start):.2f}"
         if arm == "untouched":
-            return [*MOVES[arm], "", "", "", "", f"{r[metric]:.3f}", gap]
+            return [*MOVES[arm], "", "", "", "", f"{r[metric]:.3f}", ""]
         crossed = "all" if r["carried"] is None else str(r["carried"])
-        return [
-            *MOVES[arm],
-            str(r["steps"]),
-            f"{r['rate']:g}",
-            crossed,
-            f"{r['memory']:.0f}",
-            f"{r[metric]:.3f} +- {r[metric + '_std']:.3f}",
-            gap,
-        ]
+        found = f"{r[metric]:.3f} +- {r[metric + '_std']:.3f}"
+        run = [str(r["steps"]), f"{r['rate']:g}", crossed, f"{r['memory']:.0f}"]
+        return [*MOVES[arm], *run, found, gap]
 
     head = ["estimator", "what moves", "steps", "rate", "carried", "MB", title, "gap"]
-    return table(head, [line(*row) for row in rows.items()]) + source(record)
+    return table(head, map(line, (arm for arm in MOVES if arm in rows))) + source(record)
 
 
 def choice() -> str:
@@ -245,6 +244,7 @@ TEXTS: dict[str, Callable[[], str]] = {
         learned_feedback,
         recommend,
         pretrained_characters,
+        pretrained_characters_longer,
         pretrained_pronunciation,
         choice,
         digits,

@@ -14,7 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from bpfree.training import own
+import bpfree
+from bpfree.training import config, config_files, job, own
+from tests.test_training import standard_promotion
+
+assert standard_promotion  # a fixture for every test of this module, too
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -76,6 +80,25 @@ def test_a_shorter_text_is_a_text_of_its_own():
     both = [logits(characters, variables, a) for a in (x, other)]
     np.testing.assert_array_equal(both[0][:, :5], both[1][:, :5])
     assert np.abs(both[0][:, 5:] - both[1][:, 5:]).max(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("arm", ["feedback", "np"])
+def test_what_moves_is_trained_without_backprop(arm):
+    """Adapters begin as nothing, every layer has its node, and no signal crosses one."""
+    ours = port("pronunciation", "g2p_en", "cmudict")
+    made = config_files.load(f"{EXAMPLES}/pretrained_pronunciation/config.py:{arm}")
+    settings = config.read(made.config())
+    settings.data["num"] = 400
+    ready = job.prepare(settings)
+    x = ready.batch["x"]
+    plain = ours.Model().apply(ours.load(), x)
+    found = ready.task.model.apply({"params": ready.params}, x)
+    np.testing.assert_allclose(found, plain, atol=1e-4)
+    nodes = settings.sections["estimator"].get("nodes")
+    blocks = bpfree.blocks(ready.loss_fn, ready.params, ready.batch, nodes=nodes)
+    assert sum(block.carried for block in blocks) == 0
+    moved = {path.partition("/")[0] for block in blocks for path in block.params}
+    assert moved == set(ready.params) - set(settings.frozen)
 
 
 WORDS = ("bierce", "a", "dictionary", "rhoticities", "zqxj")

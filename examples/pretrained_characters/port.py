@@ -66,8 +66,11 @@ class LSTM(nn.Module):
     def __call__(self, x: jax.Array, added: jax.Array | float = 0.0) -> jax.Array:
         """Inputs (B, T, features) to states (B, T, units), with `added` to the kernel."""
         shape = (x.shape[-1] + self.units, 4 * self.units)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape) + added
-        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        kernel = (
+            self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+            + added
+        )
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
 
         def step(state, now):
             memory, h = state
@@ -91,8 +94,10 @@ class Adapter(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         rows, columns = self.shape
-        down = self.param("down", nn.initializers.lecun_normal(), (rows, self.rank))
-        up = self.param("up", nn.initializers.zeros, (self.rank, columns))
+        down = self.param(
+            "down", nn.initializers.lecun_normal(), (rows, self.rank), jnp.float32
+        )
+        up = self.param("up", nn.initializers.zeros, (self.rank, columns), jnp.float32)
         return down @ up
 
 

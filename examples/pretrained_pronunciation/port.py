@@ -64,11 +64,11 @@ class GRU(nn.Module):
         """Inputs (B, T, features) and a state (B, units) to states (B, T, units)."""
         size = 3 * h.shape[-1]
         kernel = nn.initializers.lecun_normal()
-        w = self.param("input", kernel, (x.shape[-1], size)) + input_added
-        u = self.param("state", kernel, (h.shape[-1], size)) + state_added
+        w = self.param("input", kernel, (x.shape[-1], size), jnp.float32) + input_added
+        u = self.param("state", kernel, (h.shape[-1], size), jnp.float32) + state_added
         zeros = nn.initializers.zeros
-        b = self.param("input_bias", zeros, (size,))
-        c = self.param("state_bias", zeros, (size,))
+        b = self.param("input_bias", zeros, (size,), jnp.float32)
+        c = self.param("state_bias", zeros, (size,), jnp.float32)
 
         def step(h, x):
             of_input = jnp.split(x @ w + b[None], 3, -1)
@@ -93,8 +93,10 @@ class Adapter(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         rows, columns = self.shape
-        down = self.param("down", nn.initializers.lecun_normal(), (rows, self.rank))
-        up = self.param("up", nn.initializers.zeros, (self.rank, columns))
+        down = self.param(
+            "down", nn.initializers.lecun_normal(), (rows, self.rank), jnp.float32
+        )
+        up = self.param("up", nn.initializers.zeros, (self.rank, columns), jnp.float32)
         return down @ up
 
 
