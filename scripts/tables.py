@@ -153,6 +153,10 @@ def pretrained_pronunciation() -> str:
     return _pretrained("pronunciation", "right", "words right")
 
 
+def pretrained_pronunciation_longer() -> str:
+    return _pretrained("pronunciation_longer", "right", "words right")
+
+
 def _pretrained(name: str, metric: str, title: str) -> str:
     """Arms of `scripts/pretrained.py`; the gap is from the untouched net to backprop."""
     record = records.read(f"pretrained_{name}")
@@ -246,6 +250,7 @@ TEXTS: dict[str, Callable[[], str]] = {
         pretrained_characters,
         pretrained_characters_longer,
         pretrained_pronunciation,
+        pretrained_pronunciation_longer,
         choice,
         digits,
         first_run,
