@@ -131,6 +131,53 @@ def recommend() -> str:
     return table(head, rows) + source(record)
 
 
+MOVES = {
+    "untouched": ("-", "nothing"),
+    "bp": ("`backprop()`", "all"),
+    "scratch": ("`backprop()`", "all, from random weights"),
+    "feedback": ("`learned_feedback()`", "all"),
+    "readout": ("`backprop()`", "the last layer: no error crosses a weight"),
+    "np": ("`node_perturbation()`", "adapters of rank 4, the last layers"),
+    "wp": ("`weight_perturbation(rank=1)`", "all"),
+}
+
+
+def pretrained_characters() -> str:
+    return _pretrained("characters", "bits", "bits per character")
+
+
+def pretrained_characters_longer() -> str:
+    return _pretrained("characters_longer", "bits", "bits per character")
+
+
+def pretrained_pronunciation() -> str:
+    return _pretrained("pronunciation", "right", "words right")
+
+
+def pretrained_pronunciation_longer() -> str:
+    return _pretrained("pronunciation_longer", "right", "words right")
+
+
+def _pretrained(name: str, metric: str, title: str) -> str:
+    """Arms of `scripts/pretrained.py`; the gap is from the untouched net to backprop."""
+    record = records.read(f"pretrained_{name}")
+    rows = record["rows"]
+    start, end = (rows[arm][metric] for arm in ("untouched", "bp"))
+
+    def line(arm):
+        r = rows[arm]
+        gap = f"{(r[metric] - start) / (end - start):.2f}"
+        if arm == "untouched":
+            return [*MOVES[arm], "", "", "", "", f"{r[metric]:.3f}", ""]
+        crossed = "all" if r["carried"] is None else str(r["carried"])
+        found = f"{r[metric]:.3f} +- {r[metric + '_std']:.3f}"
+        run = [str(r["steps"]), f"{r['rate']:g}", crossed, f"{r['memory']:.0f}"]
+        return [*MOVES[arm], *run, found, gap]
+
+    head = ["estimator", "what moves", "steps", "rate", "carried", "MB", title, "gap"]
+    return table(head, map(line, (arm for arm in MOVES if arm in rows))) + source(record)
+
+
 def choice() -> str:
     """The estimators of the decision page: one gradient, and a training at equal cost."""
     one, trained = records.read("compare_estimators"), records.read("compare_training")
@@ -292,6 +339,10 @@ TEXTS: dict[str, Callable[[], str]] = {
         training,
         learned_feedback,
         recommend,
+        pretrained_characters,
+        pretrained_characters_longer,
+        pretrained_pronunciation,
+        pretrained_pronunciation_longer,
         choice,
         first_call,
         cost,

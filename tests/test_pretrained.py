@@ -9,7 +9,7 @@ import pytest
 
 import bpfree
 from bpfree.models import mlp
-from bpfree.training import ConfigError, config, fit, job
+from bpfree.training import ConfigError, config, fit, job, own
 
 ADAPTERS = ("down_0", "up_0")
 
@@ -114,13 +114,17 @@ def test_running_statistics_come_along(tmp_path):
         ({"workdir": "/nowhere/at"}, "^config.pretrained.workdir: /nowhere/at holds no"),
         (
             {"model": {"name": "mlp", "hidden": (7,)}},
-            r"Dense_0 has the shapes .*64, 7.* here and .*64, 6.*pretrained.fresh",
+            r"params/Dense_0/bias has the shape \(7,\) here and \(6,\) in the run in .*; "
+            "name Dense_0 in config.pretrained.fresh",
         ),
         (
             {"model": {"name": "mlp", "hidden": (6,), "adapters": 2}},
-            "down_0 has the shapes .* and none in",
+            r"params/down_0/kernel has the shape \(64, 2\) here and none in the run in",
         ),
-        ({"model": {"name": "hopfield", "hidden": (6,)}}, "layer_1 has the shapes"),
+        (
+            {"model": {"name": "hopfield", "hidden": (6,)}},
+            r"params/layer_1/bias has the shape \(6,\) here and none in the run",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(earlier, change, message):
@@ -142,3 +146,102 @@ def test_damage_is_seen(earlier, tmp_path):
     (copy / "checkpoints" / "2" / "state" / "stray").write_text("")
     with pytest.raises(ConfigError, match="is damaged: state/stray does not belong"):
         job.prepare(config.read(begun(copy)))
+
+
+PORT = """
+import numpy as np
+
+
+def load(width: int = 6, scale=1.0, **more):
+    kernel = scale * np.ones((64, width), np.float64)
+    dense = {"kernel": kernel, "bias": np.zeros(width)}
+    return {"params": {"Dense_0": dense, "unused": {"kernel": kernel}, **more}}
+
+
+def wrong():
+    return [1, 2]
+
+
+def gone():
+    raise OSError("no such weights")
+"""
+
+
+@pytest.fixture
+def port(tmp_path):
+    path = tmp_path / "port.py"
+    path.write_text(PORT)
+    return str(path)
+
+
+def test_a_function_gives_the_values_to_begin_from(port):
+    section = {"name": f"{port}:load", "scale": 0.25, "fresh": ("Dense_1",)}
+    ready = job.prepare(config.read(settings(pretrained=section)))
+    without = job.prepare(config.read(settings()))
+    assert set(ready.params) == {"Dense_0", "Dense_1"}  # what is unused is left out
+    kernel = ready.params["Dense_0"]["kernel"]
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(kernel, np.full((64, 6), 0.25))
+    same(ready.params["Dense_1"], without.params["Dense_1"])
+
+
+def test_a_name_alone_is_a_function_too(port):
+    with pytest.raises(ConfigError, match="params/Dense_1/bias .* and none in"):
+        job.prepare(config.read(settings(pretrained=f"{port}:load")))
+
+
+def test_running_statistics_of_a_function(tmp_path):
+    model = {"name": "convnet", "channels": (2,), "norm": "batch", "image": (8, 8, 1)}
+    ready = job.prepare(config.read(settings(model=model)))
+    twice = jax.tree.map(
+        lambda a: 2 * np.asarray(a) + 1, {"params": ready.params, **ready.model_state}
+    )
+    path = tmp_path / "given.py"
+    path.write_text("def load():\n    return VALUES\n")
+    own.find(f"{path}:load", "config.pretrained").__globals__["VALUES"] = twice
+    begun = job.prepare(config.read(settings(model=model, pretrained=f"{path}:load")))
+    same({"params": begun.params, **begun.model_state}, twice)
+
+
+def test_params_that_are_no_modules(tmp_path):
+    path = tmp_path / "pair.py"
+    path.write_text(
+        "import jax.numpy as jnp\n"
+        "def model(num_classes):\n"
+        "    zeros = [jnp.zeros((64, num_classes)), jnp.zeros(num_classes)]\n"
+        "    apply = lambda p, x: x.reshape(len(x), -1) @ p[0] + p[1][None]\n"
+        "    return lambda key, x: zeros, apply\n"
+        "def load(size=10):\n"
+        "    return {'params': [jnp.ones((64, 10)), jnp.arange(float(size))]}\n"
+    )
+    made = settings(model=f"{path}:model", pretrained={"name": f"{path}:load"})
+    ready = job.prepare(config.read(made))
+    same(ready.params, [np.ones((64, 10)), np.arange(10)])
+    made["pretrained"]["size"] = 9
+    with pytest.raises(
+        ConfigError, match=r"params/1 has the shape \(10,\) here and \(9,"
+    ):
+        job.prepare(config.read(made))
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"name": "load"}, "name='load' must say where the function is"),
+        ({"name": 3}, "name=3 has the wrong type"),
+        ({"name": "PORT:lod"}, "'lod' is unknown. Did you mean 'load'"),
+        ({"name": "PORT:load", "width": "six"}, "argument width='six' is a str"),
+        ({"name": "PORT:wrong"}, "wrong gives a list without 'params'"),
+        ({"name": "PORT:gone"}, "OSError: no such weights"),
+        (
+            {"name": "PORT:load", "width": 7, "fresh": ("Dense_1",)},
+            r"params/Dense_0/bias has the shape \(6,\) here and \(7,\) in .*port.py:load",
+        ),
+        ({"fresh": ("Dense_1",)}, "pretrained.workdir is missing.*or .*pretrained.name"),
+    ],
+)
+def test_what_a_function_cannot_give_is_said(port, section, message):
+    if isinstance(section.get("name"), str):
+        section = section | {"name": section["name"].replace("PORT", port)}
+    with pytest.raises(ConfigError, match=message):
+        job.prepare(config.read(settings(pretrained=section)))

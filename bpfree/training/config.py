@@ -44,7 +44,8 @@ class Settings(NamedTuple):
       sections: the config's other entries, named in `chain`: {section: kwargs}.
       diagnostics: {"every": ..., "repeats": ...}, see `Diagnostics`; optional.
       mesh: the devices, "sample:4,data:2" for instance; optional, "" is one device.
-      pretrained: an earlier run to begin from, see `training/pretrained.py`; optional.
+      pretrained: values to begin from, of an earlier run or of a function of the user's,
+        see `training/pretrained.py`; optional.
       frozen: names of the model's modules that never move; optional.
       objective: a loss for each example or step, and where layers have their nodes, see
         `training/objective.py`; optional.

@@ -105,10 +105,11 @@ def draft(
     net = model.build(settings.model, data.num_classes)
     keys = steps.make_keys(settings.seed)
     batch = first(data.train, settings.batch_size)
+    found = pretrained.read(settings.pretrained)
 
     def init(key):
         made = steps.init_variables(net, key, batch)
-        return pretrained.begin(settings.pretrained, *made)
+        return pretrained.begin(settings.pretrained, found, *made)
 
     with config_errors("config.model"):
         try:

@@ -1,89 +1,134 @@
-"""Fine-tuning: parameters of an earlier run to begin from.
+"""Fine-tuning: values to begin from, of an earlier run or of any function.
 
-config.pretrained = {"workdir": "runs/first", "fresh": ("Dense_2",)}
+    config.pretrained = {"workdir": "runs/first", "fresh": ("Dense_2",)}
+    config.pretrained = {"name": "./port.py:load", "file": "weights.npz"}
+
+A function is named as in `training/own.py`. It gets the section's other entries and
+returns variables as the model's `init` does, {"params": ..., and "batch_stats": ... where
+the model has such}, with NumPy or JAX arrays for leaves. Of an NNX module or a pair of
+plain functions they are {"params": ...}.
 """
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from bpfree.training import checkpoint
-from bpfree.training.names import ConfigError, check_known
+from bpfree.program.marking import param_path
+from bpfree.training import checkpoint, own
+from bpfree.training.names import ConfigError, call, check_known
 from bpfree.training.workdir import WorkdirError
 
 Section = Mapping[str, Any]
-_KEYS = ("workdir", "fresh")
 
 
 def check(section: Any) -> dict[str, Any]:
     """The config's entry `pretrained`, or {}; raises ConfigError.
 
-    Its keys: "workdir", of the run to begin from; "fresh", names of the model's modules
-    that begin at random all the same (a readout for other classes, adapters).
+    Its keys: "workdir", of the run to begin from, or "name", of a function, and its
+    arguments; "fresh", names of the model's modules that begin at random all the same (a
+    readout for other classes, adapters). A name alone may stand in place of the dict.
     """
+    section = {"name": section} if isinstance(section, str) else section
     if not isinstance(section, Mapping):
         raise ConfigError(f"config.pretrained={section!r} has the wrong type")
-    check_known("config.pretrained entry", section, _KEYS)
-    for key, value in section.items():
-        kind: Any = str if key == "workdir" else (list, tuple)
-        if not isinstance(value, kind):
-            raise ConfigError(f"config.pretrained.{key}={value!r} has the wrong type")
-    if section and not section.get("workdir"):
-        raise ConfigError(
-            "config.pretrained.workdir is missing: the directory of the run to begin from"
-        )
+    kinds: dict[str, Any] = {"workdir": str, "name": str, "fresh": (list, tuple)}
+    if "name" not in section:
+        check_known("config.pretrained entry", section, kinds)
+    for key, kind in kinds.items():
+        if key in section and not isinstance(section[key], kind):
+            raise ConfigError(
+                f"config.pretrained.{key}={section[key]!r} has the wrong type"
+            )
     return dict(section)
 
 
-def begin(section: Section, params: Any, model_state: Any) -> tuple[Any, Any]:
-    """(params, model_state) with the earlier run's values; traceable.
+def read(section: Section) -> Any:
+    """The variables to begin from, in NumPy arrays; None without a section.
 
-    Raises ConfigError: no such run; a name the model does not have; a module that is
-    missing there or has other shapes, and is not said to be fresh.
+    Raises ConfigError: no such run or function; what a function itself refuses, or a
+    result that is no variables.
     """
     if not section:
-        return params, model_state
-    fresh = tuple(section.get("fresh", ()))
-    check_known("config.pretrained: module", fresh, params)
-    found = _read(str(Path(section["workdir"]).absolute()))
-    where = f"the run in {section['workdir']}"
-    state = {
-        kind: _graft(where, fresh, values, found["model_state"].get(kind, {}))
-        for kind, values in model_state.items()
-    }
-    return _graft(where, fresh, params, found["params"]), state
+        return None
+    with jax.ensure_compile_time_eval():  # the caller may be traced
+        found = _made(section) if "name" in section else _of_run(section)
+        return jax.tree.map(np.asarray, jax.device_get(found))
 
 
-def _graft(where: str, fresh: tuple[str, ...], own: Any, found: Any) -> Any:
-    """`own` with the values of `found` in all modules but the fresh ones."""
-
-    def module(name: str, values: Any) -> Any:
-        if name in fresh:
-            return values
-        shapes = [jax.tree.map(lambda a: a.shape, v) for v in (values, found.get(name))]
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                f"config.pretrained: {name} has the shapes {shapes[0]} here and "
-                f"{shapes[1] or 'none'} in {where}; name it in config.pretrained.fresh "
-                "if it is to begin at random"
-            )
-        return jax.tree.map(lambda a, b: b.astype(a.dtype), values, found[name])
-
-    return {name: module(name, values) for name, values in own.items()}
-
-
-@functools.cache
-def _read(workdir: str) -> Any:
-    """{"params": ..., "model_state": ...} of the run's newest checkpoint."""
-    if not (Path(workdir) / "checkpoints").is_dir():
+def _of_run(section: Section) -> dict[str, Any]:
+    """The variables of the run's newest checkpoint."""
+    if not section.get("workdir"):
+        raise ConfigError(
+            "config.pretrained.workdir is missing: the directory of the run to begin "
+            "from; or config.pretrained.name, of a function that returns the values"
+        )
+    workdir = Path(section["workdir"]).absolute()
+    if not (workdir / "checkpoints").is_dir():
         raise ConfigError(
             f"config.pretrained.workdir: {workdir} holds no run with checkpoints"
         )
     try:
-        with jax.ensure_compile_time_eval():  # the caller may be traced
-            return jax.device_get(checkpoint.read(Path(workdir)))
+        found = checkpoint.read(workdir)
     except WorkdirError as error:
         raise ConfigError(f"config.pretrained.workdir: {error}") from error
+    return {"params": found["params"], **found["model_state"]}
+
+
+def _made(section: Section) -> Mapping[str, Any]:
+    """The variables that the user's function returns."""
+    where, name = "config.pretrained", section["name"]
+    if not own.is_own(name):
+        raise ConfigError(
+            f"{where}.name={name!r} must say where the function is, as './port.py:load' "
+            "or 'my_lab.port:load' does"
+        )
+    rest = {k: v for k, v in section.items() if k not in ("name", "fresh")}
+    found = call(own.find(name, where), rest, where)
+    if not isinstance(found, Mapping) or "params" not in found:
+        raise ConfigError(
+            f"{where}: {name} gives a {type(found).__name__} without 'params': return "
+            "{'params': ...}, as the model's init does"
+        )
+    return found
+
+
+def begin(section: Section, found: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
+    """(params, model_state) with the values of `found` in all modules but fresh ones.
+
+    What the model does not have is left out. Traceable.
+
+    Args:
+      found: what `read` returns.
+
+    Raises ConfigError: a fresh module that the model does not have; a parameter that is
+    missing in `found` or has another shape there.
+    """
+    if found is None:
+        return params, model_state
+    fresh = tuple(section.get("fresh", ()))
+    modules = params if isinstance(params, Mapping) else ()
+    check_known("config.pretrained: module", fresh, modules)
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    values = {param_path(path): value for path, value in leaves}
+    where = section.get("name") or f"the run in {section['workdir']}"
+
+    def value(path, leaf):
+        name, module = param_path(path), param_path(path[1:2])
+        if module in fresh:
+            return leaf
+        shape = values[name].shape if name in values else "none"
+        if shape != leaf.shape:
+            raise ConfigError(
+                f"config.pretrained: {name} has the shape {leaf.shape} here and {shape} "
+                f"in {where}; name {module} in config.pretrained.fresh if it is to begin "
+                "at random"
+            )
+        return jnp.asarray(values[name], leaf.dtype)
+
+    variables = {"params": params, **model_state}
+    state = jax.tree_util.tree_map_with_path(value, variables)
+    return state.pop("params"), state
