@@ -64,7 +64,7 @@ _VARIANTS = {
     "noisy_classic": _by_phases(_CLASSIC, noise=_NOISE, **_NOISY),
     "noisy_online": (
         _ONLINE,
-        {"sweeps": 5, "periods": 2, "ordering": "even_odd", "noise_scale": _NOISE},
+        {"sweeps": 5, "periods": 2, "ordering": "sequential", "noise_scale": _NOISE},
     ),
     "published": _by_phases(_CIRCLE, **_SWEEPS),
     "published_noisy": _by_phases(_CIRCLE, noise=_NOISE, **_SWEEPS),
