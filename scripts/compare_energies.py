@@ -1,0 +1,241 @@
+"""Equilibrium propagation with scaled feedback and backprop train the same nets.
+
+    BPFREE_DATA_DIR=... python scripts/compare_energies.py --problem=mnist
+
+Every arm starts from the same weights and sees the same batches, with Adam and a cosine
+to zero. Each gets the rate of `--rates` that is best on the validation set after
+`--search` epochs of a seed of its own; then the seeds 0, 1, ... are run, the arms in turn
+epoch by epoch, so that their seconds can be compared. An arm's row is of its best epoch
+on the validation set: test accuracy there, and CPU seconds of training until then.
+`steps`: CPU time of an update over backprop's. `backprop` is the feed-forward net of the
+same shape; the others are relaxed, and evaluated at their free equilibria.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import records
+from absl import app, flags
+from benchmark_ep import FeedForward
+from flax import linen as nn
+
+import bpfree
+from bpfree import equilibrium as eq
+from bpfree.data import images
+from bpfree.models import hopfield
+
+PROBLEM = flags.DEFINE_string("problem", "mnist", "mnist, deep or cifar10")
+RATES = flags.DEFINE_list("rates", ["3e-4", "1e-3", "3e-3", "1e-2"], "the grid")
+EPOCHS = flags.DEFINE_integer("epochs", 0, "of a run; 0: the problem's")
+SEARCH = flags.DEFINE_integer("search", 2, "epochs of a run that chooses the rate")
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each arm")
+NAMES = flags.DEFINE_list("arms", [], "arms of the problem; none: all")
+RESULTS = flags.DEFINE_string("results", "", "where to write the rows as JSON")
+SEARCH_SEED = 1000
+
+
+class Relaxed(NamedTuple):
+    """An arm that relaxes: feedback, |beta| of centred nudging, sweeps."""
+
+    feedback: float
+    beta: float
+    free: int
+    nudged: int
+
+
+class Problem(NamedTuple):
+    data: str
+    preprocess: str
+    net: dict[str, Any]
+    epochs: int
+    examples: int
+    arms: dict[str, Relaxed | None]
+
+
+PROBLEMS = {
+    "mnist": Problem(
+        "mnist",
+        "none",
+        {"hidden": (512, 512), "activation": "relu"},
+        10,
+        60_000,
+        {"backprop": None, "feedback 0.05": Relaxed(0.05, 0.5, 2, 1)},
+    ),
+    "deep": Problem(
+        "mnist",
+        "none",
+        {"hidden": (128,) * 10, "activation": "tanh"},
+        6,
+        60_000,
+        {
+            "backprop": None,
+            "feedback 0.3": Relaxed(0.3, 0.5, 2, 2),
+            "feedback 1": Relaxed(1.0, 0.5, 2, 2),
+        },
+    ),
+    "cifar10": Problem(
+        "cifar10_jpeg",
+        "standardise",
+        {"hidden": (), "channels": (32, 64, 128, 128), "activation": "relu"},
+        4,
+        10_000,
+        {"backprop": None, "feedback 0.1": Relaxed(0.1, 0.5, 1, 1)},
+    ),
+}
+ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
+BATCH = 128
+
+
+class Arm(NamedTuple):
+    """`init(key, x)`, `estimator(seed)`, and `predict(params, x) -> logits`."""
+
+    init: Callable[..., Any]
+    estimator: Callable[[int], Any]
+    predict: Callable[..., jax.Array]
+
+
+def make_arm(problem: Problem, settings: Relaxed | None) -> Arm:
+    if settings is None:
+        twin = FeedForward(
+            tuple(problem.net.get("channels", ())),
+            problem.net["hidden"],
+            ACTIVATIONS[problem.net["activation"]],
+        )
+        loss = bpfree.supervised(twin, optax.softmax_cross_entropy_with_integer_labels)
+        same = hopfield.Model(10, **problem.net)
+        return Arm(
+            same.init,
+            lambda seed: bpfree.backprop(loss, seed=seed),
+            lambda params, x: twin.apply({"params": params}, x),
+        )
+    model = hopfield.Model(10, feedback=settings.feedback, **problem.net)
+    few = eq.Relaxation(settings.free, settings.nudged, 0, factor=1.0, tolerance=None)
+    return Arm(
+        model.init,
+        lambda seed: bpfree.equilibrium_propagation(
+            model.objective(),
+            nudging=eq.centred(settings.beta),
+            relaxation=few,
+            seed=seed,
+        ),
+        lambda params, x: model.apply({"params": params}, x),
+    )
+
+
+class Run:
+    """A training run that goes on for one epoch at a time."""
+
+    def __init__(self, arm: Arm, data, seed: int, rate: float, epochs: int):
+        self.data, self.per_epoch = data, len(data.train["label"]) // BATCH
+        schedule = optax.cosine_decay_schedule(rate, epochs * self.per_epoch)
+        self.tx = optax.chain(arm.estimator(seed), optax.adam(schedule))
+        example = jnp.asarray(data.train["x"][:BATCH])
+        self.params = arm.init(jax.random.key(seed), example)["params"]
+        self.state = self.tx.init(self.params)
+        self.rng = np.random.default_rng(seed)
+        self.step = jax.jit(self._step).lower(
+            self.params, self.state, data.train, jnp.arange(BATCH)
+        )
+        self.step = self.step.compile()
+        self.predict = jax.jit(lambda p, x: arm.predict(p, x).argmax(1))
+        self.seconds = 0.0
+
+    def _step(self, params, state, train, rows):
+        batch = {name: train[name][rows] for name in ("x", "label")}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, state = self.tx.update(zeros, state, params, batch=batch)
+        return optax.apply_updates(params, updates), state
+
+    def epoch(self) -> None:
+        order = self.rng.permutation(len(self.data.train["label"]))
+        rows = order[: self.per_epoch * BATCH].reshape(-1, BATCH)
+        start = time.process_time()
+        for chosen in jnp.asarray(rows):
+            self.params, self.state = self.step(
+                self.params, self.state, self.data.train, chosen
+            )
+        jax.block_until_ready(self.params)
+        self.seconds += time.process_time() - start
+
+    def accuracy(self, part) -> float:
+        right = [
+            (self.predict(self.params, x) == label).mean()
+            for x, label in zip(
+                np.split(part["x"], 10), np.split(part["label"], 10), strict=True
+            )
+        ]
+        return float(np.mean(np.asarray(right, np.float64)))
+
+
+def load(problem: Problem):
+    """The data; the training part on the device, cut to what the problem uses."""
+    data = images.load(name=problem.data, preprocess=problem.preprocess)
+    kept = {name: jnp.asarray(a[: problem.examples]) for name, a in data.train.items()}
+    return data._replace(train=kept)
+
+
+def choose_rate(name: str, arm: Arm, data) -> float:
+    found = {}
+    for rate in map(float, RATES.value):
+        run = Run(arm, data, SEARCH_SEED, rate, SEARCH.value)
+        for _ in range(SEARCH.value):
+            run.epoch()
+        found[rate] = run.accuracy(data.validation)
+    print(name, "validation for each rate", found, flush=True)
+    return max(found, key=found.__getitem__)
+
+
+def train(arms: dict[str, Arm], rates: dict[str, float], data, seed: int, epochs: int):
+    """{arm: (best validation, test there, seconds until then, seconds of all)}."""
+    runs = {n: Run(arm, data, seed, rates[n], epochs) for n, arm in arms.items()}
+    best = dict.fromkeys(arms, (-1.0, 0.0, 0.0))
+    for epoch in range(epochs):
+        for name, run in runs.items():
+            run.epoch()
+            found = run.accuracy(data.validation)
+            if found > best[name][0]:
+                best[name] = (found, run.accuracy(data.test), run.seconds)
+            print(seed, epoch, name, found, *best[name], flush=True)
+    return {name: (*best[name], runs[name].seconds) for name in arms}
+
+
+def row(name: str, rate: float, seeds: list[dict]) -> dict[str, Any]:
+    """Means over seeds, and the ratios to backprop's seconds of the same seeds."""
+    ours, theirs = (np.asarray([s[n] for s in seeds]) for n in (name, "backprop"))
+    spread = float(ours[:, 1].std(ddof=1)) if len(seeds) > 1 else 0.0
+    return {
+        "rate": rate,
+        "accuracy": float(ours[:, 1].mean()),
+        "accuracy_std": spread,
+        "each": [round(float(a), 4) for a in ours[:, 1]],
+        "seconds": float(ours[:, 2].mean()),
+        "ratio": float(ours[:, 2].sum() / theirs[:, 2].sum()),
+        "steps": float(ours[:, 3].sum() / theirs[:, 3].sum()),
+    }
+
+
+def main(argv) -> None:
+    if len(argv) > 1 or PROBLEM.value not in PROBLEMS:
+        raise app.UsageError(f"--problem is one of {sorted(PROBLEMS)}; {argv[1:]}")
+    problem = PROBLEMS[PROBLEM.value]
+    data, epochs = load(problem), EPOCHS.value or problem.epochs
+    names = NAMES.value or list(problem.arms)
+    arms = {name: make_arm(problem, problem.arms[name]) for name in names}
+    rates = {name: choose_rate(name, arm, data) for name, arm in arms.items()}
+    done: list[dict] = []
+    for seed in range(SEEDS.value):
+        done.append(train(arms, rates, data, seed, epochs))
+        rows = {name: row(name, rates[name], done) for name in arms}
+        for name, found in rows.items():
+            print(name, found, flush=True)
+        if RESULTS.value:
+            records.write(RESULTS.value, list(range(len(done))), rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
