@@ -53,7 +53,9 @@ class Problem(NamedTuple):
     preprocess: str
     net: dict[str, Any]
     epochs: int
-    examples: int
+    examples: int  # of the training set
+    tested: int  # of the test set; half as many of the validation set, or all it has
+    batch: int
     arms: dict[str, Relaxed | None]
 
 
@@ -64,31 +66,36 @@ PROBLEMS = {
         {"hidden": (512, 512), "activation": "relu"},
         10,
         60_000,
-        {"backprop": None, "feedback 0.05": Relaxed(0.05, 0.5, 2, 1)},
+        10_000,
+        128,
+        {"backprop": None, "feedback 0.01": Relaxed(0.01, 0.5, 2, 1)},
     ),
     "deep": Problem(
         "mnist",
         "none",
         {"hidden": (128,) * 10, "activation": "tanh"},
         6,
-        60_000,
+        20_000,
+        10_000,
+        128,
         {
             "backprop": None,
-            "feedback 0.3": Relaxed(0.3, 0.5, 2, 2),
-            "feedback 1": Relaxed(1.0, 0.5, 2, 2),
+            "feedback 0.3": Relaxed(0.3, 1.0, 3, 3),
+            "feedback 1": Relaxed(1.0, 1.0, 3, 3),
         },
     ),
     "cifar10": Problem(
         "cifar10_jpeg",
         "standardise",
         {"hidden": (), "channels": (32, 64, 128, 128), "activation": "relu"},
-        4,
+        1,
         10_000,
+        2_000,
+        64,
         {"backprop": None, "feedback 0.1": Relaxed(0.1, 0.5, 1, 1)},
     ),
 }
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
-BATCH = 128
 
 
 class Arm(NamedTuple):
@@ -130,16 +137,17 @@ def make_arm(problem: Problem, settings: Relaxed | None) -> Arm:
 class Run:
     """A training run that goes on for one epoch at a time."""
 
-    def __init__(self, arm: Arm, data, seed: int, rate: float, epochs: int):
-        self.data, self.per_epoch = data, len(data.train["label"]) // BATCH
+    def __init__(self, arm: Arm, batch: int, data, seed: int, rate: float, epochs: int):
+        self.data, self.batch = data, batch
+        self.per_epoch = len(data.train["label"]) // batch
         schedule = optax.cosine_decay_schedule(rate, epochs * self.per_epoch)
         self.tx = optax.chain(arm.estimator(seed), optax.adam(schedule))
-        example = jnp.asarray(data.train["x"][:BATCH])
+        example = jnp.asarray(data.train["x"][:batch])
         self.params = arm.init(jax.random.key(seed), example)["params"]
         self.state = self.tx.init(self.params)
         self.rng = np.random.default_rng(seed)
         self.step = jax.jit(self._step).lower(
-            self.params, self.state, data.train, jnp.arange(BATCH)
+            self.params, self.state, data.train, jnp.arange(batch)
         )
         self.step = self.step.compile()
         self.predict = jax.jit(lambda p, x: arm.predict(p, x).argmax(1))
@@ -153,7 +161,7 @@ class Run:
 
     def epoch(self) -> None:
         order = self.rng.permutation(len(self.data.train["label"]))
-        rows = order[: self.per_epoch * BATCH].reshape(-1, BATCH)
+        rows = order[: self.per_epoch * self.batch].reshape(-1, self.batch)
         start = time.process_time()
         for chosen in jnp.asarray(rows):
             self.params, self.state = self.step(
@@ -173,16 +181,23 @@ class Run:
 
 
 def load(problem: Problem):
-    """The data; the training part on the device, cut to what the problem uses."""
+    """The data, cut to what the problem uses; the training part on the device."""
     data = images.load(name=problem.data, preprocess=problem.preprocess)
-    kept = {name: jnp.asarray(a[: problem.examples]) for name, a in data.train.items()}
-    return data._replace(train=kept)
+
+    def first(part, count):
+        return {name: a[:count] for name, a in part.items()}
+
+    return data._replace(
+        train=jax.tree.map(jnp.asarray, first(data.train, problem.examples)),
+        validation=first(data.validation, problem.tested // 2),
+        test=first(data.test, problem.tested),
+    )
 
 
-def choose_rate(name: str, arm: Arm, data) -> float:
+def choose_rate(name: str, arm: Arm, batch: int, data) -> float:
     found = {}
     for rate in map(float, RATES.value):
-        run = Run(arm, data, SEARCH_SEED, rate, SEARCH.value)
+        run = Run(arm, batch, data, SEARCH_SEED, rate, SEARCH.value)
         for _ in range(SEARCH.value):
             run.epoch()
         found[rate] = run.accuracy(data.validation)
@@ -190,18 +205,17 @@ def choose_rate(name: str, arm: Arm, data) -> float:
     return max(found, key=found.__getitem__)
 
 
-def train(arms: dict[str, Arm], rates: dict[str, float], data, seed: int, epochs: int):
+def train(runs: dict[str, Run], seed: int, epochs: int):
     """{arm: (best validation, test there, seconds until then, seconds of all)}."""
-    runs = {n: Run(arm, data, seed, rates[n], epochs) for n, arm in arms.items()}
-    best = dict.fromkeys(arms, (-1.0, 0.0, 0.0))
+    best = dict.fromkeys(runs, (-1.0, 0.0, 0.0))
     for epoch in range(epochs):
         for name, run in runs.items():
             run.epoch()
-            found = run.accuracy(data.validation)
+            found = run.accuracy(run.data.validation)
             if found > best[name][0]:
-                best[name] = (found, run.accuracy(data.test), run.seconds)
+                best[name] = (found, run.accuracy(run.data.test), run.seconds)
             print(seed, epoch, name, found, *best[name], flush=True)
-    return {name: (*best[name], runs[name].seconds) for name in arms}
+    return {name: (*best[name], run.seconds) for name, run in runs.items()}
 
 
 def row(name: str, rate: float, seeds: list[dict]) -> dict[str, Any]:
@@ -226,10 +240,14 @@ def main(argv) -> None:
     data, epochs = load(problem), EPOCHS.value or problem.epochs
     names = NAMES.value or list(problem.arms)
     arms = {name: make_arm(problem, problem.arms[name]) for name in names}
-    rates = {name: choose_rate(name, arm, data) for name, arm in arms.items()}
+    rates = {n: choose_rate(n, arm, problem.batch, data) for n, arm in arms.items()}
     done: list[dict] = []
     for seed in range(SEEDS.value):
-        done.append(train(arms, rates, data, seed, epochs))
+        runs = {
+            name: Run(arm, problem.batch, data, seed, rates[name], epochs)
+            for name, arm in arms.items()
+        }
+        done.append(train(runs, seed, epochs))
         rows = {name: row(name, rates[name], done) for name in arms}
         for name, found in rows.items():
             print(name, found, flush=True)

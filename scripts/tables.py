@@ -153,6 +153,34 @@ def choice() -> str:
     return table(head, rows) + source(one) + source(trained)
 
 
+ENERGIES = {
+    "energies_mnist": "MNIST, 784-512-512-10, ReLU",
+    "energies_deep": "MNIST, ten layers of 128, tanh",
+    "energies_cifar10": "CIFAR-10, VGG4 at a quarter of its width, ReLU",
+}
+
+
+def energies() -> str:
+    """Nets with scaled feedback and their feed-forward twins."""
+    found = {name: records.read(name) for name in ENERGIES}
+    rows = [
+        [
+            ENERGIES[name],
+            arm,
+            f"{r['rate']:.0e}",
+            with_spread(r, "accuracy"),
+            f"{r['seconds']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['steps']:.2f}",
+        ]
+        for name, record in found.items()
+        for arm, r in record["rows"].items()
+    ]
+    head = ["net", "arm", "rate", "test accuracy", "CPU s to its best", "over backprop"]
+    text = table([*head, "an update over backprop"], rows)
+    return text + "".join(source(record) for record in found.values())
+
+
 def digits() -> str:
     record = records.read("digits")
     rows = [
@@ -201,6 +229,7 @@ TEXTS: dict[str, Callable[[], str]] = {
         learned_feedback,
         recommend,
         choice,
+        energies,
         digits,
         first_run,
     )
