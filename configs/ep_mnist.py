@@ -18,7 +18,8 @@ code has 97.7 % at epoch 10.
 
 Variants:
 
-* `holomorphic`, `adaptive` (sweeps to a tolerance), `centred` (N = 2), `classic` (one-sided, beta = 0.1)
+* `holomorphic`, `adaptive` (sweeps to a tolerance), `centred` (N = 2), `classic`
+  (one-sided, beta = 0.1)
 * `noisy`, `noisy_online`, `noisy_classic`: noise of 0.04 on the drives while nudged
   (one-sided at beta = 0.1 for the last); five epochs. Measured: `noisy` .9698 and .9682
   with --config.num_steps=8250 (three epochs, seeds 0 and 1), .9738, .9730 and .9738 in

@@ -99,80 +99,74 @@ ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
 
 
 class Arm(NamedTuple):
-    """`init(key, x)`, `estimator(seed)`, and `predict(params, x) -> logits`."""
+    """`init(key, x)`, an estimator, and `predict(params, x) -> classes`."""
 
     init: Callable[..., Any]
-    estimator: Callable[[int], Any]
+    tx: optax.GradientTransformationExtraArgs
+    step: Callable[..., Any]
     predict: Callable[..., jax.Array]
 
 
 def make_arm(problem: Problem, settings: Relaxed | None) -> Arm:
     if settings is None:
+        model = hopfield.Model(10, **problem.net)
         twin = FeedForward(
             tuple(problem.net.get("channels", ())),
             problem.net["hidden"],
             ACTIVATIONS[problem.net["activation"]],
         )
-        loss = bpfree.supervised(twin, optax.softmax_cross_entropy_with_integer_labels)
-        same = hopfield.Model(10, **problem.net)
-        return Arm(
-            same.init,
-            lambda seed: bpfree.backprop(loss, seed=seed),
-            lambda params, x: twin.apply({"params": params}, x),
+        cost = optax.softmax_cross_entropy_with_integer_labels
+        estimator = bpfree.backprop(bpfree.supervised(twin, cost))
+        logits = lambda params, x: twin.apply({"params": params}, x)  # noqa: E731
+    else:
+        model = hopfield.Model(10, feedback=settings.feedback, **problem.net)
+        few = eq.Relaxation(settings.free, settings.nudged, factor=1.0, tolerance=None)
+        estimator = bpfree.equilibrium_propagation(
+            model.objective(), nudging=eq.centred(settings.beta), relaxation=few
         )
-    model = hopfield.Model(10, feedback=settings.feedback, **problem.net)
-    few = eq.Relaxation(settings.free, settings.nudged, 0, factor=1.0, tolerance=None)
-    return Arm(
-        model.init,
-        lambda seed: bpfree.equilibrium_propagation(
-            model.objective(),
-            nudging=eq.centred(settings.beta),
-            relaxation=few,
-            seed=seed,
-        ),
-        lambda params, x: model.apply({"params": params}, x),
-    )
+        logits = lambda params, x: model.apply({"params": params}, x)  # noqa: E731
+    tx = optax.chain(estimator, optax.scale_by_adam())
+
+    def step(params, state, train, rows, rate):
+        batch = {name: train[name][rows] for name in ("x", "label")}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, state = tx.update(zeros, state, params, batch=batch)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state
+
+    predict = jax.jit(lambda params, x: logits(params, x).argmax(1))
+    return Arm(model.init, tx, jax.jit(step), predict)
 
 
 class Run:
-    """A training run that goes on for one epoch at a time."""
+    """A training run that goes on for one epoch at a time; the rate falls on a cosine."""
 
     def __init__(self, arm: Arm, batch: int, data, seed: int, rate: float, epochs: int):
-        self.data, self.batch = data, batch
+        self.arm, self.data = arm, data
         self.per_epoch = len(data.train["label"]) // batch
-        schedule = optax.cosine_decay_schedule(rate, epochs * self.per_epoch)
-        self.tx = optax.chain(arm.estimator(seed), optax.adam(schedule))
+        steps = np.arange(epochs * self.per_epoch) / (epochs * self.per_epoch)
+        self.rates = iter(np.float32(rate * (1 + np.cos(np.pi * steps)) / 2))
         example = jnp.asarray(data.train["x"][:batch])
         self.params = arm.init(jax.random.key(seed), example)["params"]
-        self.state = self.tx.init(self.params)
+        self.state = arm.tx.init(self.params)
         self.rng = np.random.default_rng(seed)
-        self.step = jax.jit(self._step).lower(
-            self.params, self.state, data.train, jnp.arange(batch)
-        )
-        self.step = self.step.compile()
-        self.predict = jax.jit(lambda p, x: arm.predict(p, x).argmax(1))
-        self.seconds = 0.0
+        self.seconds, self.batch = 0.0, batch
+        self._advance(jnp.arange(batch), np.float32(0))  # compiled before it is timed
 
-    def _step(self, params, state, train, rows):
-        batch = {name: train[name][rows] for name in ("x", "label")}
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        updates, state = self.tx.update(zeros, state, params, batch=batch)
-        return optax.apply_updates(params, updates), state
+    def _advance(self, rows, rate):
+        new = self.arm.step(self.params, self.state, self.data.train, rows, rate)
+        return jax.block_until_ready(new)
 
     def epoch(self) -> None:
         order = self.rng.permutation(len(self.data.train["label"]))
         rows = order[: self.per_epoch * self.batch].reshape(-1, self.batch)
         start = time.process_time()
         for chosen in jnp.asarray(rows):
-            self.params, self.state = self.step(
-                self.params, self.state, self.data.train, chosen
-            )
-        jax.block_until_ready(self.params)
+            self.params, self.state = self._advance(chosen, next(self.rates))
         self.seconds += time.process_time() - start
 
     def accuracy(self, part) -> float:
         right = [
-            (self.predict(self.params, x) == label).mean()
+            (self.arm.predict(self.params, x) == label).mean()
             for x, label in zip(
                 np.split(part["x"], 10), np.split(part["label"], 10), strict=True
             )
