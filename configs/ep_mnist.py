@@ -2,8 +2,12 @@
 
     bpfree-train --config=configs/ep_mnist.py --workdir=runs/ep_mnist
 
-ReLU states, feedback 0.05, two free sweeps and one nudged (centred, beta = 0.5), Adam
-from 1e-3 to 0 on a cosine, batch 128: RESULT
+ReLU states, feedback 0.01, two free sweeps and one nudged (centred, beta = 0.5), Adam
+from 3e-3 to 0 on a cosine, batch 128. `python scripts/compare_energies.py
+--problem=mnist`, which trains with these settings: test accuracy .9851, .9854, .9851
+(seeds 0 to 2; backprop of the same net .9852, .9865, .9851), an update costs 1.99 times
+backprop's. With feedback 0.05 the equilibria of some examples are lost once the weights
+have grown (seed 1: validation .983 after four epochs, .969 after seven).
 
 The run reads the folder `mnist` of the directory that BPFREE_DATA_DIR names.
 
@@ -38,7 +42,7 @@ from ml_collections import ConfigDict
 
 _EP, _ONLINE = "equilibrium_propagation", "online_equilibrium_propagation"
 _NOISE = 0.04
-_RATE = 1e-3
+_RATE = 3e-3
 
 
 def _by_phases(rule, **relaxation):
@@ -96,7 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "name": "hopfield",
         "hidden": (512, 512) if scaled else (256, 256),
         "activation": "relu" if scaled else "shifted_sigmoid",
-        "feedback": 0.05 if scaled else 1.0,
+        "feedback": 0.01 if scaled else 1.0,
     }
     config.mesh = ""
     config.batch_size = 128 if scaled else 20
