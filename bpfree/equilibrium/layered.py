@@ -14,8 +14,9 @@ is stationary where h_l = sigma(W_l h_(l-1) + b_l + f W_(l+1)^T h_(l+1)), and h_
 -beta dC/dh_L as ever: what comes from below is not scaled, what comes from d layers above
 is, by f^d. It is an energy, so the theorem of equilibrium propagation holds as it stands:
 the response of state l to beta is f^(L - l) times smaller, and the factor f^(l - L) of
-its terms in dF/dtheta undoes just that. Taken for an asymmetric vector field, without
-these factors in dF/dtheta, the same equilibria give no gradient of any cost.
+its terms in dF/dtheta undoes just that. The other way to scale feedback, an asymmetric
+vector field whose layers learn from their own differences, has no such factors: its step
+for layer l is f^(L - l) times too short, and there is no theorem that it descends a cost.
 """
 
 import math
