@@ -100,7 +100,7 @@ def figure(rows: dict[str, dict[str, float]], path: str) -> None:
         for n in SWEEPS:
             row = rows[f"{net}, {n} sweeps"]
             axis.loglog(list(map(float, row)), list(row.values()), "o-", label=f"{n}")
-        axis.set(title=net, xlabel="feedback")
+        axis.set(title=net, xlabel="feedback", ylim=(3e-3, 10))
     axes[0].set_ylabel("relative error of the gradient")
     axes[-1].legend(title="sweeps")
     drawn.tight_layout()
