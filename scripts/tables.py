@@ -156,7 +156,6 @@ def choice() -> str:
 ENERGIES = {
     "energies_mnist": "MNIST, 784-512-512-10, ReLU",
     "energies_deep": "20,000 images of MNIST, ten layers of 128, ReLU",
-    "energies_cifar10": "CIFAR-10, VGG4 at a quarter of its width, ReLU",
 }
 
 

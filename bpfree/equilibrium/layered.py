@@ -119,6 +119,8 @@ def layered(
         0 < f <= 1.
       TypeError (when used): modules other than Dense and Conv.
 
+    Reference: Liu & Chen 2025, arXiv:2508.11659 (weak feedback).
+
     Example:
         >>> from flax import linen as nn
         >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
