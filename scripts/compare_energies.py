@@ -189,8 +189,10 @@ def load(problem: Problem):
 
 
 def choose_rate(name: str, arm: Arm, batch: int, data) -> float:
-    found = {}
-    for rate in map(float, RATES.value):
+    rates, found = list(map(float, RATES.value)), {}
+    if len(rates) == 1:
+        return rates[0]
+    for rate in rates:
         run = Run(arm, batch, data, SEARCH_SEED, rate, SEARCH.value)
         for _ in range(SEARCH.value):
             run.epoch()
