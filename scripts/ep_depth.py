@@ -25,7 +25,7 @@ DEPTHS = flags.DEFINE_list("depths", ["2", "4", "6"], "how many convolutions")
 SEEDS = flags.DEFINE_integer("seeds", 3, "draws of weights and inputs")
 BATCH = flags.DEFINE_integer("batch", 4, "examples")
 NARROW = flags.DEFINE_integer("narrow", 8, "part of the published width")
-SWEEPS = flags.DEFINE_integer("sweeps", 25, "even-odd sweeps of every phase")
+SWEEPS = flags.DEFINE_integer("sweeps", 25, "sequential sweeps of every phase")
 OUT = flags.DEFINE_string("out", "", "where to save the figure (png)")
 
 CHANNELS = (128, 128, 256, 256, 512, 512)

@@ -292,6 +292,33 @@ def robustness() -> str:
     return table(["trained by", *head], rows) + source(record)
 
 
+ENERGIES = {
+    "energies_mnist": "MNIST, 784-512-512-10, ReLU",
+    "energies_deep": "20,000 images of MNIST, ten layers of 128, ReLU",
+}
+
+
+def energies() -> str:
+    """Nets with scaled feedback and their feed-forward twins."""
+    found = {name: records.read(name) for name in ENERGIES}
+    rows = [
+        [
+            ENERGIES[name],
+            arm,
+            f"{r['rate']:.0e}",
+            with_spread(r, "accuracy"),
+            f"{r['seconds']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['steps']:.2f}",
+        ]
+        for name, record in found.items()
+        for arm, r in record["rows"].items()
+    ]
+    head = ["net", "arm", "rate", "test accuracy", "CPU s to its best", "over backprop"]
+    text = table([*head, "an update over backprop"], rows)
+    return text + "".join(source(record) for record in found.values())
+
+
 def digits() -> str:
     record = records.read("digits")
     rows = [
@@ -347,6 +374,7 @@ TEXTS: dict[str, Callable[[], str]] = {
         first_call,
         cost,
         robustness,
+        energies,
         digits,
         first_run,
     )

@@ -230,3 +230,83 @@ def test_noise_of_the_online_rule_comes_from_the_key():
     first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     assert_close(first, again, rtol=0.0)
     assert relative_error(first, other) > 1e-3
+
+
+# ------------------------------------------------------------------- scaled feedback
+
+
+FEEDBACKS = (1.0, 0.25, 0.05)
+SCALED_RULES = ("one_sided", "N=2", "N=4")
+
+
+@functools.cache
+def scaled(feedback):
+    """A net of three states, its parameters, its batch, and the exact gradient."""
+    energy, data = energies.mlp((24, 24, 24), feedback=feedback), energies.batch(4, (32,))
+    params = energy.init(jax.random.key(2), data["x"])
+    return energy, params, data, energies.exact(energy, params, data)[0]
+
+
+@pytest.mark.parametrize("feedback", FEEDBACKS)
+def test_scaled_feedback_keeps_the_orders_of_the_rules(feedback):
+    rules = [RULES[name](1.0) for name in SCALED_RULES]
+    rows = energies.errors_of_rules(*scaled(feedback), rules, RADII)
+    for name, found in zip(SCALED_RULES, rows, strict=True):
+        assert slope_in_log(RADII, found) == pytest.approx(ORDERS[name], rel=0.15), found
+    assert rows[-1][0] < 2e-6
+
+
+@pytest.mark.parametrize("feedback", FEEDBACKS[1:])
+def test_scaled_feedback_is_exact_with_points_on_a_circle(feedback):
+    """Every layer's gradient, in the limit of many points, to rounding."""
+    energy, params, data, truth = scaled(feedback)
+    found = ep_gradient(energy, params, data, eq.holomorphic(0.4, 16))
+    for name in truth:
+        assert relative_error(found[name], truth[name]) < 1e-9, name
+
+
+def test_a_planted_fault_the_scale_of_a_layer_not_undone_fails():
+    energy, params, data, truth = scaled(0.25)
+    faulty = energy._replace(weighted=scaled(1.0)[0].weighted)
+    found = ep_gradient(faulty, params, data, eq.centred(0.2))
+    assert relative_error(found["layer_3"], truth["layer_3"]) < 0.01
+    assert relative_error(found["layer_2"], truth["layer_2"]) > 0.5
+    assert relative_error(found["layer_1"], truth["layer_1"]) > 0.5
+
+
+def test_little_feedback_is_backprop_of_the_feed_forward_net():
+    """One sweep of each phase: the error is of the order of the feedback."""
+    energy, params, data, _ = scaled(1.0)
+
+    def cost(params):
+        h = data["x"]
+        for i in (1, 2, 3):
+            layer = params[f"layer_{i}"]
+            h = eq.dsilu(h @ layer["kernel"] + layer["bias"][None])
+        z = h @ params["readout"]["kernel"] + params["readout"]["bias"][None]
+        return eq.cross_entropy(z, data["label"]).mean()
+
+    truth = jax.grad(cost)(params)
+    one = eq.Relaxation(1, 1, 0, factor=1.0, tolerance=None)
+
+    def error(feedback):
+        little = energies.mlp((24, 24, 24), feedback=feedback)
+        found = ep_gradient(little, params, data, eq.centred(0.01), one)
+        return relative_error(found, truth)
+
+    assert error(1e-3) < 1e-3
+    assert error(1e-2) / error(1e-3) == pytest.approx(10, rel=0.2)
+
+
+def test_feedback_may_be_traced():
+    _, params, data, truth = scaled(0.25)
+
+    @jax.jit
+    def run(feedback):
+        energy = energies.mlp((24, 24, 24), feedback=feedback)
+        tx = bpfree.equilibrium_propagation(
+            energy, nudging=eq.holomorphic(0.2, 4), relaxation=energies.EXACT
+        )
+        return tx.update(None, tx.init(params), params, batch=data)[0]
+
+    assert relative_error(run(jnp.asarray(0.25)), truth) < 1e-6

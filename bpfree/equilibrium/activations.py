@@ -1,7 +1,8 @@
 """Activations sigma of the update h <- sigma(dPhi/dh).
 
 The distance from the real axis to the nearest pole limits the radius of complex nudging:
-pi/4 for `shifted_sigmoid`, pi for `dsilu`. `hard_sigmoid` is for real nudging only.
+pi/4 for `shifted_sigmoid`, pi for `dsilu`. `hard_sigmoid` and "relu" (`jax.nn.relu`) are
+for real nudging only, and "relu" is for little feedback: nothing bounds its states.
 """
 
 import jax
@@ -65,6 +66,7 @@ ACTIVATIONS = {
     "shifted_sigmoid": shifted_sigmoid,
     "dsilu": dsilu,
     "hard_sigmoid": hard_sigmoid,
+    "relu": jax.nn.relu,
     "tanh": jnp.tanh,
     "identity": identity,
 }

@@ -8,7 +8,7 @@ a stationary point of F = sum G(h) - Phi + beta C with G' = sigma^-1. G is never
 dF/dtheta = -d(Phi - beta C)/dtheta at fixed states.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,16 +25,15 @@ class Dynamics(NamedTuple):
 
     Attributes:
       zeros: states (B, ...) to start from.
-      colours: positions of the states, in groups that may be updated at once.
       products: `(states) -> products`.
-      renew: `(states, products, colour) -> products` after a change of one group.
+      renew: `(states, products, group) -> products` after a change of the states at the
+        positions `group`.
       drive: `(i, states, products, beta) -> dPhi/dh_l - beta dC/dh_l`; beta is (), or
         None for the free network.
       activate: `(i, drive) -> state`.
     """
 
     zeros: States
-    colours: tuple[tuple[int, ...], ...]
     products: Callable[[States], Any]
     renew: Callable[[States, Any, tuple[int, ...]], Any]
     drive: Callable[[int, States, Any, jax.Array | None], jax.Array]
@@ -86,7 +85,6 @@ def primitive(
     activation: Callable[[jax.Array], jax.Array],
     outputs: Callable[[Any, States, Any], jax.Array] | None = None,
     init: Callable[[jax.Array, Any], Any] | None = None,
-    colours: Sequence[Sequence[int]] | None = None,
 ) -> Energy:
     """An energy written as a scalar function; its dynamics come from autodiff.
 
@@ -98,8 +96,6 @@ def primitive(
       outputs: `(params, states, batch) -> (B, classes)` for predictions; the last state
         by default.
       init: `(key, x) -> params`.
-      colours: groups of states to be updated at once, in order; one after the other by
-        default.
 
     For complex nudging phi and cost must take complex states and real parameters.
 
@@ -128,7 +124,6 @@ def primitive(
 
     def bind(params, batch) -> Dynamics:
         start = tuple(states(params, batch))
-        groups = colours or [[i] for i in range(len(start))]
 
         def drive(i, h, products, beta):
             def of_one(one):
@@ -139,9 +134,8 @@ def primitive(
 
         return Dynamics(
             start,
-            tuple(map(tuple, groups)),
             lambda h: (),
-            lambda h, products, colour: (),
+            lambda h, products, group: (),
             drive,
             lambda i, z: activation(z),
         )

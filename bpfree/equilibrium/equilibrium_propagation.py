@@ -29,7 +29,8 @@ class EquilibriumState(NamedTuple):
     Attributes:
       radius: running estimate of the spectral radius mu of a Jacobi sweep, float32 ().
       metrics: of the last update, {name: float32 ()}: sweeps of each kind of phase;
-        `error`, the largest estimated relative error of one; `unsettled`, the share of
+        `error`, the largest estimated relative error of one, infinite if one was a
+        single sweep, of which there is no estimate; `unsettled`, the share of
         examples that still moved by a tenth in the last free sweep; `disagreement` of
         the rule with the one of half as many points (about the root of its own relative
         error: near 1, the radius is too large), -1 if there is none.

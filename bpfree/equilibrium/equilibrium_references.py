@@ -20,7 +20,7 @@ def equilibrium(dynamics: Dynamics, settings: Relaxation, factor=None) -> States
     """States (B, ...) of the free network."""
     if factor is None:
         factor = 1.0 if settings.factor is None else settings.factor
-    net = stacked(dynamics, settings.ordering)
+    net = stacked(dynamics)
     dtype = dynamics.zeros[0].dtype
     free = relax_free(net, settings, jnp.asarray(factor, dtype))
     return tuple(h[0] for h in free.states)

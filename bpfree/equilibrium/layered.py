@@ -1,10 +1,22 @@
 r"""Layered Hopfield networks made of Flax layers.
 
-    Phi = sum_e < P_e(W_e * h_source(e) + b_e), h_target(e) >
+    Phi = sum_e f^(target(e) - L) < P_e(W_e * h_source(e) + b_e), h_target(e) >
 
 over the edges e of a graph: the layers of the chain h_0 = x -> h_1 -> ... -> h_L, and any
 skip connections (each a further symmetric term of the energy). P is a pooling or nothing.
 The cost reads h_L, or a readout W h_L + b that is no state.
+
+f is the feedback. With f^(l - L) G(h_l) in place of G(h_l) as well, the energy
+
+    F = sum_l f^(l - L) G(h_l) - Phi + beta C
+
+is stationary where h_l = sigma(W_l h_(l-1) + b_l + f W_(l+1)^T h_(l+1)), and h_L takes
+-beta dC/dh_L as ever: what comes from below is not scaled, what comes from d layers above
+is, by f^d. It is an energy, so the theorem of equilibrium propagation holds as it stands:
+the response of state l to beta is f^(L - l) times smaller, and the factor f^(l - L) of
+its terms in dF/dtheta undoes just that. The other way to scale feedback, an asymmetric
+vector field whose layers learn from their own differences, has no such factors: its step
+for layer l is f^(L - l) times too short, and there is no theorem that it descends a cost.
 """
 
 import math
@@ -24,7 +36,10 @@ from bpfree.equilibrium.pooling import Pool
 
 Layer = nn.Module | tuple[nn.Module, Pool]
 Fn = Callable[..., jax.Array]
-Activation = Literal["shifted_sigmoid", "dsilu", "hard_sigmoid", "tanh", "identity"]
+Feedback = float | jax.Array
+Activation = Literal[
+    "shifted_sigmoid", "dsilu", "hard_sigmoid", "relu", "tanh", "identity"
+]
 
 
 class Edge(NamedTuple):
@@ -45,6 +60,7 @@ class _Net(NamedTuple):
     activation: Fn
     output_activation: Fn
     readout: nn.Module | None
+    feedback: Feedback
     cost: Fn
     image: tuple[int, ...]
     x: str
@@ -70,6 +86,7 @@ def layered(
     *,
     activation: Activation | Fn = "shifted_sigmoid",
     readout: nn.Module | None = None,
+    feedback: Feedback = 1.0,
     cost: Literal["cross_entropy", "squared_error"] | Fn = "cross_entropy",
     skips: Sequence[tuple[int, int, Layer]] = (),
     output_activation: Activation | Fn | None = None,
@@ -85,6 +102,12 @@ def layered(
       activation: of all states; a name in `ACTIVATIONS`, or a function.
       readout: Dense layer between the last state and the cost, no state itself. None:
         the last state is the output, its neurons nudged one by one.
+      feedback: f, 0 < f <= 1, a number or a traced scalar. The Jacobi sweep has sqrt(f)
+        times the spectral radius that it has without f at the same states, so a sweep
+        one state after the other leaves about f times the error. As f goes to 0, the
+        network becomes feed-forward and the gradient backprop's. The first state answers
+        the nudging with f^(L - 1) times the last one's strength, which must stay above
+        the rounding error of the states.
       cost: "cross_entropy", "squared_error", or `(outputs, labels) -> (B,)`.
       skips: `(source, target, layer)`, where 0 is the input and 1 the first state.
       output_activation: of the last state, if it differs.
@@ -92,8 +115,11 @@ def layered(
       x, label: keys of the batch.
 
     Raises:
-      ValueError: no layers, unknown names, skips that do not fit.
+      ValueError: no layers, unknown names, skips that do not fit, a feedback outside of
+        0 < f <= 1.
       TypeError (when used): modules other than Dense and Conv.
+
+    Reference: Liu & Chen 2025, arXiv:2508.11659 (weak feedback).
 
     Example:
         >>> from flax import linen as nn
@@ -115,6 +141,8 @@ def layered(
                 f"{len(layers)} (the last state)"
             )
         edges.append(_edge(f"skip_{i}_{j}", i, j, layer))
+    if isinstance(feedback, (int, float)) and not 0 < feedback <= 1:
+        raise ValueError(f"feedback={feedback} must be a number in 0 < feedback <= 1")
     hidden = choose("activation", activation, ACTIVATIONS)
     last = activation if output_activation is None else output_activation
     net = _Net(
@@ -123,6 +151,7 @@ def layered(
         hidden,
         choose("output_activation", last, ACTIVATIONS),
         readout,
+        feedback,
         choose("cost", cost, COSTS),
         tuple(image),
         x,
@@ -221,8 +250,8 @@ def _dynamics(bound: _Bound) -> Dynamics:
     def products(h: States) -> dict[str, jax.Array]:
         return {e.name: bound.maps[e.name].forward(h[e.source - 1]) for e in inner}
 
-    def renew(h, z, colour):
-        moved = [e for e in inner if e.source - 1 in colour]
+    def renew(h, z, group):
+        moved = [e for e in inner if e.source - 1 in group]
         new = {e.name: bound.maps[e.name].forward(h[e.source - 1]) for e in moved}
         return {**z, **new}
 
@@ -234,13 +263,14 @@ def _dynamics(bound: _Bound) -> Dynamics:
             if e.source == i + 1:
                 v = h[e.target - 1]
                 v = v if e.pool is None else e.pool.pull(z[e.name], v)
-                terms.append(bound.maps[e.name].transposed(v))
+                back = bound.maps[e.name].transposed(v)
+                terms.append(_scale(net, e.target - e.source, back) * back)
         if beta is not None and i == net.depth - 1:
             signal = _cost_signal(bound, h[i])
             terms.append(-beta.astype(signal.dtype) * signal)
         return sum(terms[1:], terms[0])
 
-    return Dynamics(bound.states, _colours(net), products, renew, drive, net.activate)
+    return Dynamics(bound.states, products, renew, drive, net.activate)
 
 
 def _cost_signal(bound: _Bound, last: jax.Array) -> jax.Array:
@@ -254,18 +284,6 @@ def _cost_signal(bound: _Bound, last: jax.Array) -> jax.Array:
     return readout.transposed(signal)
 
 
-def _colours(net: _Net) -> tuple[tuple[int, ...], ...]:
-    """States in groups without an edge inside: even and odd layers, but for skips."""
-    colour: dict[int, int] = {}
-    for i in range(1, net.depth + 1):
-        near = {colour.get(e.source + e.target - i) for e in net.edges if i in e[1:3]}
-        colour[i] = min(c for c in range(net.depth) if c not in near)
-    return tuple(
-        tuple(i - 1 for i, c in colour.items() if c == group)
-        for group in range(max(colour.values()) + 1)
-    )
-
-
 # ---------------------------------------------------------------------- weight gradient
 
 
@@ -277,14 +295,16 @@ def _weighted(net: _Net, params, batch, phases: Sequence[Phases]) -> jax.Array:
     """
     bound, total = _bind(net, params, batch), []
     for e in bound.net.edges:
+        scale = _scale(net, e.target - net.depth, bound.x)
         if e.source == 0:
-            signal = sum(_weighted_sum(p, e.target - 1) for p in phases)
+            signal = scale * sum(_weighted_sum(p, e.target - 1) for p in phases)
             total.append((_output(e, bound.maps[e.name], bound.x) * signal).sum())
             continue
         for p in phases:
             z = jax.vmap(partial(_output, e, bound.maps[e.name]))(p.states[e.source - 1])
             target = p.states[e.target - 1]
-            total.append((z * target * _as(p.weights, target)).real.sum())
+            target = _as(p.weights, target) * target
+            total.append(scale * (z * target).real.sum())
     for p in phases:
         losses = jax.vmap(lambda h: _losses(bound, h))(p.states[-1])
         total.append(
@@ -296,6 +316,11 @@ def _weighted(net: _Net, params, batch, phases: Sequence[Phases]) -> jax.Array:
 def _weighted_sum(p: Phases, i: int) -> jax.Array:
     state = p.states[i]
     return (_as(p.weights, state) * state).sum(0).real
+
+
+def _scale(net: _Net, layers: int, like: jax.Array) -> jax.Array:
+    """f^layers, in the dtype of `like`."""
+    return jnp.asarray(net.feedback**layers, like.dtype)
 
 
 def _as(weights: jax.Array, state: jax.Array) -> jax.Array:

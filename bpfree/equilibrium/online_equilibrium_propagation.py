@@ -12,6 +12,7 @@ from bpfree.equilibrium.relaxation import (
     Ordering,
     Relaxation,
     check_relaxation,
+    order_of,
     relax,
     stacked,
 )
@@ -83,7 +84,8 @@ def online_equilibrium_propagation(
         holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
         dtype = np.result_type(dynamics.zeros[0].dtype, np.complex64)
-        net = stacked(dynamics, ordering)
+        net = stacked(dynamics)
+        order = order_of(ordering, len(dynamics.zeros))
         size, count = dynamics.zeros[0].shape[0], periods * num_points
         w = jnp.asarray(factor, dynamics.zeros[0].dtype)
 
@@ -91,7 +93,15 @@ def online_equilibrium_propagation(
             states, total, mean = carry
             point, key = point_and_key
             kick = noise(key, noise_scale) if noise_scale else None
-            found = relax(net, point[None], states, limit=sweeps, factor=w, kick=kick)
+            found = relax(
+                net,
+                point[None],
+                states,
+                order=order,
+                limit=sweeps,
+                factor=w,
+                kick=kick,
+            )
             phases = Phases(found.states, point[None], 1 / (count * size * point[None]))
             added = jax.grad(lambda p: -energy.weighted(p, batch, phases))(params)
             mean = tuple(

@@ -7,7 +7,7 @@ says, and need only a few sweeps more.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from bpfree.equilibrium.relaxation import (
     apart,
     minus,
     norm,
+    order_of,
     relax,
     rms,
     settles,
@@ -101,7 +102,7 @@ def solve(
         >>> solution.free.states[0].shape  # one phase of five examples
         (1, 5, 4)
     """
-    net = stacked(dynamics, settings.ordering)
+    net = stacked(dynamics)
     free = relax_free(net, settings, factor)
     dtype = dynamics.zeros[0].dtype
     radius = jnp.asarray(nudging.radius, dtype)
@@ -109,7 +110,9 @@ def solve(
     keys = (None, None) if key is None else jax.random.split(key)
     real, complex_, phases = None, None, []
     if nudging.real:
-        start = tuple(jnp.repeat(h, len(nudging.real), 0) for h in free.states)
+        start = jax.tree.map(
+            lambda h: jnp.repeat(h, len(nudging.real), 0), (free.states, free.products)
+        )
         real = _nudged(todo, nudging.real, start, settings.nudged, keys[0], apart)
         phases.append(_weighed(todo, nudging.real, real.states))
     if nudging.complex:
@@ -118,7 +121,7 @@ def solve(
             nudging, known, free.states, real, np.result_type(dtype, np.complex64)
         )
         limit = settings.predicted or settings.nudged
-        complex_ = _nudged(todo, nudging.complex, start, limit, keys[1])
+        complex_ = _nudged(todo, nudging.complex, (start, None), limit, keys[1])
         states = complex_.states
         if real is not None and settings.predicted and key is None:
             states = _kept(complex_, start, free.states)
@@ -140,19 +143,21 @@ class _Todo(NamedTuple):
 
 
 def _nudged(todo: _Todo, which, start, limit, key, response=lambda h: h) -> Relaxed:
-    """Relaxed phases at the points `which` of the rule."""
-    settings, dtype = todo.settings, start[0].dtype
-    start = _spread(todo.sharding, start)
+    """Relaxed phases at the points `which` of the rule; start: (states, products)."""
+    states, products = _spread(todo.sharding, start)
+    settings, dtype = todo.settings, states[0].dtype
     found = relax(
         todo.net,
         _numbers(todo.nudging.roots, which, dtype) * todo.radius.astype(dtype),
-        start,
+        states,
+        products,
+        order=order_of(settings.ordering, len(states))[::-1],
         limit=limit,
         factor=todo.factor,
         settled=settles(
             settings,
             lambda h: response(minus(h, todo.free)),
-            count_all=not jnp.iscomplexobj(start[0]),
+            count_all=not jnp.iscomplexobj(states[0]),
         ),
         response=response,
         kick=None if key is None else noise(key, settings.noise),
@@ -160,8 +165,8 @@ def _nudged(todo: _Todo, which, start, limit, key, response=lambda h: h) -> Rela
     return found._replace(states=_spread(todo.sharding, found.states))
 
 
-def _spread(sharding: NamedSharding | None, states: States) -> States:
-    """States (K, ...) with K over the devices, if they divide K."""
+def _spread(sharding: NamedSharding | None, states: Any) -> Any:
+    """Arrays (K, ...) with K over the devices, if they divide K."""
     if sharding is None:
         return states
     axis = sharding.spec[0]
@@ -174,7 +179,8 @@ def _spread(sharding: NamedSharding | None, states: States) -> States:
         layout = NamedSharding(sharding.mesh, PartitionSpec(axis, *others))
         return lax.with_sharding_constraint(h, layout)
 
-    return states if len(states[0]) % devices else tuple(map(rows, states))
+    count = len(jax.tree.leaves(states)[0])
+    return states if count % devices else jax.tree.map(rows, states)
 
 
 def _weighed(todo: _Todo, which, states: States) -> Phases:
@@ -212,6 +218,7 @@ def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxe
         net,
         None,
         tuple(h[None] for h in net.zeros),
+        order=order_of(settings.ordering, len(net.zeros)),
         limit=settings.free,
         factor=factor,
         settled=settles(settings, lambda h: h),
@@ -236,7 +243,7 @@ def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
         (5, 2)
     """
     dynamics = energy.bind(params, batch)
-    net = stacked(dynamics, settings.ordering)
+    net = stacked(dynamics)
     factor = 1.0 if settings.factor is None else settings.factor
     free = relax_free(net, settings, jnp.asarray(factor, dynamics.zeros[0].dtype))
     return energy.outputs(params, tuple(h[0] for h in free.states), batch)

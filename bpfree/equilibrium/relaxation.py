@@ -4,9 +4,12 @@ A sweep updates group after group of states, each with the newest neighbours,
 
     h_l <- h_l + w (sigma(drive_l(h)) - h_l),
 
-so "jacobi" is one group of all states, "even_odd" (Gauss-Seidel) the colours of the
-energy, w < 1 damping and w > 1 over-relaxation (SOR). With mu the spectral radius of the
-Jacobi sweep, an even-odd sweep contracts by lambda, where
+so "jacobi" is one group of all states, "sequential" (Gauss-Seidel) one state after the
+other, w < 1 damping and w > 1 over-relaxation (SOR). The free phase goes from the first
+state to the last, so that its first sweep, from zeros, is the feed-forward pass; nudged
+phases go back from the last to the first, so that their first sweep brings the nudging
+to every state. With mu the spectral radius of the Jacobi sweep of a chain, a sequential
+sweep in either direction contracts by lambda, where
 
     (lambda + w - 1)^2 = lambda w^2 mu^2,    best at w = 2 / (1 + sqrt(1 - mu^2))
 
@@ -14,7 +17,7 @@ Jacobi sweep, an even-odd sweep contracts by lambda, where
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +25,11 @@ from jax import lax
 
 from bpfree.equilibrium.energy import Dynamics, States
 
-Ordering = Literal["even_odd", "jacobi"]
+Ordering = Literal["sequential", "jacobi"]
 ORDERINGS = get_args(Ordering)
 _SLOWEST = 0.9  # contraction beyond which an error estimate is not extrapolated
 _LARGEST_RADIUS = 0.98
+_UNROLLED = 3  # sweeps, at most, that are no loop: what nobody reads is not computed
 
 Kick = Callable[[jax.Array, int, jax.Array], jax.Array]
 
@@ -38,7 +42,7 @@ class Relaxation(NamedTuple):
         tolerance.
       predicted: sweeps of complex phases, which begin at the extrapolation of the real
         ones; 0: they begin at the free state and take `nudged` sweeps.
-      ordering: "even_odd" or "jacobi".
+      ordering: "sequential" or "jacobi".
       factor: w; None: Young's, from a running estimate of mu (1 for "jacobi").
       tolerance: a phase stops when its estimated error is less, relative to the
         displacement by the nudging (in the free phase, to the states), as root mean
@@ -55,7 +59,7 @@ class Relaxation(NamedTuple):
     free: int = 100
     nudged: int = 40
     predicted: int = 12
-    ordering: Ordering = "even_odd"
+    ordering: Ordering = "sequential"
     factor: float | jax.Array | None = None
     tolerance: float | jax.Array | None = 0.005
     noise: float | jax.Array = 0.0
@@ -75,6 +79,7 @@ class Relaxed(NamedTuple):
       error: (K, B), estimated distance to the fixed point, residual lambda/(1 - lambda).
       contraction: lambda of the whole batch in the last sweeps, ().
       sweeps: how many were made, int32 ().
+      products: of the states (`Dynamics.products`), where another phase may begin.
 
     Example:
         >>> from flax import linen as nn
@@ -96,6 +101,7 @@ class Relaxed(NamedTuple):
     error: jax.Array
     contraction: jax.Array
     sweeps: jax.Array
+    products: Any
 
 
 def check_relaxation(settings: Relaxation) -> None:
@@ -118,37 +124,43 @@ def check_relaxation(settings: Relaxation) -> None:
 # ----------------------------------------------------------------------------- a sweep
 
 
-def stacked(dynamics: Dynamics, ordering: str) -> Dynamics:
+Order = tuple[tuple[int, ...], ...]
+
+
+def order_of(ordering: Ordering, depth: int) -> Order:
+    """The groups of states of a sweep, from the first state to the last."""
+    every = tuple(range(depth))
+    return (every,) if ordering == "jacobi" else tuple((i,) for i in every)
+
+
+def stacked(dynamics: Dynamics) -> Dynamics:
     """The dynamics of K phases side by side: K in front of states and points."""
-    colours = dynamics.colours
-    if ordering == "jacobi":
-        colours = (tuple(range(len(dynamics.zeros))),)
 
     def drive(i, states, products, points):
         return jax.vmap(lambda h, z, beta: dynamics.drive(i, h, z, beta))(
             states, products, points
         )
 
-    def renew(states, products, colour):
-        return jax.vmap(lambda h, z: dynamics.renew(h, z, colour))(states, products)
+    def renew(states, products, group):
+        return jax.vmap(lambda h, z: dynamics.renew(h, z, group))(states, products)
 
     return dynamics._replace(
-        colours=colours, products=jax.vmap(dynamics.products), renew=renew, drive=drive
+        products=jax.vmap(dynamics.products), renew=renew, drive=drive
     )
 
 
-def sweep(net: Dynamics, points, states, products, factor, kick=None):
+def sweep(net: Dynamics, order: Order, points, states, products, factor, kick=None):
     """(states, products) after one sweep."""
-    for colour in net.colours:
+    for group in order:
         new = list(states)
-        for i in colour:
+        for i in group:
             drive = net.drive(i, states, products, points)
             if kick is not None:
                 drive = drive + kick(i, drive)
             step = net.activate(i, drive) - states[i]
             new[i] = states[i] + factor.astype(step.dtype) * step
         states = tuple(new)
-        products = net.renew(states, products, colour)
+        products = net.renew(states, products, group)
     return states, products
 
 
@@ -195,7 +207,9 @@ def relax(
     net: Dynamics,
     points: jax.Array | None,
     start: States,
+    products: Any = None,
     *,
+    order: Order,
     limit: int,
     factor: jax.Array,
     settled: Settled | None = None,
@@ -208,6 +222,9 @@ def relax(
       net: of K phases (`stacked`).
       points: beta (K,), or None for the free network (K = 1).
       start: states (K, B, ...).
+      products: of these states, if they are known.
+      order: of the states in a sweep.
+      limit: the number of sweeps, at most.
       factor: w, ().
       settled: `(states, error (K, B)) -> ()`, whether the batch has; None: never.
       response: the part of a change that counts as error.
@@ -217,21 +234,24 @@ def relax(
 
     def measured(c: _Carry) -> _Carry:
         noise = None if kick is None else lambda i, drive: kick(c.sweep, i, drive)
-        new, products = sweep(net, points, c.states, c.products, factor, noise)
+        old = c.states, c.products
+        new, products = sweep(net, order, points, *old, factor, noise)
         residual = norm(response(minus(new, c.states)))
         rate = jnp.where(residual == 0, 0.0, residual / c.residual)
         rate = jnp.clip(rate, 0, _SLOWEST)
         error = jnp.where(jnp.isinf(c.residual), infinite, residual * rate / (1 - rate))
         return _Carry(c.sweep + 1, new, products, residual, c.residual, error)
 
-    c = _Carry(jnp.int32(0), start, net.products(start), *(infinite,) * 3)
+    products = net.products(start) if products is None else products
+    c = _Carry(jnp.int32(0), start, products, *(infinite,) * 3)
     if settled is None:
-        c = lax.fori_loop(0, limit, lambda _, c: measured(c), c)
+        few = limit <= _UNROLLED
+        c = lax.fori_loop(0, limit, lambda _, c: measured(c), c, unroll=few)
     else:
         go_on = lambda c: (c.sweep < limit) & ~settled(c.states, c.error)  # noqa: E731
         c = lax.while_loop(go_on, measured, c)
     contraction = rms(c.residual) / rms(c.before)
-    return Relaxed(c.states, c.residual, c.error, contraction, c.sweep)
+    return Relaxed(c.states, c.residual, c.error, contraction, c.sweep, c.products)
 
 
 ASTRAY = 0.5  # estimated error relative to the displacement of a lost example
@@ -267,7 +287,7 @@ def best_factor(radius: jax.Array) -> jax.Array:
 
 
 def observed_radius(contraction: jax.Array, factor: jax.Array) -> jax.Array:
-    """The Jacobi spectral radius at which even-odd sweeps contract as observed."""
+    """The Jacobi spectral radius at which sequential sweeps contract as observed."""
     rate = jnp.clip(contraction, 1e-6, 1.0)
     radius = (rate + factor - 1) / (factor * jnp.sqrt(rate))
     return jnp.clip(radius, 0, _LARGEST_RADIUS)

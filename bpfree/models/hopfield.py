@@ -34,6 +34,7 @@ class Model:
       padded, pooled: which convolutions keep the size, and which pool; by default all but
         the last, and all.
       temperature: of the softmax pooling.
+      feedback: by what the drive from each layer above is scaled, in (0, 1].
     """
 
     num_classes: int
@@ -46,6 +47,7 @@ class Model:
     padded: Sequence[bool] = ()
     pooled: Sequence[bool] = ()
     temperature: float = 1.0
+    feedback: float = 1.0
 
     def objective(self) -> Energy:
         """The energy; weights start truncated normal with deviation 1/sqrt(fan-in)."""
@@ -62,6 +64,7 @@ class Model:
             layers,
             activation=self.activation,
             readout=readout,
+            feedback=self.feedback,
             image=tuple(self.image),
         )
 

@@ -16,7 +16,11 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
 
     logs = logs_of(records)
     steps = [r["step"] for r in logs]
-    errors = [name for name in ("error", "disagreement") if name in logs[0]]
+    errors = [
+        name
+        for name in ("error", "disagreement")
+        if any(0 < r.get(name, 0) < float("inf") for r in logs)
+    ]
     panels = 3 if errors else 2
     figure = Figure(figsize=(7, 2.75 * panels), layout="constrained")
     upper, lower, *third = figure.subplots(panels, 1, sharex=True)
