@@ -37,10 +37,7 @@ The best point lies at the grid's corner for both; larger ones were not tried.
 from ml_collections import ConfigDict
 
 _ESTIMATORS = {
-    "": (
-        "node_perturbation",
-        {"num_samples": 16, "sigma": 0.01, "hold_statistics": True},
-    ),
+    "": ("node_perturbation", {"num_samples": 16, "sigma": 0.01}),
     "lr": (
         "likelihood_ratio",
         {
@@ -48,7 +45,6 @@ _ESTIMATORS = {
             "sigma": 0.01,
             "pairing": "clean",
             "noise": "shared_gaussian",
-            "hold_statistics": True,
         },
     ),
     "bp": ("backprop", {}),
