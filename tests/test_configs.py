@@ -135,12 +135,12 @@ def put(*path_and_value):
 MISTAKES = {
     "misspelt entry": (put("bach_size", 3), "'bach_size'.*'batch_size'"),
     "unused section": (put("spare", {"a": 1}), "'spare'"),
-    "missing entry": (lambda c: c.pop("seed"), "config.seed is missing"),
+    "missing entry": (lambda c: c.pop("seed"), "seed is missing; required.*num_steps"),
     "type of entry": (put("num_steps", "many"), "num_steps='many' has the wrong type"),
     "count": (put("batch_size", 0), "batch_size=0 must be at least 1"),
     "negative rate": (
         put("schedule", "init_value", -0.1),
-        "init_value=-0.1 must",
+        "config.schedule.init_value=-0.1 must",
     ),
     "not a number": (
         put("schedule", "init_value", float("nan")),
@@ -167,7 +167,16 @@ MISTAKES = {
     ),
     "no estimator": (link(0, "sgd", {"learning_rate": 0.1}), "begin with an estimator"),
     "objective entry": (put("objective", {"loss": "step"}), "'loss'.*'losses'"),
-    "objective choice": (put("objective", {"losses": "steps"}), "'steps'.*'step'"),
+    "objective choice": (
+        put("objective", {"losses": "steps"}),
+        "losses 'steps' is unknown.*Did you mean 'step'",
+    ),
+    "objective list": (put("objective", {"noise": ["auto"]}), "noise .*is unknown"),
+    "frozen is text": (put("frozen", ["Dense_0", 1]), "frozen=.*a list is wanted"),
+    "frozen in a list": (put("frozen", [["Dense_0"]]), "frozen=.*a list is wanted"),
+    "mesh": (put("mesh", 8), "mesh=8.*such as 'sample:4,data:2'"),
+    "repeats": (put("diagnostics", {"repeats": -1}), "diagnostics.repeats=-1"),
+    "keys": (put("spare", {1: 2, "a": 3}), "config: .*keys"),
     "objective type": (put("objective", "step"), "objective='step' has the wrong type"),
     "one label": (put("objective", {"losses": "step"}), r"labels \(B, T\).*\(8,\)"),
     "optimiser name": (link(1, "adm", {}), r"chain\[1\].*'adm'.*'adam'"),
@@ -192,7 +201,10 @@ MISTAKES = {
         put("estimator", "num_samples", 4.5),
         "num_samples=4.5 is a float",
     ),
-    "estimator choice": (put("estimator", "pairing", "dirty"), "'clean', 'noisy'"),
+    "estimator choice": (
+        put("estimator", "pairing", "dirty"),
+        "pairing 'dirty' is unknown.*clean, noisy",
+    ),
     "partition labels": (
         link(1, "partition", {"transforms": {}, "param_labels": {"Dens": "a"}}),
         "does not run on this model",

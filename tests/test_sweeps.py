@@ -115,6 +115,19 @@ def test_points_that_differ_in_numbers_of_the_chain_are_one_group():
     }
 
 
+def test_numbers_outside_the_chain_are_points_of_their_own():
+    def own():
+        loss = {"name": "./mine.py:loss", "scale": 1.0}
+        return ConfigDict(get_config().to_dict() | {"loss": loss})
+
+    sweep = [{"loss.scale": 1.0}, {"loss.scale": 50.0}, {"rate.learning_rate": 0.2}]
+    found = points.groups(make_points(own, sweep))
+    assert [len(each) for each in found] == [2, 1]
+    assert [p.config["loss"]["scale"] for p in found[0]] == [1.0, 1.0]
+    with pytest.raises(KeyError, match="loss.scale"):
+        points.replaced({"chain": [0.1]}, {"loss.scale": 2.0})
+
+
 # -------------------------------------------------------------------------- one program
 
 
@@ -276,6 +289,15 @@ def record(name, accuracy=None, **overrides):
         summary["validation/accuracy"] = accuracy
         found = result.done(summary, [{"train/loss": 1.0}], ACCURACY)
     return {"name": name, "overrides": overrides, **found}
+
+
+def test_a_report_of_metrics_that_are_not_finite(tmp_path):
+    for i, value in enumerate((np.nan, 0.5, np.inf, -np.inf)):
+        ledger.append(tmp_path, record(str(i), value, seed=i, rate=0.1 + i // 2))
+    found = report.lines(ledger.read(tmp_path))
+    assert len(found) == 2
+    assert all(np.isnan(x.deviation("validation/accuracy")) for x in found)
+    assert "nan" in report.text(tmp_path)
 
 
 def test_report(tmp_path):

@@ -49,7 +49,7 @@ def _entry(values: dict[str, Any]) -> Entry:
 
 
 _FILE = resources.files(__package__).joinpath("catalogue.toml")
-_KINDS = tomllib.loads(_FILE.read_text())
+_KINDS = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 SETS, TEXTS, EVENTS, GRAPHS = (
     {name: _entry(values) for name, values in _KINDS[kind].items()}
     for kind in ("images", "texts", "events", "graphs")

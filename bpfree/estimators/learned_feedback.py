@@ -17,7 +17,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from bpfree.choices import check_choice
-from bpfree.estimators import predictors, standing, teachers
+from bpfree.estimators import clean_pass, predictors, teachers
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.faults import find_fault
@@ -166,7 +166,7 @@ def learned_feedback(
         args = arguments(loss_fn, params, example_batch, key)
         values = jax.eval_shape(shapes, *args)
         program = traced(args)
-        clean = standing.Clean(program, args, values)
+        clean = clean_pass.Clean(program, args, values)
         _check(clean, predictor, sigma)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
@@ -179,7 +179,7 @@ def learned_feedback(
         older = state.inner.weights
         predicted = predictor.predict(older, clean)
         noisy = clean.program.holding(clean.values)
-        hidden = {site.name for site in standing.hidden(clean.program)}
+        hidden = {site.name for site in clean_pass.hidden(clean.program)}
         step = teachers.Step(
             clean,
             losses,
@@ -219,15 +219,15 @@ def _clean_pass(program: Program, args):
         if s.kind in kinds
         if s.name in values
     }
-    return standing.Clean(tangents.known(program), args, kept), out, pull
+    return clean_pass.Clean(tangents.known(program), args, kept), out, pull
 
 
-def _check(clean: standing.Clean, predictor: predictors.Predictor, sigma) -> None:
+def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> None:
     program = clean.program
     check_resolution(sigma, program)
     if program.batch_size is None:
         raise ValueError("learned_feedback needs one loss per example, (B,); got one")
-    if not standing.hidden(program):
+    if not clean_pass.hidden(program):
         raise ValueError(
             "learned_feedback needs a node before the last one: the last node's gradient "
             "is the loss's own derivative, and there is nothing to learn"
@@ -245,13 +245,13 @@ def _check(clean: standing.Clean, predictor: predictors.Predictor, sigma) -> Non
             "predictor has a gradient for each example only. Use "
             "predictor=bpfree.predictors.chained(), or leave them out (nodes=)."
         )
-    if standing.is_flat(clean):
+    if clean_pass.is_flat(clean):
         raise ValueError(
             f"the losses have no derivative at the last node, {program.nodes[-1].name!r} "
             "(a count of errors, a threshold), so no error signal starts there. Use a "
             "loss with a derivative, or node_perturbation, which needs none."
         )
-    if standing.feeds_back(clean):
+    if clean_pass.feeds_back(clean):
         raise ValueError(
             f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
             "nodes (in a loop, at a later step), so the loss's own derivative is not its "

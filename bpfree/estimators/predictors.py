@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators.standing import (
+from bpfree.estimators.clean_pass import (
     Clean,
     chain_of_blocks,
     ends_of_blocks,

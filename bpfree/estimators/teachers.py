@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators import standing
+from bpfree.estimators import clean_pass
 from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
@@ -22,7 +22,7 @@ from bpfree.sampling.scale import at_least_float32
 class Step(NamedTuple):
     """One update: the clean pass, the prediction from older weights, and the noise."""
 
-    clean: standing.Clean
+    clean: clean_pass.Clean
     losses: jax.Array  # clean, (B,)
     noisy: Program
     predicted: NodeTree
@@ -34,7 +34,7 @@ class Step(NamedTuple):
     @property
     def sites(self) -> tuple[Site, ...]:
         """The nodes that are perturbed."""
-        return standing.hidden(self.clean.program)
+        return clean_pass.hidden(self.clean.program)
 
 
 def residual_of(step: Step) -> NodeTree:

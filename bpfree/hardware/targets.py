@@ -71,7 +71,7 @@ def _chip(
     gpu: Sequence[Any] = (),
     devices: int = 1,
 ) -> Chip:
-    """A device of a chip in `chips.toml`, of which JAX sees so many."""
+    """A device of a chip in `chips.toml`, which JAX sees as `devices` of them."""
     tera, giga = TB / devices, GB / devices
     return Chip(
         bf16=bf16 * tera,
@@ -86,7 +86,7 @@ def _chip(
 
 
 _FILE = resources.files(__package__).joinpath("chips.toml")
-_SHEETS = tomllib.loads(_FILE.read_text())
+_SHEETS = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 TPUS = {name: _chip(**sheet) for name, sheet in _SHEETS["tpu"].items()}
 GPUS = {name: _chip(**sheet) for name, sheet in _SHEETS["gpu"].items()}
 

@@ -50,7 +50,7 @@ class Live(NamedTuple):
     outs: dict[tuple[int, ...], list[bool]]
 
     def uses(self, body: Body) -> Counter:
-        """How often each value is read here, by what is needed."""
+        """How often each value is read here, by operations that the outputs depend on."""
         read = Counter(v for op in body.ops if op.path in self.paths for v in op.ins)
         needed = zip(body.outs, self.outs.get(body.outs, ()), strict=False)
         return read + Counter(v for v, mine in needed if mine)
@@ -106,7 +106,7 @@ def _inner_jaxprs(eqn) -> list[Any]:
 
 
 def live(body: Body, used: list[bool]) -> Live:
-    """On what the used outputs depend."""
+    """What the used outputs depend on."""
     found = Live(set(), {})
     _live(body, used, found)
     return found

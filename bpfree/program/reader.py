@@ -44,7 +44,7 @@ class Source(NamedTuple):
     """What is read: a flat program, with the arguments of `find`.
 
     Attributes:
-      live: on what the losses depend.
+      live: what the losses depend on (`flat.live`).
       marked: the user has chosen the nodes, so that none is added.
       assumed: length of the axis by which a constant, or what a key draws, is taken for a
         value of the batch (coordinates, latents, time steps). Nothing rests on it: noise

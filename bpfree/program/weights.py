@@ -161,7 +161,7 @@ def ends(body: Body, made_of, sums, live: Live) -> dict[Path, Path]:
     Args:
       made_of: `structure` of the program.
       sums: `summed_products` of it.
-      live: on what the losses depend; nothing else counts as a use.
+      live: what the losses depend on; nothing else counts as a use.
     """
     found: dict[Path, Path] = {}
     uses = live.uses(body)

@@ -86,12 +86,10 @@ def groups(points: Sequence[Point]) -> list[list[Point]]:
     return list(found.values())
 
 
-_STATIC = ("data", "model", "diagnostics", "mesh")
-
-
 def _masked(made: dict[str, Any]) -> dict[str, Any]:
-    """A config without the numbers that a program may take as arguments."""
-    chain = {k: v for k, v in made.items() if k not in _STATIC}
+    """A config without the numbers that `Group.draft` replaces."""
+    fixed = {*config.ENTRIES} - {"chain"}
+    chain = {k: v for k, v in made.items() if k not in fixed}  # and its sections
     masked = jax.tree.map(lambda v: "*" if isinstance(v, float) else v, chain)
     return {**made, **masked, "seed": "*"}
 
@@ -104,7 +102,10 @@ def varied(configs: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
-    """Nested dicts and lists with other values at some dotted paths."""
+    """Nested dicts and lists with other values at dotted paths, all of which exist."""
+    paths = [_dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(value)]
+    if absent := set(changes) - set(paths):
+        raise KeyError(*absent)
     return jax.tree_util.tree_map_with_path(
         lambda path, old: changes.get(_dotted(path), old), value
     )

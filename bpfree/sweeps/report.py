@@ -7,10 +7,11 @@ The first metric on validation chooses; that on test is only shown.
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bpfree.sweeps import ledger, page, worker
 from bpfree.sweeps.result import score
@@ -33,12 +34,13 @@ class Line(NamedTuple):
 
     def mean(self, key: str) -> float:
         values = [r[key] for r in self.records]
-        return statistics.fmean(values) if values else math.nan
+        return sum(values) / len(values) if values else math.nan
 
     def deviation(self, key: str) -> float:
-        """Sample standard deviation; nan for one."""
+        """Sample standard deviation; nan for one, and where a value is not finite."""
         values = [r[key] for r in self.records]
-        return statistics.stdev(values) if len(values) > 1 else math.nan
+        with np.errstate(invalid="ignore"):
+            return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
@@ -53,7 +55,7 @@ def lines(records: Mapping[str, ledger.Record]) -> list[Line]:
         (line.records if record["status"] == "done" else line.failures).append(record)
     finished = [line for line in found.values() if line.records]
     metric_of(finished)  # they can be compared
-    rank = lambda line: -statistics.fmean(map(score, line.records))  # noqa: E731
+    rank = lambda line: -sum(map(score, line.records)) / len(line.records)  # noqa: E731
     return sorted(finished, key=rank) + [x for x in found.values() if not x.records]
 
 

@@ -177,7 +177,8 @@ def find(name: str, where: str) -> Callable[..., Any]:
 
 def _links() -> list[str]:
     results = {n: inspect.signature(f).return_annotation for n, f in _public(optax)}
-    made = [n for n, kind in results.items() if "GradientTransformation" in str(kind)]
+    named = {n: getattr(kind, "__name__", kind) for n, kind in results.items()}
+    made = [n for n, kind in named.items() if "GradientTransformation" in str(kind)]
     return sorted({"decorrelate", *_estimators(), *made})
 
 

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bpfree.training import losses, pretrained
-from bpfree.training.names import ConfigError, call, unknown
+from bpfree.training.names import ConfigError, call, config_errors, unknown
 from bpfree.training.objective import Objective
 
 # May differ when a run is resumed.
@@ -73,7 +73,8 @@ class Settings(NamedTuple):
 
 
 _KINDS = typing.get_type_hints(Settings)
-_ENTRIES = [name for name in Settings._fields if name != "sections"]
+ENTRIES = [name for name in Settings._fields if name != "sections"]
+_REQUIRED = [name for name in ENTRIES if name not in Settings._field_defaults]
 
 
 def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -91,11 +92,11 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     values["loss"] = losses.read_loss(values.get("loss", {}))
     values["metrics"] = losses.read_metrics(values.get("metrics", ()))
     values["sections"] = _sections(values)
-    for key in _ENTRIES:
+    for key in ENTRIES:
         if key in values:
             values[key] = _typed(key, values[key])
-        elif key not in Settings._field_defaults:
-            raise ConfigError(f"config.{key} is missing; the entries are {_ENTRIES}")
+        elif key in _REQUIRED:
+            raise ConfigError(f"config.{key} is missing; required are {_REQUIRED}")
     settings = Settings(**values)
     _check_counts(settings)
     _check_numbers(settings)
@@ -107,12 +108,14 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
 
 def _sections(values: dict[str, Any]) -> dict[str, Any]:
     """The entries that the chain names, taken out of the others."""
-    found = {k: values.pop(k) for k in list(values) if k not in _ENTRIES}
-    leaves = jax.tree.leaves([values.get("chain", ()), found])
+    found = {k: values.pop(k) for k in list(values) if k not in ENTRIES}
+    with config_errors("config"):
+        leaves = jax.tree.leaves([values.get("chain", ()), found])
+    named = {leaf for leaf in leaves if isinstance(leaf, str)}
     for key, value in found.items():
-        if key not in leaves or not isinstance(value, dict):
+        if key not in named or not isinstance(value, dict):
             what = "config entry (or section that no link names)"
-            raise unknown(what, key, _ENTRIES)
+            raise unknown(what, key, ENTRIES)
     return found
 
 
@@ -121,12 +124,22 @@ def _typed(key: str, value: Any) -> Any:
     kind = typing.get_origin(_KINDS[key]) or _KINDS[key]
     nested = hasattr(kind, "_fields")
     accepted: Any = dict if nested else (list, tuple) if kind is tuple else kind
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        wanted = dict if nested else kind
-        raise ConfigError(
-            f"config.{key}={value!r} has the wrong type: {wanted.__name__} is wanted"
-        )
+    hints = typing.get_args(_KINDS[key])
+    fits = isinstance(value, accepted) and not isinstance(value, bool)
+    if fits and kind is tuple and hints[0] is str:
+        fits, value = all(isinstance(v, str) for v in value), tuple(value)
+    if not fits:
+        wanted = _WANTED[dict if nested else kind]
+        raise ConfigError(f"config.{key}={value!r} has the wrong type: {wanted}")
     return call(kind, value, f"config.{key}") if nested else value
+
+
+_WANTED = {
+    dict: "a dict is wanted",
+    int: "a whole number is wanted",
+    str: "text is wanted, such as 'sample:4,data:2'",
+    tuple: "a list is wanted",
+}
 
 
 def _check_counts(settings: Settings) -> None:
@@ -139,8 +152,9 @@ def _check_counts(settings: Settings) -> None:
             f"config.log_every={settings.log_every}: state is saved at log points"
         )
     every, repeats = settings.diagnostics
-    if every < 0:
-        raise ConfigError(f"config.diagnostics.every={every} must be at least 0")
+    for key, count in settings.diagnostics._asdict().items():
+        if count < 0:
+            raise ConfigError(f"config.diagnostics.{key}={count} must be at least 0")
     if every and repeats < 2:
         raise ConfigError("config.diagnostics.repeats must be at least 2, for a spread")
 
@@ -150,7 +164,11 @@ _NOT_NEGATIVE = "learning_rate init_value peak_value end_value sigma seed".split
 
 def _check_numbers(settings: Settings) -> None:
     """Refuse what can only be a mistake: nan, negative rates, 3e9 samples."""
-    for keys, value in jax.tree_util.tree_leaves_with_path(settings._asdict()):
+    values = settings._asdict()
+    values |= values.pop("sections")
+    with config_errors("config"):
+        leaves = jax.tree_util.tree_leaves_with_path(values)
+    for keys, value in leaves:
         if not isinstance(value, (int, float)):
             continue
         path = "config." + jax.tree_util.keystr(keys, simple=True, separator=".")

@@ -145,6 +145,9 @@ def _check_types(constructor, parameters, kwargs, where) -> None:
             continue
         if name in parameters and parameters[name].default is value:
             continue
+        if typing.get_origin(hints[name]) is typing.Literal:
+            choices = list(map(str, typing.get_args(hints[name])))
+            raise unknown(f"{where}: argument {name}", value, choices)
         hint = inspect.formatannotation(hints[name])
         raise ConfigError(
             f"{where}: argument {name}={value!r} is a {type(value).__name__}, but "
@@ -165,13 +168,13 @@ def _hints(constructor) -> dict[str, Any]:
 
 def _accepts(hint: Any, value: Any) -> bool:
     """False only where a plain value surely does not fit; all else is let through."""
-    if not isinstance(value, (bool, int, float, str, type(None))):
-        return True
     origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_accepts(part, value) for part in typing.get_args(hint))
     if origin is typing.Literal:
         return value in typing.get_args(hint)
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(part, value) for part in typing.get_args(hint))
     kind = origin or hint
     if not isinstance(kind, type):
         return True

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from bpfree.adapters import Noise
 from bpfree.equilibrium.energy import Energy
-from bpfree.training import frozen, losses
+from bpfree.training import losses
+from bpfree.training.frozen import hold
 from bpfree.training.model import supervised
 from bpfree.training.names import ConfigError
 
@@ -32,11 +33,11 @@ def make(
     chosen: Objective,
     loss: Callable[..., Any],
     model: Any,
-    still: tuple[str, ...],
+    frozen: tuple[str, ...],
     variables: Any,
     x: Any,
 ) -> Any:
-    """The objective of the model, of which the modules `still` do not move.
+    """The objective of the model, of which the modules `frozen` do not move.
 
     Args:
       loss: what `losses.find_loss` returns.
@@ -47,11 +48,11 @@ def make(
     own = hasattr(model, "objective")
     if not own and not losses.is_objective(loss):
         loss = losses.of_examples(loss, chosen.losses)
-        return frozen.hold(still, supervised(model, loss, chosen.noise, variables, x))
+        return hold(frozen, supervised(model, loss, chosen.noise, variables, x))
     if chosen != Objective():
         whose = "this model" if own else "config.loss"
         raise ConfigError(f"config.objective: {whose} has an objective of its own")
     objective = model.objective() if own else loss
-    if still and isinstance(objective, Energy):
+    if frozen and isinstance(objective, Energy):
         raise ConfigError("config.frozen: this model has an energy")
-    return frozen.hold(still, objective)
+    return hold(frozen, objective)

@@ -28,6 +28,13 @@ def predicted(outputs: np.ndarray, label: np.ndarray) -> np.ndarray:
     return outputs.argmax(-1)
 
 
+def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """How often each label (rows) was predicted as each class (columns)."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (label.ravel(), prediction.ravel()), 1)
+    return counts
+
+
 def write(folder: Path, outputs: np.ndarray, label: np.ndarray, title: str) -> list[str]:
     """Write the files into a folder, made if need be; their paths.
 
@@ -38,8 +45,6 @@ def write(folder: Path, outputs: np.ndarray, label: np.ndarray, title: str) -> l
 
     Raises ValueError: as `predicted`.
     """
-    from sklearn import metrics  # slow to import
-
     prediction = predicted(outputs, label)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "predictions.csv", folder / "picture.png"]
@@ -48,17 +53,13 @@ def write(folder: Path, outputs: np.ndarray, label: np.ndarray, title: str) -> l
     rows = ([*i, label[i].item(), prediction[i].item()] for i in np.ndindex(label.shape))
     _write(paths[0], ["example", *positions, "label", "prediction"], rows)
     if np.issubdtype(label.dtype, np.floating):
-        display = metrics.PredictionErrorDisplay(
-            y_true=label.ravel(), y_pred=prediction.ravel()
-        )
-        _picture(paths[1], title, display, kind="actual_vs_predicted")
+        _picture(paths[1], title, lambda axes: _scatter(axes, prediction, label))
         return list(map(str, paths))
-    names = list(range(outputs.shape[-1]))
-    counts = metrics.confusion_matrix(label.ravel(), prediction.ravel(), labels=names)
+    counts = confusion(prediction, label, outputs.shape[-1])
+    names = list(range(len(counts)))
     rows = ([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
     _write(folder / "confusion.csv", ["label", *names], rows)
-    display = metrics.ConfusionMatrixDisplay(counts)
-    _picture(paths[1], title, display, cmap="Blues", include_values=len(names) <= 20)
+    _picture(paths[1], title, lambda axes: _matrix(axes, counts))
     return list(map(str, [*paths, folder / "confusion.csv"]))
 
 
@@ -67,12 +68,38 @@ def _write(path: Path, head, rows) -> None:
         csv.writer(file).writerows([head, *rows])
 
 
-def _picture(path: Path, title: str, display, **options) -> None:
-    """What one of scikit-learn's displays draws."""
+# ----------------------------------------------------------------------------- pictures
+
+
+def _picture(path: Path, title: str, draw) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5.5), layout="constrained")
     axes = figure.subplots()
-    display.plot(ax=axes, **options)
+    draw(axes)
     axes.set_title(title, fontsize="medium")
     figure.savefig(path, dpi=120)
+
+
+def _matrix(axes, counts: np.ndarray) -> None:
+    """Shares of each label in colour, with the counts if there is room for them."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.figure.colorbar(image, label="share of the label", shrink=0.8)
+    axes.set(xlabel="prediction", ylabel="label")
+    if len(counts) > 20:
+        return
+    axes.set(xticks=range(len(counts)), yticks=range(len(counts)))
+    for (i, j), count in np.ndenumerate(counts):
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, count or "", ha="center", va="center", color=colour, size=8)
+
+
+def _scatter(axes, prediction: np.ndarray, label: np.ndarray) -> None:
+    """Predictions against labels, and the line on which they agree."""
+    values = np.concatenate([prediction.ravel(), label.ravel()])
+    ends = [values.min(), values.max()]
+    axes.plot(ends, ends, color="0.6", lw=1, zorder=0)
+    axes.scatter(label.ravel(), prediction.ravel(), s=12, alpha=0.6)
+    axes.set(xlabel="label", ylabel="prediction")
+    axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""A loss function with values standing at its nodes, as predictors read it."""
+"""The clean pass as predictors read it."""
 
 from typing import NamedTuple
 
