@@ -217,7 +217,7 @@ def test_a_set_that_is_nowhere_says_what_to_do(monkeypatch):
         message = str(caught.value)
         assert f"'{name}' is not on this machine" in message
         assert "train-images-idx3-ubyte" in message and "BPFREE_DATA_DIR" in message
-        assert "'.[tfds]'" in message and "TensorFlow" in message
+        assert "'bpfree[tfds]'" in message and "TensorFlow" in message
         assert f"tfds.builder('{name}', file_format='array_record')" in message
         assert ("apt-get install dataset-fashion-mnist" in message) == (
             name == "fashion_mnist"

@@ -67,9 +67,9 @@ def missing(name: str, entry: Entry, directory: str, problem: str) -> str:
         ways.append(f"on Debian: apt-get install {entry.debian}")
     if entry.splits:
         ways.append(
-            f"have TFDS prepare it ({problem}). Reading the copy needs pip install -e "
-            "'.[tfds]'. Preparing it needs the internet and, once, TensorFlow:\n"
-            "      pip install -e '.[tfds,tfds-prepare]'\n"
+            f"have TFDS prepare it ({problem}). Reading the copy needs pip install "
+            "'bpfree[tfds]'. Preparing it needs the internet and, once, TensorFlow:\n"
+            "      pip install 'bpfree[tfds,tfds-prepare]'\n"
             '      python -c "import tensorflow_datasets as tfds; tfds.builder('
             f"'{name}', file_format='array_record').download_and_prepare()\""
         )
