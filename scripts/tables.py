@@ -262,6 +262,24 @@ def cost() -> str:
     return table(head, rows) + source(record)
 
 
+def architectures() -> str:
+    record = records.read("architectures")
+    rows = [
+        [
+            name,
+            f"`{r['config']}`" + (" and flags" if r["changes"] else ""),
+            *(
+                f"{share(r[k], 3)} +- {share(r[k + '_std'], 3)}"
+                for k in ("accuracy", "twin", "last")
+            ),
+            f"{r['gap']:.2f}" if r["gap"] >= 0.7 else f"**{r['gap']:.2f}**",
+        ]
+        for name, r in record["rows"].items()
+    ]
+    head = ["net, data: method", "config", "test accuracy", "twin", "control", "gap"]
+    return table(head, rows) + source(record)
+
+
 RULES = {
     "backprop": "backprop",
     "backprop early": "backprop, stopped after 1,300 steps",
@@ -374,6 +392,7 @@ TEXTS: dict[str, Callable[[], str]] = {
         first_call,
         cost,
         robustness,
+        architectures,
         energies,
         digits,
         first_run,
