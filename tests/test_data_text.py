@@ -81,7 +81,7 @@ def test_a_bad_file_and_a_missing_set_are_named(news):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ({"form": "bags"}, "'ids'"),
+        ({"form": "bags"}, "form 'bags' is unknown.*ids"),
         ({"vocabulary": 1}, "at least 2"),
         ({"length": 0}, "length=0"),
         ({"preprocess": "zca"}, "'preprocess'"),

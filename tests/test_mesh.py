@@ -45,7 +45,7 @@ def test_a_mesh_that_cannot_be(text, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mesh": 8}, "config.mesh=8 has the wrong type: str is wanted"),
+        ({"mesh": 8}, "config.mesh=8 has the wrong type: text is wanted"),
         ({"mesh": "data:8", "batch_size": 12}, "12 does not divide over the 8 devices"),
         ({"mesh": "sample:4"}, "2 draws of 1 samples do not divide over 4 devices"),
         ({"mesh": "model:7"}, "no parameter whose last axis they divide"),

@@ -108,7 +108,7 @@ def test_running_statistics_come_along(tmp_path):
         ({"frosen": ()}, "entry 'frosen' is unknown.*workdir"),
         ({"frozen": ("Dense_7",)}, "config.frozen: module 'Dense_7' is unknown.*Dense_0"),
         ({"frozen": "Dense_0"}, "config.frozen='Dense_0' has the wrong type"),
-        ({"frozen": (0,)}, "config.frozen: module 0 is unknown.*Dense_0"),
+        ({"frozen": (0,)}, r"config.frozen=\(0,\) has the wrong type: a list is wanted"),
         ({"fresh": "Dense_1"}, "fresh='Dense_1' has the wrong type"),
         ({"workdir": ""}, "^config.pretrained.workdir is missing"),
         ({"workdir": "/nowhere/at"}, "^config.pretrained.workdir: /nowhere/at holds no"),
