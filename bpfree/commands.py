@@ -1,6 +1,7 @@
 """The console scripts; what they run needs the extra `train`, which the core does not."""
 
 import importlib
+import os
 import sys
 
 
@@ -31,4 +32,11 @@ def _run(command: str, module: str) -> None:
         )
     except KeyboardInterrupt:
         sys.exit(130)
-    run()
+    try:
+        try:
+            run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -239,3 +239,15 @@ def test_the_core_imports_without_the_extra():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     (line,) = ended.stderr.strip().splitlines()
     assert ended.returncode == 1 and "pip install 'bpfree[train]'" in line
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """As `bpfree-train --list | head -1`."""
+    code = "import sys, bpfree.commands as c; sys.argv[1:] = ['--list']; c.train()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
