@@ -142,6 +142,10 @@ MISTAKES = {
         put("schedule", "init_value", -0.1),
         "config.schedule.init_value=-0.1 must",
     ),
+    "negative rate in a link": (
+        link(1, "adam", {"learning_rate": -0.1}),
+        r"config.chain\[1\]\[1\].learning_rate=-0.1 must",
+    ),
     "not a number": (
         put("schedule", "init_value", float("nan")),
         "init_value=nan is not",

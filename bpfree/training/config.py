@@ -171,7 +171,7 @@ def _check_numbers(settings: Settings) -> None:
     for keys, value in leaves:
         if not isinstance(value, (int, float)):
             continue
-        path = "config." + jax.tree_util.keystr(keys, simple=True, separator=".")
+        path = "config" + "".join(map(_step, keys))
         name = path.rpartition(".")[2]
         if value != value:
             raise ConfigError(f"{path}={value} is not a number")
@@ -180,6 +180,12 @@ def _check_numbers(settings: Settings) -> None:
             raise ConfigError(f"{path}={value} must not be {problem}")
         if name == "num_samples" and value >= 2**31:
             raise ConfigError(f"{path}={value} must be below 2**31")
+
+
+def _step(key: Any) -> str:
+    if isinstance(key, jax.tree_util.SequenceKey):
+        return f"[{key.idx}]"
+    return "." + jax.tree_util.keystr((key,), simple=True)
 
 
 # ----------------------------------------------------------------------- the same run?
