@@ -48,9 +48,12 @@ class Candidate(NamedTuple):
       make: `num_samples -> estimator`.
 
     Example:
-        >>> found = bpfree.diagnostics.recommend(loss_fn, params, batch, repeats=2)
-        >>> found.best.samples > 0
-        True
+        >>> make = lambda n: bpfree.node_perturbation(loss_fn, num_samples=n)
+        >>> found = bpfree.diagnostics.recommend(
+        ...     loss_fn, params, batch, repeats=2, candidates={"np": make}
+        ... )
+        >>> found.best.name, found.best.samples > 0
+        ('np', True)
     """
 
     name: str
@@ -71,7 +74,10 @@ class Recommendation(NamedTuple):
       refused: {name: reason} of the others.
 
     Example:
-        >>> found = bpfree.diagnostics.recommend(loss_fn, params, batch, repeats=2)
+        >>> make = lambda n: bpfree.node_perturbation(loss_fn, num_samples=n)
+        >>> found = bpfree.diagnostics.recommend(
+        ...     loss_fn, params, batch, repeats=2, candidates={"np": make}
+        ... )
         >>> tx = optax.chain(found.estimator(), optax.sgd(found.best.rate))
     """
 
