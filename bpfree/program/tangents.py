@@ -61,15 +61,18 @@ def _transposed(eqn, invals) -> list[Any]:
 
     @forward.defjvp
     def derivative(primals, tangents):
-        outs, rule, others = jax.vjp(call, *primals, has_aux=True)
         try:
+            outs, rule, others = jax.vjp(call, *primals, has_aux=True)
             (moved,) = jax.linear_transpose(rule, outs)(tuple(tangents))
-        except NotImplementedError as error:
+        except (NotImplementedError, AssertionError) as error:
             where = tags.body_of(eqn)[0].debug_info.func_src_info
+            problem = f"is not linear in the cotangent ({error})"
+            if isinstance(error, AssertionError):  # JAX's own, without words
+                problem = "cannot be evaluated apart from the function around it"
             raise ValueError(
-                f"the backward rule of the custom_vjp {where} is not linear in the "
-                f"cotangent ({error}), so it has no directional derivative. Use an "
-                "estimator of finite differences, such as bpfree.node_perturbation."
+                f"the backward rule of the custom_vjp {where} {problem}, so it has no "
+                "directional derivative. Use an estimator of finite differences, such "
+                "as bpfree.node_perturbation."
             ) from error
         still = [np.zeros(y.shape, jax.dtypes.float0) for y in others]
         return (outs, others), (moved, still)

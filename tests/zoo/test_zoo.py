@@ -20,8 +20,16 @@ SURROGATE = {"dynamics.spiking", "spyx_models.leaky", "meetings.whole_numbers"}
 REFUSED = {
     (name, "decorrelated"): "no kernel is left to decorrelate"
     for name in """meetings.sums kernels.weight_norm kernels.quantised
-    kernels.quantised_custom kernels.masked kernels.tied""".split()
-} | {("plain.contrastive", "learned_feedback"): "the last node.* is shared by the batch"}
+    kernels.quantised_custom kernels.masked kernels.tied meetings.whole_numbers
+    linen_variants.weight_norm""".split()
+}
+REFUSED |= {
+    (name, "learned_feedback"): "the last node.* is shared by the batch"
+    for name in """plain.contrastive plain_variants.graph_convolution
+    diffrax_models.adaptive diffrax_models.fixed_steps""".split()
+}
+REFUSED["diffrax_models.adaptive", "forward_gradient"] = "no directional derivative"
+REFUSED["objectives.mean_loss", "learned_feedback"] = "needs one loss per example"
 # In the default run, as the quickest of their kind; the others are slow.
 QUICK = set(
     """plain.folded plain.time_major plain.vmapped plain.batch_norm plain.contrastive
