@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from bpfree.program import rewriting, tags
 from bpfree.program.trace import LossFn, Program
@@ -59,23 +60,31 @@ def _transposed(eqn, invals) -> list[Any]:
 
     forward = jax.custom_jvp(call)
 
-    @forward.defjvp
     def derivative(primals, tangents):
+        moved = [not isinstance(t, SymbolicZero) for t in tangents]
+
+        def of_moved(*some):  # a rule may refuse to be asked about what stands still
+            given = iter(some)
+            pairs = zip(moved, primals, strict=True)
+            return call(*[next(given) if m else x for m, x in pairs])
+
+        some = [x for m, x in zip(moved, primals, strict=True) if m]
+        outs, rule, others = jax.vjp(of_moved, *some, has_aux=True)
+        directions = tuple(t for m, t in zip(moved, tangents, strict=True) if m)
         try:
-            outs, rule, others = jax.vjp(call, *primals, has_aux=True)
-            (moved,) = jax.linear_transpose(rule, outs)(tuple(tangents))
-        except (NotImplementedError, AssertionError) as error:
+            (change,) = jax.linear_transpose(rule, outs)(directions)
+        except (NotImplementedError, ValueError) as error:  # ValueError: a while loop
             where = tags.body_of(eqn)[0].debug_info.func_src_info
-            problem = f"is not linear in the cotangent ({error})"
-            if isinstance(error, AssertionError):  # JAX's own, without words
-                problem = "cannot be evaluated apart from the function around it"
             raise ValueError(
-                f"the backward rule of the custom_vjp {where} {problem}, so it has no "
-                "directional derivative. Use an estimator of finite differences, such "
-                "as bpfree.node_perturbation."
+                f"the backward rule of the custom_vjp {where} is not linear in the "
+                f"cotangent, or has no transpose ({error}), so it has no directional "
+                "derivative. Use an estimator of finite differences, such as "
+                "bpfree.node_perturbation."
             ) from error
         still = [np.zeros(y.shape, jax.dtypes.float0) for y in others]
-        return (outs, others), (moved, still)
+        return (outs, others), (change, still)
+
+    forward.defjvp(derivative, symbolic_zeros=True)
 
     outs, others = forward(*[x for m, x in zip(moving, invals, strict=True) if m])
     found, rest = iter(outs), iter(others)

@@ -18,18 +18,26 @@ SURROGATE = {"dynamics.spiking", "spyx_models.leaky", "meetings.whole_numbers"}
 # What cannot be, and the error that says so. No kernel of the first enters a product as
 # it stands, so that there is nothing to decorrelate.
 REFUSED = {
-    (name, "decorrelated"): "no kernel is left to decorrelate"
-    for name in """meetings.sums kernels.weight_norm kernels.quantised
-    kernels.quantised_custom kernels.masked kernels.tied meetings.whole_numbers
-    linen_variants.weight_norm""".split()
+    (name, step): message
+    for step, message, names in (
+        (
+            "decorrelated",
+            "no kernel is left to decorrelate",
+            """meetings.sums kernels.weight_norm kernels.quantised kernels.masked
+            kernels.quantised_custom kernels.tied meetings.whole_numbers
+            linen_variants.weight_norm""",
+        ),
+        (
+            "learned_feedback",
+            "the last node.* is shared by the batch",
+            """plain.contrastive plain_variants.graph_convolution
+            diffrax_models.adaptive diffrax_models.fixed_steps""",
+        ),
+        ("learned_feedback", "needs one loss per example", "objectives.mean_loss"),
+        ("forward_gradient", "no directional derivative", "diffrax_models.adaptive"),
+    )
+    for name in names.split()
 }
-REFUSED |= {
-    (name, "learned_feedback"): "the last node.* is shared by the batch"
-    for name in """plain.contrastive plain_variants.graph_convolution
-    diffrax_models.adaptive diffrax_models.fixed_steps""".split()
-}
-REFUSED["diffrax_models.adaptive", "forward_gradient"] = "no directional derivative"
-REFUSED["objectives.mean_loss", "learned_feedback"] = "needs one loss per example"
 # In the default run, as the quickest of their kind; the others are slow.
 QUICK = set(
     """plain.folded plain.time_major plain.vmapped plain.batch_norm plain.contrastive
