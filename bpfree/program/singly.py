@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Literal
 
 from bpfree.program import rewriting, tags
+from bpfree.program.side_by_side import side_by_side
 
 Numbers = tuple[int, ...]
 """Which arguments reach a value, ascending."""
@@ -58,29 +58,21 @@ def singly(
                 pairs = list(zip(eqn.invars, moved, strict=True))
                 plain = partial(rewriting.lookup, rest)
                 ins = [at(v, wanted) if m else plain(v) for v, m in pairs]
-                rewriting.assign(rows, eqn.outvars, _side_by_side(eqn, ins, moved))
+                rewriting.assign(rows, eqn.outvars, _bind(eqn, ins, moved))
         return jnp.split(at(out, every), len(every))
 
     return run
 
 
-def _side_by_side(eqn, ins, moved: list[bool]) -> list[jax.Array]:
-    """The results of an equation, with an axis in front that the moved operands have.
+def _bind(eqn, ins, moved: list[bool]) -> list[jax.Array]:
+    """The results of an equation, with an axis in front that the moved operands have."""
+    pairs = list(zip(moved, ins, strict=True))
 
-    In turn where the operation has no rule for `vmap`.
-    """
-    bound = partial(tags.bind_eqn, eqn)
-    try:
-        return jax.vmap(bound, [[0 if m else None for m in moved]])(ins)
-    except NotImplementedError:
+    def one(*row):
+        given = iter(row)
+        return tags.bind_eqn(eqn, [next(given) if m else x for m, x in pairs])
 
-        def one(row):
-            given = iter(row)
-            return bound(
-                [next(given) if m else x for m, x in zip(moved, ins, strict=True)]
-            )
-
-        return lax.map(one, [x for m, x in zip(moved, ins, strict=True) if m])
+    return side_by_side(one)(*[x for m, x in pairs if m])
 
 
 def _reach(jaxpr) -> dict[Any, Numbers]:

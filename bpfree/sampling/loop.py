@@ -18,6 +18,7 @@ from bpfree.program import interpreter, tags
 from bpfree.program.convolutions import canonical
 from bpfree.program.partition import samples_inside
 from bpfree.program.rewriting import traced
+from bpfree.program.side_by_side import in_turn, or_in_turn, side_by_side
 from bpfree.program.trace import Program
 from bpfree.sampling.noise import Plan
 
@@ -103,30 +104,7 @@ def over_samples(layout: Layout, evaluate: Callable) -> Callable:
 
     Side by side, or one after another: a program with ordered effects has no `vmap`.
     """
-    return _in_turn(evaluate) if layout.sequential else side_by_side(evaluate)
-
-
-def side_by_side(evaluate: Callable) -> Callable:
-    """`jax.vmap(evaluate)`, or a loop where an operation has no rule for `vmap`.
-
-    `ragged_dot` has none for a shared weight, nor has many a primitive of other people.
-    """
-
-    return _or_in_turn(jax.vmap(evaluate), evaluate)
-
-
-def _or_in_turn(together: Callable, evaluate: Callable) -> Callable:
-    def run(*samples):
-        try:
-            return together(*samples)
-        except NotImplementedError:
-            return _in_turn(evaluate)(*samples)
-
-    return run
-
-
-def _in_turn(evaluate: Callable) -> Callable:
-    return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
+    return in_turn(evaluate) if layout.sequential else side_by_side(evaluate)
 
 
 def in_chunks(layout: Layout, function: Callable) -> Callable:
@@ -136,7 +114,7 @@ def in_chunks(layout: Layout, function: Callable) -> Callable:
         if len(jax.tree.leaves(tree)[0]) <= layout.chunk:
             return side_by_side(function)(tree)
         chunked = partial(lax.map, function, batch_size=layout.chunk)
-        return _or_in_turn(chunked, function)(tree)
+        return or_in_turn(chunked, function)(tree)
 
     return run
 

@@ -1,0 +1,31 @@
+"""Evaluations side by side, or one after another where an operation has no `vmap`.
+
+`ragged_dot` has no rule for a shared weight, nor has many a primitive of other people.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+
+def side_by_side(evaluate: Callable) -> Callable:
+    """`jax.vmap(evaluate)`, or a loop."""
+    return or_in_turn(jax.vmap(evaluate), evaluate)
+
+
+def or_in_turn(together: Callable, evaluate: Callable) -> Callable:
+    """`together`, or a loop of `evaluate` over the leading axis of its arguments."""
+
+    def run(*samples):
+        try:
+            return together(*samples)
+        except NotImplementedError:
+            return in_turn(evaluate)(*samples)
+
+    return run
+
+
+def in_turn(evaluate: Callable) -> Callable:
+    """`jax.vmap(evaluate)` as a loop."""
+    return lambda *samples: lax.map(lambda sample: evaluate(*sample), samples)
