@@ -8,7 +8,6 @@ inside the folder: what is finished there is not run again, so that the script m
 stopped and called again. The result file has what is finished so far.
 """
 
-import json
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +16,18 @@ import numpy as np
 import records
 from absl import app, flags
 
+from bpfree.training import metrics
+
 FOLDER = flags.DEFINE_string("folder", "runs/architectures", "where the runs go")
 ONLY = flags.DEFINE_list("only", [], "rows whose configs begin so; none: all")
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each config")
 RESULTS = flags.DEFINE_string("results", "", "where to write the table, if anywhere")
 
+_ARMS = {
+    "": "node perturbation",
+    "_dnp": "the same, decorrelated",
+    "_feedback": "learned feedback",
+}
 AG_NEWS = ("data.name=ag_news_5k", "data.length=32")
 
 
@@ -46,11 +52,6 @@ def recurrent(cell: str, text: str, *arms: str) -> tuple[Net, Net]:
     )
 
 
-_ARMS = {
-    "": "node perturbation",
-    "_dnp": "the same, decorrelated",
-    "_feedback": "learned feedback",
-}
 LOCAL = "node perturbation, local credit"
 NETS = (
     *recurrent("gru", "GRU", "", "_feedback"),
@@ -136,9 +137,9 @@ def run(net: Net, arm: str, seed: int) -> float:
 
 def finished(workdir: Path) -> float | None:
     """Test accuracy of a run that has ended, from its last line."""
-    file = workdir / "metrics.jsonl"
-    last = json.loads(file.read_text().splitlines()[-1]) if file.exists() else {}
-    return last["test/accuracy"] if last.get("kind") == "summary" else None
+    lines = metrics.read(workdir) if metrics.path_of(workdir).exists() else []
+    ended = [line for line in lines if line["kind"] == "summary"]
+    return ended[-1]["test/accuracy"] if ended else None
 
 
 def main(argv) -> None:

@@ -104,9 +104,11 @@ def kernel_cosines(params, batch) -> jax.Array:
     """Of exact gradients with some statistics constant and the full one, (kernels, 2)."""
 
     def gradient(first_held: int):
-        held = lambda i: jax.lax.stop_gradient if i >= first_held else lambda v: v  # noqa: E731
-        loss = lambda p: forward(p, batch, lambda v, name: held(int(name[-1]))(v)).mean()  # noqa: E731
-        return jax.grad(loss)(params)
+        def held(value, name):
+            layer = int(name[-1])
+            return jax.lax.stop_gradient(value) if layer >= first_held else value
+
+        return jax.grad(lambda p: forward(p, batch, held).mean())(params)
 
     def cosine(a, b):
         return jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b)

@@ -197,19 +197,16 @@ def report(name: str) -> dict[str, dict[str, Any]]:
             continue
         spent = times[row.name, row.samples]
         cost = ratio(spent, backprop), ratio(spent, inference) / row.samples
-        over = (
-            ""
-            if row.name == "backprop"
-            else f"{cost[1] * row.samples / floor(row.samples):.2f}"
-        )
+        over = cost[1] * row.samples / floor(row.samples)
+        text = "" if row.name == "backprop" else f"{over:.2f}"
         print(
             f"{row.name:<20}{row.samples:>13}{1e3 * statistics.median(spent):>13.2f}"
-            f"{cost[0]:>13.2f}{cost[1]:>13.2f}{over:>13}{row.scratch / 2**20:>13.1f}"
+            f"{cost[0]:>13.2f}{cost[1]:>13.2f}{text:>13}{row.scratch / 2**20:>13.1f}"
         )
         found[f"{name}: {row.name}, {row.samples}"] = {
             "backprop_steps": cost[0],
             "of_inference": cost[1],
-            "of_floor": cost[1] * row.samples / floor(row.samples),
+            "of_floor": over if text else None,
             "scratch_mib": row.scratch / 2**20,
         }
     return found

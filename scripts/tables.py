@@ -51,8 +51,8 @@ def share(value: float, digits: int = 4) -> str:
     return text.removeprefix("0") if value < 1 else text
 
 
-def with_spread(row: dict, key: str) -> str:
-    return f"{share(row[key])} +- {share(row[key + '_std'])}"
+def with_spread(row: dict, key: str, digits: int = 4) -> str:
+    return f"{share(row[key], digits)} +- {share(row[key + '_std'], digits)}"
 
 
 def source(record: dict) -> str:
@@ -203,6 +203,7 @@ def choice() -> str:
 
 # The calls that the names of scripts/first_call.py stand for.
 PROGRAMS = {
+    "backprop": "backprop()",
     "likelihood ratio (clean)": 'likelihood_ratio(pairing="clean")',
     "likelihood ratio (noisy)": "likelihood_ratio()",
     "node perturbation": "node_perturbation()",
@@ -217,9 +218,8 @@ PROGRAMS = {
 def first_call() -> str:
     record = records.read("first_call")
     rows = sorted(record["rows"].items(), key=lambda row: row[1]["operations"])
-    calls = {"backprop": "backprop()"} | PROGRAMS
     lines = [
-        [f"`{calls[name]}`", f"{row['operations']:,}", f"{row['over_backprop']:.2f}"]
+        [f"`{PROGRAMS[name]}`", f"{row['operations']:,}", f"{row['over_backprop']:.2f}"]
         for name, row in rows
     ]
     return table(["estimator", "operations", "over backprop"], lines) + source(record)
@@ -268,10 +268,7 @@ def architectures() -> str:
         [
             name,
             f"`{r['config']}`" + (" and flags" if r["changes"] else ""),
-            *(
-                f"{share(r[k], 3)} +- {share(r[k + '_std'], 3)}"
-                for k in ("accuracy", "twin", "last")
-            ),
+            *(with_spread(r, k, 3) for k in ("accuracy", "twin", "last")),
             f"{r['gap']:.2f}" if r["gap"] >= 0.7 else f"**{r['gap']:.2f}**",
         ]
         for name, r in record["rows"].items()
@@ -298,12 +295,7 @@ def robustness() -> str:
     record = records.read("robustness")
     columns = ["clean", "transfer", "pgd", "search", "gaussian", "contrast"]
     rows = [
-        [text]
-        + [
-            f"{share(record['rows'][name][c], 3)} +- "
-            f"{share(record['rows'][name][c + '_std'], 3)}"
-            for c in columns
-        ]
+        [text, *(with_spread(record["rows"][name], c, 3) for c in columns)]
         for name, text in RULES.items()
     ]
     head = ["clean", "transfer", "PGD", "search", "Gaussian .3", "contrast - .6"]
