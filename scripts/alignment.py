@@ -82,7 +82,7 @@ def statistics(tx, loss_fn, params, batch, only_last):
     truth = ravel_pytree(chosen(truth))[0]
 
     def one(key):
-        state = tx.init(params)._replace(key=key)
+        state = tx.init(params)._replace(key=jax.random.key_data(key))
         gradient, _ = tx.update(None, state, params, batch=batch)
         estimate = ravel_pytree(chosen(gradient))[0]
         product = estimate @ truth

@@ -78,7 +78,7 @@ def estimates(loss_fn, params, batch, credit):
     tx = bpfree.node_perturbation(loss_fn, num_samples=SAMPLES.value, credit=credit)
 
     def one(key):
-        state = tx.init(params)._replace(key=key)
+        state = tx.init(params)._replace(key=jax.random.key_data(key))
         return ravel_pytree(tx.update(None, state, params, batch=batch)[0])[0]
 
     keys = jax.random.split(jax.random.key(7), REPEATS.value)

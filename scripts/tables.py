@@ -116,6 +116,29 @@ def learned_feedback() -> str:
     return table(head, rows) + source(record)
 
 
+def unbiased_feedback() -> str:
+    """Test accuracies of `scripts/unbiased_feedback.py`."""
+    record = records.read("unbiased_feedback")
+    rows = [
+        [name, str(r["samples"]), f"{r['rate']:g}", with_spread(r, "accuracy")]
+        for name, r in record["rows"].items()
+        if "accuracy" in r
+    ]
+    head = ["net: estimate", "noisy passes", "rate", "test accuracy"]
+    return table(head, rows) + source(record)
+
+
+def unbiased_along() -> str:
+    """What its estimates are during the runs of the first arm."""
+    names = ("cosine", "slope", "variance")
+    rows = [
+        [text, *(f"{r[n]:.3f} +- {r[n + '_std']:.3f}" for n in names)]
+        for text, r in records.read("unbiased_feedback")["rows"].items()
+        if "cosine" in r
+    ]
+    return table(["net, steps before: estimate", *names], rows)
+
+
 def recommend() -> str:
     record = records.read("recommend")
     rows = [
@@ -375,6 +398,8 @@ TEXTS: dict[str, Callable[[], str]] = {
         alignment,
         training,
         learned_feedback,
+        unbiased_feedback,
+        unbiased_along,
         recommend,
         pretrained_characters,
         pretrained_characters_longer,
