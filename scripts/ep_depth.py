@@ -44,8 +44,8 @@ def energy_of(depth: int) -> eq.Energy:
         10,
         (),
         tuple(n // NARROW.value for n in CHANNELS[:depth]),
-        PADDED[:depth],
-        POOLED[:depth],
+        padded=PADDED[:depth],
+        pooled=POOLED[:depth],
         activation="dsilu",
         temperature=10.0,
     ).objective()
