@@ -16,12 +16,14 @@ COMMAND = re.compile(r"scripts/(\w+)\.py(.*?)(?=python |\Z)", re.DOTALL)
 
 # The main path of each with tiny flags, on data that needs no download.
 SMALL = {
+    "alignment": "--samples=2 --repeats=2 --seeds=1 --only=wp",
     "batch_statistics": "--seeds=2 --repeats=2 --passes 5",
     "benchmark": "--models=mlp --samples=2 --rounds=1 --only=wp --batch=4 --chunk=2",
     "benchmark_ep": "--nets=mlp --rounds=1 --batches=1",
     "compare_decorrelation": "--net=mlp --time --arms=backprop,dbp --batch=2 --rounds=1",
     "compare_estimators": "--cost=4 --steps=1 --repeats=2 --seeds=1",
     "compare_training": "--data=digits --arms=backprop,np --steps=2 --seeds=1 --batch=4",
+    "credit": "--samples=2 --repeats=2",
     "ep_depth": "--depths=2 --seeds=1 --batch=1 --narrow=64 --sweeps=1",
     "ep_feedback": "--seeds=1 --batch=1",
     "launcher_overhead": "--config=configs/digits.py:smoke --rounds=1 --steps=4",
