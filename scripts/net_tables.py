@@ -1,0 +1,150 @@
+"""Tables of nets and data sets, from `results/`; see `scripts/tables.py`."""
+
+from statistics import mean, stdev
+
+import records
+from cells import share, source, table, with_spread
+
+MOVES = {
+    "untouched": ("-", "nothing"),
+    "bp": ("`backprop()`", "all"),
+    "scratch": ("`backprop()`", "all, from random weights"),
+    "feedback": ("`learned_feedback()`", "all"),
+    "readout": ("`backprop()`", "the last layer: no error crosses a weight"),
+    "np": ("`node_perturbation()`", "adapters of rank 4, the last layers"),
+    "wp": ("`weight_perturbation(rank=1)`", "all"),
+}
+
+
+def pretrained_characters() -> str:
+    return _pretrained("characters", "bits", "bits per character")
+
+
+def pretrained_characters_longer() -> str:
+    return _pretrained("characters_longer", "bits", "bits per character")
+
+
+def pretrained_pronunciation() -> str:
+    return _pretrained("pronunciation", "right", "words right")
+
+
+def pretrained_pronunciation_longer() -> str:
+    return _pretrained("pronunciation_longer", "right", "words right")
+
+
+def _pretrained(name: str, metric: str, title: str) -> str:
+    """Arms of `scripts/pretrained.py`; the gap is from the untouched net to backprop."""
+    record = records.read(f"pretrained_{name}")
+    rows = record["rows"]
+    start, end = (rows[arm][metric] for arm in ("untouched", "bp"))
+
+    def line(arm):
+        r = rows[arm]
+        gap = f"{(r[metric] - start) / (end - start):.2f}"
+        if arm == "untouched":
+            return [*MOVES[arm], "", "", "", "", f"{r[metric]:.3f}", ""]
+        crossed = "all" if r["carried"] is None else str(r["carried"])
+        found = f"{r[metric]:.3f} +- {r[metric + '_std']:.3f}"
+        run = [str(r["steps"]), f"{r['rate']:g}", crossed, f"{r['memory']:.0f}"]
+        return [*MOVES[arm], *run, found, gap]
+
+    head = ["estimator", "what moves", "steps", "rate", "carried", "MB", title, "gap"]
+    return table(head, map(line, (arm for arm in MOVES if arm in rows))) + source(record)
+
+
+def architectures() -> str:
+    record = records.read("architectures")
+    rows = [
+        [
+            name,
+            f"`{r['config']}`" + (" and flags" if r["changes"] else ""),
+            *(with_spread(r, k, 3) for k in ("accuracy", "twin", "last")),
+            f"{r['gap']:.2f}" if r["gap"] >= 0.7 else f"**{r['gap']:.2f}**",
+        ]
+        for name, r in record["rows"].items()
+    ]
+    head = ["net, data: method", "config", "test accuracy", "twin", "control", "gap"]
+    return table(head, rows) + source(record)
+
+
+RULES = {
+    "backprop": "backprop",
+    "backprop early": "backprop, stopped after 1,300 steps",
+    "backprop noise": "backprop through the same noise",
+    "lr": "`likelihood_ratio`, sigma 0.5",
+    "lr threshold": "the same, threshold units",
+    "np": "`node_perturbation`",
+    "anp": "`activity_node_perturbation`",
+    "feedback": "`learned_feedback`",
+    "ep": "`equilibrium_propagation`",
+    "decorrelated": "`decorrelate`, the `dbp` rule",
+}
+
+
+def robustness() -> str:
+    record = records.read("robustness")
+    columns = ["clean", "transfer", "pgd", "search", "gaussian", "contrast"]
+    rows = [
+        [text, *(with_spread(record["rows"][name], c, 3) for c in columns)]
+        for name, text in RULES.items()
+    ]
+    head = ["clean", "transfer", "PGD", "search", "Gaussian .3", "contrast - .6"]
+    return table(["trained by", *head], rows) + source(record)
+
+
+ENERGIES = {
+    "energies_mnist": "MNIST, 784-512-512-10, ReLU",
+    "energies_deep": "20,000 images of MNIST, ten layers of 128, ReLU",
+}
+
+
+def energies() -> str:
+    """Nets with scaled feedback and their feed-forward twins."""
+    found = {name: records.read(name) for name in ENERGIES}
+    rows = [
+        [
+            ENERGIES[name],
+            arm,
+            f"{r['rate']:.0e}",
+            with_spread(r, "accuracy"),
+            f"{r['seconds']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['steps']:.2f}",
+        ]
+        for name, record in found.items()
+        for arm, r in record["rows"].items()
+    ]
+    head = ["net", "arm", "rate", "test accuracy", "CPU s to its best", "over backprop"]
+    text = table([*head, "an update over backprop"], rows)
+    return text + "".join(source(record) for record in found.values())
+
+
+def digits() -> str:
+    record = records.read("digits")
+    rows = [
+        [
+            name,
+            f"`bpfree-train --config={r['config']} --config.seed=S`",
+            f"{share(mean(r['accuracy']))} +- {share(stdev(r['accuracy']))}",
+        ]
+        for name, r in record["rows"].items()
+    ]
+    return table(["method", "command", "test accuracy, seeds 0 to 4"], rows)
+
+
+def first_run() -> str:
+    """What README says of its first command."""
+    record = records.read("digits")
+    row = next(iter(record["rows"].values()))
+    values, seconds = row["accuracy"], row["seconds"]
+    lines = [
+        f"The first command ends with `test accuracy {values[0]:.4f}`, and leaves",
+        "metrics (JSON lines), a checkpoint and `learning_curve.png` in `runs/digits`.",
+        "It trains an MLP 64-128-128-10, and no error signal crosses a layer. Over seeds",
+        f"{record['seeds'][0]} to {record['seeds'][-1]} (`bpfree-train "
+        f"--config={row['config']} --config.seed=S`) the test accuracy",
+        f"is **{100 * mean(values):.1f} %** (standard deviation "
+        f"{100 * stdev(values):.2f}), in {seconds[0]} to {seconds[-1]} s on two",
+        "CPU cores, idle or shared.",
+    ]
+    return "\n".join(lines) + "\n"
