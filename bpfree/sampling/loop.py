@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.program import interpreter, tags
-from bpfree.program.convolutions import canonical
+from bpfree.program.convolutions import canonical, of_convolutions
 from bpfree.program.partition import samples_inside
 from bpfree.program.rewriting import traced
 from bpfree.program.side_by_side import in_turn, or_in_turn, side_by_side
@@ -74,7 +74,7 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
 
     def adding(indices):
         """(zero sums, body of the loop) for chunks like this one; traced once."""
-        one, (added, _) = traced(run, canonical, indices)
+        one, (added, _) = traced(run, (indices,), canonical, of_convolutions)
 
         def body(sums, indices):
             added, stacked = one(indices)
