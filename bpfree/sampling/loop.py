@@ -94,6 +94,15 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
+def mean_of(sums: Any, count) -> Any:
+    """What `sum_over_draws` adds up, over the count of what was added."""
+    count = jnp.asarray(count)
+    return jax.tree.map(lambda total: _quotient(total, count), sums)
+
+
+_quotient = jax.jit(jnp.divide)  # one function in the program for all sums of a shape
+
+
 def sum_over_devices(sums: Any) -> Any:
     """The sum over devices of what `sum_over_draws` returns with `apart`."""
     return jax.tree.map(lambda a: a.sum(0), sums)
