@@ -14,7 +14,7 @@ from bpfree.estimators import clean_pass
 from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
-from bpfree.sampling.loop import Layout, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import Plan, credit, draw_chunk
 from bpfree.sampling.scale import at_least_float32
 
@@ -47,7 +47,7 @@ def residual_of(step: Step) -> NodeTree:
         noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
         return _credit(step, noise, noisy), ()
 
-    return _mean(step, sum_over_draws(chunk, step.layout)[0])
+    return mean_of(sum_over_draws(chunk, step.layout)[0], _samples(step))
 
 
 def residual_and_misfit(step: Step, predictor, weights):
@@ -72,17 +72,19 @@ def residual_and_misfit(step: Step, predictor, weights):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy, moves, change = over_samples(step.layout, observe)(noise)
 
-        def misfit(weights):
+        def respond(weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
-            return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
+            return {name: guess[name] for name in names}
 
-        slope = jax.grad(misfit)(weights)
+        guess, vjp = jax.vjp(respond, weights)
+        slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
         slope = jax.tree.map(at_least_float32, slope)
         return (_credit(step, noise, noisy), slope), ()
 
-    residual, slope = _mean(step, sum_over_draws(chunk, step.layout)[0])
-    size = step.losses.size
-    return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
+    residual, slope = sum_over_draws(chunk, step.layout)[0]
+    slope = mean_of(slope, _samples(step) * step.losses.size)
+    slope = jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
+    return mean_of(residual, _samples(step)), slope
 
 
 def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
@@ -107,18 +109,20 @@ def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     }
 
 
-def _mean(step: Step, sums):
-    count = step.layout.num_draws * step.plan.group
-    return jax.tree.map(lambda total: total / count, sums)
+def _samples(step: Step) -> int:
+    return step.layout.num_draws * step.plan.group
 
 
 def filled(residual: NodeTree, predicted: NodeTree, scale, of_predicted=0.0) -> NodeTree:
     """scale * residual + of_predicted * predicted at every node."""
 
-    def at(name, guess):
-        total = of_predicted * guess
-        if name in residual:
-            total = total + scale * residual[name].astype(guess.dtype)
-        return total
+    scales = jnp.asarray(scale), jnp.asarray(of_predicted)
+    return {k: _filled(*scales, residual.get(k), g) for k, g in predicted.items()}
 
-    return {name: at(name, guess) for name, guess in predicted.items()}
+
+@jax.jit  # one function in the program for all nodes of a shape
+def _filled(scale, of_predicted, residual, predicted):
+    total = of_predicted * predicted
+    if residual is not None:
+        total = total + scale * residual.astype(predicted.dtype)
+    return total

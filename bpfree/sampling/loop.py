@@ -96,7 +96,7 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
 
 def mean_of(sums: Any, count) -> Any:
     """What `sum_over_draws` adds up, over the count of what was added."""
-    count = jnp.asarray(count)
+    count = jnp.asarray(1.0 * count)
     return jax.tree.map(lambda total: _quotient(total, count), sums)
 
 

@@ -224,6 +224,7 @@ def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     return broadcast(weights, values.ndim, batch_axis) * values
 
 
+@partial(jax.jit, static_argnums=2)  # one function in the program for nodes alike
 def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     """`per_sample(...).sum(0)`."""
     return weighted_sum(broadcast(weights, values.ndim, batch_axis), values)
