@@ -5,6 +5,7 @@ See `learned_feedback`, whose residual q is
     q_l = 1/K sum_k z_lk ((L_k - L_0) / sigma - sum_m z_mk . g_hat_m)
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
 from bpfree.sampling.loop import Layout, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import Plan, credit, draw_chunk
-from bpfree.sampling.scale import at_least_float32
+from bpfree.sampling.scale import at_least_float32, scaled
 
 
 class Step(NamedTuple):
@@ -44,7 +45,7 @@ def residual_of(step: Step) -> NodeTree:
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
-        noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
+        noisy = evaluate({name: scaled(step.sigma, z) for name, z in noise.items()})
         return _credit(step, noise, noisy), ()
 
     return mean_of(sum_over_draws(chunk, step.layout)[0], _samples(step))
@@ -55,13 +56,10 @@ def residual_and_misfit(step: Step, predictor, weights):
     names = [site.name for site in step.clean.program.nodes]
 
     def observe(noise):
-        deltas = jax.tree.map(lambda z: step.sigma * z, noise)
+        deltas = {name: scaled(step.sigma, z) for name, z in noise.items()}
         out, values = passes.cut(step.noisy, step.clean.args, deltas)
-        change = jax.tree.map(
-            lambda v, c: (v - c) / step.sigma.astype(v.dtype),
-            {name: values[name] for name in names},
-            {name: step.clean.values[name] for name in names},
-        )
+        clean = step.clean.values
+        change = {k: _change(values[k], clean[k], step.sigma) for k in names}
         moves = {
             k: c + noise[k].astype(c.dtype) if k in noise else c
             for k, c in change.items()
@@ -87,26 +85,32 @@ def residual_and_misfit(step: Step, predictor, weights):
     return mean_of(residual, _samples(step)), slope
 
 
+@jax.jit  # one function in the program for all nodes of a shape, as those below
+def _change(noisy, clean, sigma):
+    return (noisy - clean) / sigma.astype(noisy.dtype)
+
+
 def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
-    guessed = {
-        s.name: noise[s.name] * step.predicted[s.name].astype(jnp.float32)[None]
-        for s in step.sites
-    }
     alone = [s for s in step.sites if s.batch_axis is not None]
-    shared = [
-        s for s in step.sites if s.batch_axis is None
-    ]  # all examples answer together
-    for site in alone:
-        rest = rest - guessed[site.name].sum(tuple(i + 1 for i in site.example_axes))
+    shared = [s for s in step.sites if s.batch_axis is None]  # all examples answer at once
+    for s in alone:
+        rest = rest - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
     total = rest.sum(1)
-    for site in shared:
-        total = total - guessed[site.name].reshape(len(total), -1).sum(1)
+    for s in shared:
+        total = total - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
     return {
         **{s.name: credit(rest, noise[s.name], s.batch_axis) for s in alone},
         **{s.name: credit(total, noise[s.name], None) for s in shared},
     }
+
+
+@partial(jax.jit, static_argnums=2)
+def _guessed(noise, predicted, axes: tuple[int, ...]) -> jax.Array:
+    """What the prediction says of each sample's noise: z . g_hat over these axes."""
+    change = noise * predicted.astype(jnp.float32)[None]
+    return change.sum(tuple(i + 1 for i in axes))
 
 
 def _samples(step: Step) -> int:
@@ -120,7 +124,7 @@ def filled(residual: NodeTree, predicted: NodeTree, scale, of_predicted=0.0) -> 
     return {k: _filled(*scales, residual.get(k), g) for k, g in predicted.items()}
 
 
-@jax.jit  # one function in the program for all nodes of a shape
+@jax.jit
 def _filled(scale, of_predicted, residual, predicted):
     total = of_predicted * predicted
     if residual is not None:

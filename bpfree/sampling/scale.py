@@ -122,6 +122,7 @@ def least_at(sites: Sequence[Site], sigma: NodeTree) -> jax.Array:
     return least[np.array([places[id(s)] for s in given])]
 
 
+@jax.jit  # one function in the program for all values of a shape
 def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
     lead = range(value.ndim - sigma.ndim if sigma.ndim else 0)
