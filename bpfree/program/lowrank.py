@@ -144,7 +144,9 @@ def _scan(eqn, invals):
         return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
 
     def evaluate(jaxpr, closed, args):
-        return list(map(_full, rewriting.replay(jaxpr, closed, args, _bind, _with_low_rank)))
+        return list(
+            map(_full, rewriting.replay(jaxpr, closed, args, _bind, _with_low_rank))
+        )
 
     given = [*consts, *map(_full, carry), *map(stacked, xs)]
     return rewriting.reopened(eqn, given, evaluate)

@@ -14,7 +14,7 @@ Bind = Callable[[Any, list[Any]], list[Any]]
 """bind(eqn, inputs) -> outputs."""
 
 Opens = Callable[[Any, list[Any]], bool]
-"""Whether a call (eqn, inputs) is looked into; others stay one function of the program."""
+"""Whether a call (eqn, inputs) is looked into; others stay functions of the program."""
 
 
 def to_jaxpr(fn: Callable[..., Any], args) -> tuple[Any, Sequence[Any], Any]:
