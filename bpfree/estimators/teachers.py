@@ -94,9 +94,9 @@ def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
     alone = [s for s in step.sites if s.batch_axis is not None]
-    shared = [
+    shared = [  # all examples answer at once
         s for s in step.sites if s.batch_axis is None
-    ]  # all examples answer at once
+    ]
     for s in alone:
         rest = rest - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
     total = rest.sum(1)
