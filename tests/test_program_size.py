@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import first_call  # noqa: E402
 
 BUDGET = {
-    "node perturbation": 2,
-    "likelihood ratio (clean)": 2,
-    "likelihood ratio (noisy)": 2,
-    "forward gradient": 2.65,
-    "weight perturbation": 2.55,
-    "weight perturbation (rank 1)": 3.5,
-    "learned feedback": 5.5,
-    "layer-wise": 3,
+    "node perturbation": 1.4,
+    "likelihood ratio (clean)": 1.5,
+    "likelihood ratio (noisy)": 1.6,
+    "forward gradient": 1.95,
+    "weight perturbation": 1.5,
+    "weight perturbation (rank 1)": 1.6,
+    "learned feedback": 3.4,
+    "layer-wise": 2.25,
 }
 
 

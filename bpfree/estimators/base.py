@@ -100,7 +100,7 @@ def transformation(
         key = jax.random.fold_in(seeds.from_words(state.key), state.count)
         with jax.named_scope("bpfree.estimate"):
             found = estimator.estimate(key, params, batch, state)
-        sums = [at_least_float32(g).sum() for g in jax.tree.leaves(found.gradient)]
+        sums = [_total(g) for g in jax.tree.leaves(found.gradient)]
         widest = max((total.dtype for total in sums), key=lambda kind: kind.itemsize)
         finite = jnp.isfinite(sum(total.astype(widest) for total in sums))
         bad = jnp.where(finite, NO_FAULT, BAD_GRADIENT)
@@ -121,6 +121,11 @@ def transformation(
     made.estimator = estimator
     made.loss_fn = objective
     return made
+
+
+@jax.jit  # here and elsewhere: one function in the program for all leaves of a shape
+def _total(leaf):
+    return at_least_float32(leaf).sum()
 
 
 def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:

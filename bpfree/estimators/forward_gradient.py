@@ -24,7 +24,7 @@ from bpfree.program import interpreter, lowrank, rewriting, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
 from bpfree.program.trace import LossFn, NodeFilter
-from bpfree.sampling.loop import in_chunks, sum_over_draws
+from bpfree.sampling.loop import in_chunks, mean_of, sum_over_draws
 
 
 def forward_gradient(
@@ -146,7 +146,7 @@ def _of_weights(loss_fn, plan, rank, layout) -> Estimator:
 
         together = weight_noise.credited_together(layout, rank, moved)
         sums = sum_over_draws(chunk, together)[0]
-        sums = jax.tree.map(lambda total: total / layout.num_draws, sums)
+        sums = mean_of(sums, layout.num_draws)
         gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, losses))
         return Estimate(gradient, losses, aux)
 

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from bpfree.choices import check_choice
 from bpfree.estimators import clean_pass, predictors, teachers
+from bpfree.estimators.adam import adam
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.faults import find_fault
@@ -47,8 +48,8 @@ from bpfree.sampling.seeds import as_key
 
 # What teaches the predictor -> the optimiser that fits it.
 TEACHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "responses": lambda: optax.adam(1e-2, b1=0.5, b2=0.99),  # it must follow the model
-    "losses": lambda: optax.adam(1e-3),
+    "responses": lambda: adam(1e-2, b1=0.5, b2=0.99),  # it must follow the model
+    "losses": lambda: adam(1e-3),
 }
 
 

@@ -15,7 +15,7 @@ from bpfree.program.singly import singly
 from bpfree.program.trace import NodeTree, Program, trace
 from bpfree.sampling import baselines
 from bpfree.sampling.credit import check_segments, rows_of, rule_weights
-from bpfree.sampling.loop import Layout, laid_out, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, laid_out, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
 from bpfree.sampling.scale import current_scales, of_each, scale_slopes, scaled, scales
 
@@ -137,7 +137,7 @@ def mean_over_samples(run: Run, chunk):
     """Added up first and divided last, in float32: half precision loses neither."""
     layout = run.part.layout._replace(apart=run.apart)
     sums, _ = sum_over_draws(chunk, layout)
-    return jax.tree.map(lambda total: total / run.num_samples, sums)
+    return mean_of(sums, run.num_samples)
 
 
 @jax.named_scope("bpfree.credit")

@@ -5,6 +5,7 @@ See `learned_feedback`, whose residual q is
     q_l = 1/K sum_k z_lk ((L_k - L_0) / sigma - sum_m z_mk . g_hat_m)
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,9 @@ from bpfree.estimators import clean_pass
 from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
-from bpfree.sampling.loop import Layout, over_samples, sum_over_draws
+from bpfree.sampling.loop import Layout, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import Plan, credit, draw_chunk
-from bpfree.sampling.scale import at_least_float32
+from bpfree.sampling.scale import at_least_float32, scaled
 
 
 class Step(NamedTuple):
@@ -44,10 +45,10 @@ def residual_of(step: Step) -> NodeTree:
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
-        noisy = evaluate(jax.tree.map(lambda z: step.sigma * z, noise))
+        noisy = evaluate({name: scaled(step.sigma, z) for name, z in noise.items()})
         return _credit(step, noise, noisy), ()
 
-    return _mean(step, sum_over_draws(chunk, step.layout)[0])
+    return mean_of(sum_over_draws(chunk, step.layout)[0], _samples(step))
 
 
 def residual_and_misfit(step: Step, predictor, weights):
@@ -55,13 +56,10 @@ def residual_and_misfit(step: Step, predictor, weights):
     names = [site.name for site in step.clean.program.nodes]
 
     def observe(noise):
-        deltas = jax.tree.map(lambda z: step.sigma * z, noise)
+        deltas = {name: scaled(step.sigma, z) for name, z in noise.items()}
         out, values = passes.cut(step.noisy, step.clean.args, deltas)
-        change = jax.tree.map(
-            lambda v, c: (v - c) / step.sigma.astype(v.dtype),
-            {name: values[name] for name in names},
-            {name: step.clean.values[name] for name in names},
-        )
+        clean = step.clean.values
+        change = {k: _change(values[k], clean[k], step.sigma) for k in names}
         moves = {
             k: c + noise[k].astype(c.dtype) if k in noise else c
             for k, c in change.items()
@@ -72,53 +70,65 @@ def residual_and_misfit(step: Step, predictor, weights):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy, moves, change = over_samples(step.layout, observe)(noise)
 
-        def misfit(weights):
+        def respond(weights):
             guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
-            return sum(((guess[k] - change[k]) ** 2).sum() for k in names) / 2
+            return {name: guess[name] for name in names}
 
-        slope = jax.grad(misfit)(weights)
+        guess, vjp = jax.vjp(respond, weights)
+        slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
         slope = jax.tree.map(at_least_float32, slope)
         return (_credit(step, noise, noisy), slope), ()
 
-    residual, slope = _mean(step, sum_over_draws(chunk, step.layout)[0])
-    size = step.losses.size
-    return residual, jax.tree.map(lambda s, w: (s / size).astype(w.dtype), slope, weights)
+    residual, slope = sum_over_draws(chunk, step.layout)[0]
+    slope = mean_of(slope, _samples(step) * step.losses.size)
+    slope = jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
+    return mean_of(residual, _samples(step)), slope
+
+
+@jax.jit  # one function in the program for all nodes of a shape, as those below
+def _change(noisy, clean, sigma):
+    return (noisy - clean) / sigma.astype(noisy.dtype)
 
 
 def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
-    guessed = {
-        s.name: noise[s.name] * step.predicted[s.name].astype(jnp.float32)[None]
-        for s in step.sites
-    }
     alone = [s for s in step.sites if s.batch_axis is not None]
-    shared = [
+    shared = [  # all examples answer at once
         s for s in step.sites if s.batch_axis is None
-    ]  # all examples answer together
-    for site in alone:
-        rest = rest - guessed[site.name].sum(tuple(i + 1 for i in site.example_axes))
+    ]
+    for s in alone:
+        rest = rest - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
     total = rest.sum(1)
-    for site in shared:
-        total = total - guessed[site.name].reshape(len(total), -1).sum(1)
+    for s in shared:
+        total = total - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
     return {
         **{s.name: credit(rest, noise[s.name], s.batch_axis) for s in alone},
         **{s.name: credit(total, noise[s.name], None) for s in shared},
     }
 
 
-def _mean(step: Step, sums):
-    count = step.layout.num_draws * step.plan.group
-    return jax.tree.map(lambda total: total / count, sums)
+@partial(jax.jit, static_argnums=2)
+def _guessed(noise, predicted, axes: tuple[int, ...]) -> jax.Array:
+    """What the prediction says of each sample's noise: z . g_hat over these axes."""
+    change = noise * predicted.astype(jnp.float32)[None]
+    return change.sum(tuple(i + 1 for i in axes))
+
+
+def _samples(step: Step) -> int:
+    return step.layout.num_draws * step.plan.group
 
 
 def filled(residual: NodeTree, predicted: NodeTree, scale, of_predicted=0.0) -> NodeTree:
     """scale * residual + of_predicted * predicted at every node."""
 
-    def at(name, guess):
-        total = of_predicted * guess
-        if name in residual:
-            total = total + scale * residual[name].astype(guess.dtype)
-        return total
+    scales = jnp.asarray(scale), jnp.asarray(of_predicted)
+    return {k: _filled(*scales, residual.get(k), g) for k, g in predicted.items()}
 
-    return {name: at(name, guess) for name, guess in predicted.items()}
+
+@jax.jit
+def _filled(scale, of_predicted, residual, predicted):
+    total = of_predicted * predicted
+    if residual is not None:
+        total = total + scale * residual.astype(predicted.dtype)
+    return total

@@ -26,7 +26,7 @@ from bpfree.estimators.settings import Settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
-from bpfree.sampling.loop import over_samples, sum_over_draws
+from bpfree.sampling.loop import mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import per_sample
 from bpfree.sampling.scale import at_least_float32, scales, sizes_at
 
@@ -114,7 +114,7 @@ def _gradient(run: Run, key, norm: str):
 
     sums, firsts = sum_over_draws(chunk, run.part.layout)
     firsts = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), firsts)
-    return jax.tree.map(lambda total: total / count, sums), firsts
+    return mean_of(sums, count), firsts
 
 
 def _pair(run: Run, params, key, other_key, deltas, other_deltas):

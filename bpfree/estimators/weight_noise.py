@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bpfree.program.lowrank import LowRank
@@ -83,25 +84,33 @@ def moved(traced, args, wanted=None) -> dict[str, jax.Array]:
 def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array]) -> Noise:
     """Noise of draw `index`, a function of (key, index, path) and of nothing else."""
     (keys,) = named_keys(key, jnp.reshape(index, 1), list(params))
-    halves = keys if rank is None else jax.vmap(jax.random.split)(keys)
+    if rank is not None:
+        keys = jnp.column_stack([keys, jax.vmap(jax.random.split)(keys)])
     wanted = {}
     for i, (path, p) in enumerate(params.items()):
         *lead, last = jnp.shape(p) or (1,)
         if rank is not None and _saves(jnp.shape(p), rank):
-            wanted[path, "left"] = halves[i, 0], (*lead, rank)
-            wanted[path, "right"] = halves[i, 1], (last, rank)
+            wanted[path, "left"] = (i, 1), (*lead, rank)
+            wanted[path, "right"] = (i, 2), (last, rank)
         else:
-            wanted[path, "all"] = keys[i], jnp.shape(p)
-    each, shapes = zip(*wanted.values(), strict=True)
-    drawn = draw_arrays(plan, jnp.stack(each)[None], [(shape, None) for shape in shapes])
-    found = {name: z[0, 0] for name, z in zip(wanted, drawn, strict=True)}
+            wanted[path, "all"] = (i, 0), jnp.shape(p)
+    places, shapes = zip(*wanted.values(), strict=True)
+    each = keys.reshape(len(params), -1)[tuple(np.array(places).T)]
+    drawn = draw_arrays(plan, each[None], [(shape, None) for shape in shapes])
+    found = dict(zip(wanted, drawn, strict=True))
 
     def one(path):
         if (path, "all") in found:
-            return found[path, "all"]
-        return Factors(found[path, "left"] / math.sqrt(rank), found[path, "right"])
+            return found[path, "all"].reshape(jnp.shape(params[path]))
+        return _factors(found[path, "left"], found[path, "right"])
 
     return {path: one(path) for path in params}
+
+
+@jax.jit  # one function in the program for all parameters of a shape
+def _factors(left, right) -> Factors:
+    """Of drawn arrays (1, 1, ...)."""
+    return Factors(left[0, 0] / math.sqrt(left.shape[-1]), right[0, 0])
 
 
 def _saves(shape, rank: int) -> bool:

@@ -24,7 +24,7 @@ from bpfree.estimators.settings import check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, rewriting, stops, tags
 from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
-from bpfree.sampling.loop import Layout, in_chunks, sum_over_draws
+from bpfree.sampling.loop import Layout, in_chunks, mean_of, sum_over_draws
 from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Number, check_number
 
@@ -129,7 +129,7 @@ def weight_perturbation(
             return weight_noise.credit(weights @ run.signs, noise), ()
 
         sums = sum_over_draws(credit, run.together)[0]
-        sums = jax.tree.map(lambda total: total / (num_samples * run.scale), sums)
+        sums = mean_of(sums, num_samples * run.scale)
         gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, run.clean))
         return Estimate(gradient, run.clean, run.aux, run.fault)
 

@@ -19,7 +19,7 @@ from bpfree.program import rewriting, tags
 
 def canonical_convs(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with every convolution as NHWC, HWIO -> NHWC, those of its scans included."""
-    return rewriting.rewritten(fn, canonical)
+    return rewriting.rewritten(fn, canonical, of_convolutions)
 
 
 def canonical(eqn, invals) -> list[Any]:
@@ -43,6 +43,9 @@ def _is_conv(primitive) -> bool:
     return primitive is lax.conv_general_dilated_p
 
 
+of_convolutions = rewriting.holding(_is_conv)
+
+
 def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, a pull, with the layer's input on the left of its weight gradients.
 
@@ -50,7 +53,10 @@ def inputs_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     batch). Autodiff puts the signal there, of which every kernel has its own; the input
     is the same for all kernels that read it.
     """
-    return rewriting.rewritten(fn, _swapped)
+    return rewriting.rewritten(fn, _swapped, _of_dots)
+
+
+_of_dots = rewriting.holding(lambda primitive: primitive is lax.dot_general_p)
 
 
 def _swapped(eqn, invals) -> list[Any]:

@@ -13,6 +13,9 @@ from bpfree.program import tags
 Bind = Callable[[Any, list[Any]], list[Any]]
 """bind(eqn, inputs) -> outputs."""
 
+Opens = Callable[[Any, list[Any]], bool]
+"""Whether a call (eqn, inputs) is looked into; others stay functions of the program."""
+
 
 def to_jaxpr(fn: Callable[..., Any], args) -> tuple[Any, Sequence[Any], Any]:
     """(jaxpr of `fn(*args)`, its constants, shapes of the output)."""
@@ -44,14 +47,20 @@ def assign(env, variables, values):
     env.update(zip(variables, values, strict=True))
 
 
-def replay(jaxpr, consts, args, bind: Bind) -> list[Any]:
-    """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, jit inlined."""
+def every(eqn, invals) -> bool:
+    return True
+
+
+def replay(jaxpr, consts, args, bind: Bind, opens: Opens = every) -> list[Any]:
+    """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, also those in jit."""
 
     def each(i, eqn, invals):
         with _named(eqn):
-            if eqn.primitive.name in tags.INLINED:
-                return replay(*tags.body_of(eqn), invals, bind)
-            return bind(eqn, invals)
+            if eqn.primitive.name not in tags.INLINED:
+                return bind(eqn, invals)
+            if opens(eqn, invals):
+                return replay(*tags.body_of(eqn), invals, bind, opens)
+            return tags.bind_eqn(eqn, invals)
 
     return walk(jaxpr, consts, args, each)
 
@@ -62,20 +71,25 @@ def _named(eqn):
     return jax.named_scope(names) if names else contextlib.nullcontext()
 
 
-def rewritten(fn: Callable[..., Any], bind: Bind) -> Callable[..., Any]:
+def holding(wanted: Callable[[Any], bool]) -> Opens:
+    """Opens the calls in which there is such a primitive."""
+    return lambda eqn, invals: tags.contains(tags.body_of(eqn)[0], wanted)
+
+
+def rewritten(fn: Callable[..., Any], bind: Bind, opens: Opens = every):
     """`fn` with its equations bound by `bind(eqn, inputs)`."""
-    return lambda *args: traced(fn, bind, *args)[0](*args)
+    return lambda *args: traced(fn, args, bind, opens)[0](*args)
 
 
-def traced(fn: Callable[..., Any], bind: Bind, *shapes):
-    """(`rewritten(fn, bind)` for arguments of these shapes, its results' shapes).
+def traced(fn: Callable[..., Any], shapes, bind: Bind, opens: Opens = every):
+    """(`rewritten(fn, bind, opens)` for arguments of these shapes, its results' shapes).
 
     `fn` is traced here, once, whatever it is called with.
     """
     jaxpr, consts, out = to_jaxpr(fn, shapes)
 
     def run(*args):
-        outs = replay(jaxpr, consts, jax.tree.leaves(args), bind)
+        outs = replay(jaxpr, consts, jax.tree.leaves(args), bind, opens)
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return run, out

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bpfree.program import interpreter, tags
-from bpfree.program.convolutions import canonical
+from bpfree.program.convolutions import canonical, of_convolutions
 from bpfree.program.partition import samples_inside
 from bpfree.program.rewriting import traced
 from bpfree.program.side_by_side import in_turn, or_in_turn, side_by_side
@@ -74,7 +74,7 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
 
     def adding(indices):
         """(zero sums, body of the loop) for chunks like this one; traced once."""
-        one, (added, _) = traced(run, canonical, indices)
+        one, (added, _) = traced(run, (indices,), canonical, of_convolutions)
 
         def body(sums, indices):
             added, stacked = one(indices)
@@ -92,6 +92,15 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
         parts.append(jax.tree.map(lambda a: flat(a, 1), stacked))
     sums = sum_over_devices(sums) if spread and not layout.apart else sums
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def mean_of(sums: Any, count) -> Any:
+    """What `sum_over_draws` adds up, over the count of what was added."""
+    count = jnp.asarray(1.0 * count)
+    return jax.tree.map(lambda total: _quotient(total, count), sums)
+
+
+_quotient = jax.jit(jnp.divide)  # one function in the program for all sums of a shape
 
 
 def sum_over_devices(sums: Any) -> Any:

@@ -9,6 +9,7 @@ is never stored.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -188,15 +189,16 @@ def draw_arrays(
       keys: (c, n).
       kinds: n of (shape, batch_axis).
     """
-
-    def each(i, make, source):
-        return jax.vmap(lambda x: make(x, *kinds[i]))(source)
-
     made = plan.of_words
     if made is None:
-        return [each(i, plan.draw, keys[:, i]) for i in range(len(kinds))]
+        return [_each(plan.draw, keys[:, i], *kind) for i, kind in enumerate(kinds)]
     words = random_words(keys, [made.shape(*kind) for kind in kinds], made.entry)
-    return [each(i, made.noise, words[i]) for i in range(len(kinds))]
+    return [_each(made.noise, words[i], *kind) for i, kind in enumerate(kinds)]
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))  # one function for all arrays of a kind
+def _each(draw: Draw, sources, shape: tuple[int, ...], batch_axis: int | None):
+    return jax.vmap(lambda source: draw(source, shape, batch_axis))(sources)
 
 
 def broadcast(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
@@ -222,6 +224,7 @@ def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     return broadcast(weights, values.ndim, batch_axis) * values
 
 
+@partial(jax.jit, static_argnums=2)  # one function in the program for nodes alike
 def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
     """`per_sample(...).sum(0)`."""
     return weighted_sum(broadcast(weights, values.ndim, batch_axis), values)

@@ -122,6 +122,7 @@ def least_at(sites: Sequence[Site], sigma: NodeTree) -> jax.Array:
     return least[np.array([places[id(s)] for s in given])]
 
 
+@jax.jit  # one function in the program for all values of a shape
 def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
     lead = range(value.ndim - sigma.ndim if sigma.ndim else 0)
@@ -223,12 +224,19 @@ def rms(values: Sequence[jax.Array]) -> jax.Array:
 
     Of values whose squares overflow it is the largest.
     """
-    wide = [at_least_float32(value) for value in values]
-    kind = max((value.dtype for value in wide), key=lambda dtype: dtype.itemsize)
-    squares = jnp.stack([(value * value).sum().astype(kind) for value in wide])
-    largest = jnp.stack([jnp.abs(value).max().astype(kind) for value in wide])
-    root = jnp.sqrt(squares / np.array([value.size for value in wide], kind))
+    found = [_square_and_largest(value) for value in values]
+    kind = max((largest.dtype for _, largest in found), key=lambda dtype: dtype.itemsize)
+    squares, largest = (
+        jnp.stack([x.astype(kind) for x in each]) for each in zip(*found, strict=True)
+    )
+    root = jnp.sqrt(squares / np.array([value.size for value in values], kind))
     return jnp.where(jnp.isfinite(root), root, largest)
+
+
+@jax.jit  # one function in the program for all values of a shape
+def _square_and_largest(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    value = at_least_float32(value)
+    return (value * value).sum(), jnp.abs(value).max()
 
 
 def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:

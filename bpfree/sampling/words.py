@@ -77,18 +77,19 @@ def _joined(keys, shapes, entry) -> list[jax.Array]:
     inputs = high, low, jnp.zeros_like(count), count
     first, second = threefry2x32_p.bind(*(_flat(x, whole) for x in inputs))
     words = entry(first ^ second).reshape(whole)
-    columns = np.split(np.arange(len(owner)), np.cumsum(widths)[:-1])
-    return [jnp.moveaxis(_taken(words, own), -2, 0) for own in columns]
+    columns = np.split(np.arange(len(owner), dtype=np.int32), np.cumsum(widths)[:-1])
+    return [_taken(words, own) for own in columns]
 
 
+@jax.jit  # one function for all pieces of a width
 def _taken(words, columns) -> jax.Array:
-    """words[..., columns]"""
+    """words[..., columns], with the draws in front."""
     last = words.ndim - 1
     numbers = lax.GatherDimensionNumbers(tuple(range(last)), (last,), (last,))
     sizes = (*words.shape[:-1], 1)
     mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    starts = np.ascontiguousarray(columns[:, None], np.int32)
-    return lax.gather(words, starts, numbers, sizes, mode=mode)
+    found = lax.gather(words, columns[:, None], numbers, sizes, mode=mode)
+    return jnp.moveaxis(found, -2, 0)
 
 
 def _spread(x, like) -> jax.Array:
