@@ -8,6 +8,7 @@ from flax import linen as nn
 
 import bpfree
 from bpfree import equilibrium as eq
+from tests.problems import update
 from tests.statistics import relative_error
 
 SWEEPS = 60
@@ -38,11 +39,6 @@ def batch(size=4, shape=(64,), classes=10):
     x = jax.random.uniform(jax.random.key(0), (size, *shape), jnp.float64)
     label = jax.random.randint(jax.random.key(1), (size,), 0, classes)
     return {"x": x, "label": label}
-
-
-def update(tx, params, batch):
-    """(gradient, state) of one update, compiled."""
-    return jax.jit(lambda p, b: tx.update(None, tx.init(p), p, batch=b))(params, batch)
 
 
 def gradient(tx, params, batch):

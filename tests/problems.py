@@ -1,5 +1,7 @@
 """Tiny problems that the tests share (a helper, not a test)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,7 +48,17 @@ def linear_params():
 
 def gradient(loss_fn, params, batch):
     """The truth: backprop of the mean loss."""
-    return jax.grad(lambda p: loss_fn(p, batch).mean())(params)
+    return _compiled_gradient(loss_fn)(params, batch)
+
+
+@functools.cache
+def _compiled_gradient(loss_fn):
+    return jax.jit(jax.grad(lambda p, b: mean_loss(loss_fn(p, b))))
+
+
+def update(tx, params, batch):
+    """(gradient, state) of one update, compiled."""
+    return jax.jit(lambda p, b: tx.update(None, tx.init(p), p, batch=b))(params, batch)
 
 
 def estimates(tx, params, batch, repeats, seed=0):

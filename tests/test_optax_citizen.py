@@ -25,7 +25,7 @@ def noisy():
 
 
 def one(tx):
-    return tx.update(ZEROS, tx.init(PARAMS), PARAMS, batch=BATCH)
+    return jax.jit(lambda: tx.update(ZEROS, tx.init(PARAMS), PARAMS, batch=BATCH))()
 
 
 def test_the_value_before_the_first_step_is_no_best_loss():
@@ -89,14 +89,14 @@ def test_lookahead_around_an_estimator_says_what_to_write():
 def test_states_are_plain_arrays():
     tx = noisy()
     state = one(tx)[1]
+    update = jax.jit(lambda s: tx.update(ZEROS, s, PARAMS, batch=BATCH)[0])
     for again in (
         serialization.from_bytes(tx.init(PARAMS), serialization.to_bytes(state)),
         pickle.loads(pickle.dumps(state)),
     ):
         assert_close(again, state, rtol=0.0)
-        first = tx.update(ZEROS, state, PARAMS, batch=BATCH)[0]
-        second = tx.update(ZEROS, jax.tree.map(jnp.asarray, again), PARAMS, batch=BATCH)
-        assert_close(first, second[0], rtol=0.0)
+        second = update(jax.tree.map(jnp.asarray, again))
+        assert_close(update(state), second, rtol=0.0)
     assert not any(map(jnp.any, jax.tree.leaves(jax.tree.map(jnp.zeros_like, state.key))))
 
 
@@ -108,8 +108,8 @@ def test_a_state_comes_back_from_orbax(tmp_path):
         checkpointer.wait_until_finished()
         again = checkpointer.restore(tmp_path / "state", state)
     assert_close(again, state, rtol=0.0)
-    first, second = (tx.update(ZEROS, s, PARAMS, batch=BATCH)[0] for s in (state, again))
-    assert_close(first, second, rtol=0.0)
+    update = jax.jit(lambda s: tx.update(ZEROS, s, PARAMS, batch=BATCH)[0])
+    assert_close(update(state), update(again), rtol=0.0)
 
 
 # ------------------------------------------------------------ recipes, to the right of it
@@ -127,8 +127,9 @@ def test_micro_batches_add_up_to_the_batch():
     steps = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
     tx = optax.chain(bpfree.backprop(LOSS), problems.lenient(steps))
     state = tx.init(PARAMS)
-    first, state = tx.update(ZEROS, state, PARAMS, batch=halves[0])
-    second, state = tx.update(ZEROS, state, PARAMS, batch=halves[1])
+    update = jax.jit(lambda state, half: tx.update(ZEROS, state, PARAMS, batch=half))
+    first, state = update(state, halves[0])
+    second, state = update(state, halves[1])
     assert optax.tree.norm(first) == 0
     four = jax.tree.map(lambda v: v[:4], BATCH)
     truth = problems.gradient(LOSS, PARAMS, four)
@@ -156,10 +157,15 @@ def test_the_plateau_starts_at_the_first_loss():
     plateau = problems.lenient(optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
     tx = optax.chain(bpfree.backprop(LOSS), optax.sgd(0.01), plateau)
     params, state = PARAMS, tx.init(PARAMS)
-    for _ in range(6):
+
+    @jax.jit
+    def step(params, state):
         value = bpfree.value(state)
         updates, state = tx.update(ZEROS, state, params, batch=BATCH, value=value)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(6):
+        params, state = step(params, state)
     assert float(state[2].scale) == 1.0
     assert float(state[2].best_value) < LOSS(PARAMS, BATCH).mean()
 
