@@ -96,8 +96,8 @@ def learned_feedback(
       example_batch: a batch, or ShapeDtypeStructs of one: shapes of the predictor.
       num_samples: K, noisy forward passes of the batch.
       sigma: scale of the noise in units of a node's value, a number or a schedule.
-      shrinkage: lambda in [0, 1]. Where it is not 0, a smaller sigma, such as 0.002, keeps
-        the curvature of the loss out of the correction.
+      shrinkage: lambda in [0, 1]. Where it is not 0, a smaller sigma, such as 0.002,
+        keeps the curvature of the loss out of the correction.
       predictor: `bpfree.predictors.chained()` (the default: backprop through a second set
         of weights, which is learned) or `.direct(gate=..., per=...)` (a matrix from the
         error).
