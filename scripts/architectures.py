@@ -158,10 +158,7 @@ def main(argv) -> None:
                 "gap": float((mine - control).mean() / (twin - control).mean()),
             }
             for name, found in {"accuracy": mine, "twin": twin, "last": control}.items():
-                row |= {
-                    name: float(found.mean()),
-                    f"{name}_std": float(found.std(ddof=1)),
-                }
+                row |= records.spread(name, found)
             rows[f"{net.text}: {method}"] = row
             print(net.text, method, row, flush=True)
             if RESULTS.value:

@@ -118,7 +118,7 @@ def measure(arm: str, data) -> dict[str, Any]:
         "seconds": (time.perf_counter() - start) / SEEDS.value,
     }
     for name, found in values.items():
-        row |= {name: float(np.mean(found)), f"{name}_std": float(np.std(found, ddof=1))}
+        row |= records.spread(name, found)
     return row
 
 

@@ -164,13 +164,9 @@ def measure(problem, data) -> dict[str, Any]:
     }
     arms = {"followed": (followed, found.best.rate), "default": (run, rate)}
     for arm, (runs, at) in arms.items():
-        losses, right = map(np.asarray, runs(seeds, at))
-        row |= {
-            f"{arm}_loss": float(losses.mean()),
-            f"{arm}_loss_std": float(losses.std(ddof=1)),
-            f"{arm}_accuracy": float(right.mean()),
-            f"{arm}_accuracy_std": float(right.std(ddof=1)),
-        }
+        losses, right = runs(seeds, at)
+        row |= records.spread(f"{arm}_loss", losses)
+        row |= records.spread(f"{arm}_accuracy", right)
     return row
 
 

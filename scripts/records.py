@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bpfree.training import metrics
 
 FOLDER = Path(__file__).parent.parent / "results"
@@ -26,6 +28,14 @@ def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) ->
     record = {"command": command(), "seeds": seeds, **metrics.environment()}
     text = json.dumps({**record, "rows": short}, indent=1)
     Path(path).write_text(text + "\n")
+
+
+def spread(name: str, values: Any) -> dict[str, float]:
+    """Mean and standard deviation over the seeds, as `name` and `name_std`."""
+    return {
+        name: float(np.mean(values)),
+        f"{name}_std": float(np.std(values, ddof=1)),
+    }
 
 
 def read(name: str) -> dict[str, Any]:

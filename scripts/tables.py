@@ -8,45 +8,27 @@ function of that name in `estimator_tables.py` or `net_tables.py` makes, and
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import estimator_tables as of_estimators
-import net_tables as of_nets
+import estimator_tables
+import net_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/choose.md", "docs/benchmarks/*.md")
 MARKED = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
-TEXTS: dict[str, Callable[[], str]] = {
-    f.__name__: f
-    for f in (
-        of_estimators.alignment,
-        of_estimators.training,
-        of_estimators.learned_feedback,
-        of_estimators.unbiased_feedback,
-        of_estimators.unbiased_along,
-        of_estimators.recommend,
-        of_nets.pretrained_characters,
-        of_nets.pretrained_characters_longer,
-        of_nets.pretrained_pronunciation,
-        of_nets.pretrained_pronunciation_longer,
-        of_estimators.choice,
-        of_estimators.first_call,
-        of_estimators.cost,
-        of_nets.robustness,
-        of_nets.architectures,
-        of_nets.energies,
-        of_nets.digits,
-        of_nets.first_run,
-    )
-}
+def made(name: str) -> str:
+    """The text of a mark; KeyError for an unknown name."""
+    for module in (estimator_tables, net_tables):
+        if hasattr(module, name):
+            return getattr(module, name)()
+    raise KeyError(name)
 
 
 def filled(text: str) -> str:
     """A page with the text of every mark made anew; KeyError for an unknown name."""
-    return MARKED.sub(lambda m: m[1] + TEXTS[m[2]]() + m[3], text)
+    return MARKED.sub(lambda m: m[1] + made(m[2]) + m[3], text)
 
 
 def pages() -> list[Path]:

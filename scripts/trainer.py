@@ -21,14 +21,18 @@ def train(
     keys = steps.make_keys(seed)
     example = jax.tree.map(lambda a: a[:batch_size], data.train)
     params, model_state = steps.init_variables(model, keys.init, example)
-    schedule = optax.cosine_decay_schedule(1.0, num_steps)
-    adam = optax.chain(
-        optax.scale_by_adam(), optax.scale_by_schedule(schedule), optax.scale(-rate)
-    )
-    tx = optax.chain(make(keys.estimator), wrap(adam))
+    tx = optax.chain(make(keys.estimator), wrap(adam(rate, num_steps)))
     task = steps.Task(model, tx, measure(model), data.augment, keys, batch_size)
     state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
     return steps.advance(task, num_steps, state, data.train)[0]
+
+
+def adam(rate, num_steps) -> optax.GradientTransformation:
+    """Adam with a cosine schedule; the rate may be traced."""
+    schedule = optax.cosine_decay_schedule(1.0, num_steps)
+    return optax.chain(
+        optax.scale_by_adam(), optax.scale_by_schedule(schedule), optax.scale(-rate)
+    )
 
 
 def measure(model):

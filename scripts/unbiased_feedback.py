@@ -30,7 +30,7 @@ from bpfree.data import digits, images
 from bpfree.models import convnet, mlp
 from bpfree.training import steps
 
-NETS = flags.DEFINE_list("nets", ["mlp", "convnet"], "rows of NETS in this script")
+NETS = flags.DEFINE_list("nets", ["mlp", "convnet"], "rows of MODELS in this script")
 COST = flags.DEFINE_float("cost", 8, "inferences that a step may cost")
 STEPS = flags.DEFINE_integer("steps", 1000, "updates")
 LOOKS = flags.DEFINE_list("looks", ["100", "300", "1000"], "steps before a look")
@@ -59,7 +59,6 @@ MODELS: dict[str, tuple[str, Callable[[], Any], Any]] = {
 class Net(NamedTuple):
     """A model with its data, on the device, and its loss function."""
 
-    text: str
     model: Any
     data: Any
     loss_fn: Callable[..., Any]
@@ -108,25 +107,19 @@ def james_stein(biased, unbiased, decay=0.98):
 
 def estimators(net: Net, example, params):
     """arm -> seed -> transformation; and the noisy passes and cost of "unbiased"."""
-    common = {"example_batch": example, "sigma": SIGMA.value}
-    whole = partial(bpfree.learned_feedback, shrinkage=1.0, sigma=SIGMA.value)
-    make, samples = arms.at_cost(
-        arms.Arm(whole), COST.value, net.loss_fn, params, example
-    )
+    feedback = partial(bpfree.learned_feedback, sigma=SIGMA.value)
+    arm = arms.Arm(partial(feedback, shrinkage=1.0))
+    make, samples = arms.at_cost(arm, COST.value, net.loss_fn, params, example)
 
-    def prediction(seed, count=1):
-        return bpfree.learned_feedback(
-            net.loss_fn, num_samples=count, seed=seed, **common
-        )
-
-    def unbiased(seed):
-        return whole(net.loss_fn, num_samples=samples, seed=seed, example_batch=example)
+    def learned(shrinkage, count, seed):
+        kwargs = {"shrinkage": shrinkage, "num_samples": count, "seed": seed}
+        return feedback(net.loss_fn, example_batch=example, **kwargs)
 
     made = {
-        "prediction": prediction,
-        "unbiased": unbiased,
+        "prediction": partial(learned, 0.0, 1),
+        "unbiased": partial(learned, 1.0, samples),
         "James-Stein": lambda seed: james_stein(
-            prediction(seed, samples), unbiased(seed)
+            *(learned(shrinkage, samples, seed) for shrinkage in (0.0, 1.0))
         ),
         "backprop": lambda seed: bpfree.backprop(net.loss_fn, seed=seed),
     }
@@ -138,11 +131,7 @@ def run(net: Net, make, looks, seed, rate):
     keys = steps.make_keys(seed)
     example = jax.tree.map(lambda a: a[: BATCH.value], net.data.train)
     params, model_state = steps.init_variables(net.model, keys.init, example)
-    schedule = optax.cosine_decay_schedule(1.0, STEPS.value)
-    tx = optax.chain(
-        *(make(keys.estimator), optax.scale_by_adam()),
-        *(optax.scale_by_schedule(schedule), optax.scale(-rate)),
-    )
+    tx = optax.chain(make(keys.estimator), trainer.adam(rate, STEPS.value))
     train = net.data.train
     sizes = train["label"].shape[0], BATCH.value
     rows = steps.batch_order(keys.order, jnp.int32(0), STEPS.value, *sizes)
@@ -165,7 +154,7 @@ def compare(name: str) -> dict:
     text, load, model = MODELS[name]
     data = trainer.on_device(load())
     loss = optax.softmax_cross_entropy_with_integer_labels
-    net = Net(text, model, data, bpfree.supervised(model, loss))
+    net = Net(model, data, bpfree.supervised(model, loss))
     example = jax.tree.map(lambda a: jnp.asarray(a[: BATCH.value]), data.train)
     shapes = jax.eval_shape(
         lambda: steps.init_variables(model, jax.random.key(0), example)[0]
@@ -186,8 +175,7 @@ def compare(name: str) -> dict:
         rate = float(RATES.value[int(np.nan_to_num(np.asarray(chosen)).argmax())])
         seen, (_, test) = compiled(np.arange(SEEDS.value), np.full(SEEDS.value, rate))
         row = {"samples": samples if arm in ("unbiased", "James-Stein") else 1}
-        row |= {"rate": rate, "accuracy": float(test.mean())}
-        row |= {"accuracy_std": float(test.std(ddof=1))}
+        row |= {"rate": rate} | records.spread("accuracy", test)
         rows[f"{text}: {arm}"] = row | ({"cost": cost} if arm == "unbiased" else {})
         print(text, arm, row, flush=True)
         if arm == "prediction":
@@ -207,9 +195,7 @@ def along(text, meters, looks, example) -> dict:
             ]
             row = {}
             for name in ("cosine", "slope", "variance", "bias_squared"):
-                values = np.array([getattr(a, name) for a in found])
-                row[name] = float(values.mean())
-                row[f"{name}_std"] = float(values.std(ddof=1))
+                row |= records.spread(name, [getattr(a, name) for a in found])
             rows[f"{text}, {look} steps: {arm}"] = row
     return rows
 

@@ -94,14 +94,16 @@ def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:
     """Sum over the chunk's samples of z r; noisy losses are (samples, B)."""
     rest = (noisy - step.losses[None]).astype(jnp.float32) / step.sigma
     alone = [s for s in step.sites if s.batch_axis is not None]
-    shared = [  # all examples answer at once
-        s for s in step.sites if s.batch_axis is None
-    ]
+    shared = [s for s in step.sites if s.batch_axis is None]
+    guessed = {
+        s.name: _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
+        for s in step.sites
+    }
     for s in alone:
-        rest = rest - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
-    total = rest.sum(1)
+        rest = rest - guessed[s.name]
+    total = rest.sum(1)  # for shared nodes all examples answer together
     for s in shared:
-        total = total - _guessed(noise[s.name], step.predicted[s.name], s.example_axes)
+        total = total - guessed[s.name]
     return {
         **{s.name: credit(rest, noise[s.name], s.batch_axis) for s in alone},
         **{s.name: credit(total, noise[s.name], None) for s in shared},

@@ -40,7 +40,7 @@ def evaluate(fn: Callable[..., Any], *args) -> Any:
     leaves, tree = jax.tree.flatten(args, is_leaf=_is_low_rank)
     shapes = [jax.typeof(a.base if _is_low_rank(a) else a) for a in leaves]
     jaxpr, consts, out = rewriting.to_jaxpr(fn, jax.tree.unflatten(tree, shapes))
-    outs = map(_full, rewriting.replay(jaxpr, consts, leaves, _bind, _with_low_rank))
+    outs = map(_full, _replay(jaxpr, consts, leaves))
     return jax.tree.unflatten(jax.tree.structure(out), list(outs))
 
 
@@ -50,6 +50,10 @@ def _is_low_rank(x: Any) -> bool:
 
 def _with_low_rank(eqn, invals) -> bool:
     return any(map(_is_low_rank, invals))
+
+
+def _replay(jaxpr, consts, args) -> list[Any]:
+    return rewriting.replay(jaxpr, consts, args, _bind, _with_low_rank)
 
 
 def _full(x: Any) -> Any:
@@ -63,7 +67,7 @@ def _bind(eqn, invals) -> list[Any]:
     if not _with_low_rank(eqn, invals):
         return tags.bind_eqn(eqn, invals)
     if name in tags.REMAT:
-        return rewriting.replay(*tags.body_of(eqn), invals, _bind, _with_low_rank)
+        return _replay(*tags.body_of(eqn), invals)
     rule = _RULES.get(name)
     out = rule(eqn, invals) if rule else None
     return tags.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
@@ -144,9 +148,7 @@ def _scan(eqn, invals):
         return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
 
     def evaluate(jaxpr, closed, args):
-        return list(
-            map(_full, rewriting.replay(jaxpr, closed, args, _bind, _with_low_rank))
-        )
+        return list(map(_full, _replay(jaxpr, closed, args)))
 
     given = [*consts, *map(_full, carry), *map(stacked, xs)]
     return rewriting.reopened(eqn, given, evaluate)
