@@ -197,7 +197,9 @@ def learned_feedback(
             miss = teachers.filled(residual, predicted, -1 / losses.size)
             slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
         else:
-            residual, slope = teachers.residual_and_misfit(step, predictor, older)
+            residual, slope = teachers.residual_and_misfit(
+                step, predictor, older, residual=shrinkage > 0
+            )
         signal = teachers.filled(
             residual, predicted, shrinkage / losses.size, 1 / losses.size
         )

@@ -51,8 +51,11 @@ def residual_of(step: Step) -> NodeTree:
     return mean_of(sum_over_draws(chunk, step.layout)[0], _samples(step))
 
 
-def residual_and_misfit(step: Step, predictor, weights):
-    """q, and the slope of the mean squared error of `respond` on the noisy passes."""
+def residual_and_misfit(step: Step, predictor, weights, residual: bool):
+    """q, and the slope of the mean squared error of `respond` on the noisy passes.
+
+    Without `residual` q is {}, and the noisy passes end at the last node.
+    """
     names = [site.name for site in step.clean.program.nodes]
 
     def observe(noise):
@@ -71,18 +74,19 @@ def residual_and_misfit(step: Step, predictor, weights):
         noisy, moves, change = over_samples(step.layout, observe)(noise)
 
         def respond(weights):
-            guess = jax.vmap(lambda m: predictor.respond(weights, step.clean, m))(moves)
+            one = partial(predictor.respond, weights, step.clean)
+            guess = over_samples(step.layout, one)(moves)
             return {name: guess[name] for name in names}
 
         guess, vjp = jax.vjp(respond, weights)
         slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
         slope = jax.tree.map(at_least_float32, slope)
-        return (_credit(step, noise, noisy), slope), ()
+        return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
-    residual, slope = sum_over_draws(chunk, step.layout)[0]
+    credited, slope = sum_over_draws(chunk, step.layout)[0]
     slope = mean_of(slope, _samples(step) * step.losses.size)
     slope = jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
-    return mean_of(residual, _samples(step)), slope
+    return mean_of(credited, _samples(step)), slope
 
 
 @jax.jit  # one function in the program for all nodes of a shape, as those below

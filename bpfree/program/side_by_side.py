@@ -10,8 +10,16 @@ from jax import lax
 
 
 def side_by_side(evaluate: Callable) -> Callable:
-    """`jax.vmap(evaluate)`, or a loop."""
-    return or_in_turn(jax.vmap(evaluate), evaluate)
+    """`jax.vmap(evaluate)`, or a loop; one sample is evaluated without an axis."""
+    together = or_in_turn(jax.vmap(evaluate), evaluate)
+
+    def run(*samples):
+        if any(len(leaf) != 1 for leaf in jax.tree.leaves(samples)):
+            return together(*samples)
+        only = evaluate(*jax.tree.map(lambda leaf: leaf[0], samples))
+        return jax.tree.map(lambda leaf: leaf[None], only)
+
+    return run
 
 
 def or_in_turn(together: Callable, evaluate: Callable) -> Callable:

@@ -72,23 +72,29 @@ def sum_over_draws(chunk_fn: Callable[[jax.Array], tuple[Any, Any]], layout: Lay
     indices = jnp.arange(layout.num_draws)
     head = indices[: layout.num_draws - rest].reshape(full, *rows, chunk)
 
-    def adding(indices):
-        """(zero sums, body of the loop) for chunks like this one; traced once."""
+    def trace(indices):
+        """(chunk_fn, shapes of its sums) for chunks like this one; traced once."""
         one, (added, _) = traced(run, (indices,), canonical, of_convolutions)
+        return one, added
 
+    def adding(one):
         def body(sums, indices):
             added, stacked = one(indices)
             return jax.tree.map(jnp.add, sums, added), stacked
 
-        return jax.tree.map(tags.zeros, added), body
+        return body
 
-    sums, body = adding(head[0])
-    sums, stacked = lax.scan(body, sums, head)
     flat = lambda a, axes: a.reshape(-1, *a.shape[axes + len(rows) :])  # noqa: E731
-    parts = [jax.tree.map(lambda a: flat(a, 2), stacked)]
+    one, added = trace(head[0])
+    if full == 1:  # the program of a loop that turns once is larger
+        sums, stacked = one(head[0])
+        parts = [jax.tree.map(lambda a: flat(a, 1), stacked)]
+    else:
+        sums, stacked = lax.scan(adding(one), jax.tree.map(tags.zeros, added), head)
+        parts = [jax.tree.map(lambda a: flat(a, 2), stacked)]
     if rest:
         last = indices[-rest:].reshape(*rows, -1)
-        sums, stacked = adding(last)[1](sums, last)
+        sums, stacked = adding(trace(last)[0])(sums, last)
         parts.append(jax.tree.map(lambda a: flat(a, 1), stacked))
     sums = sum_over_devices(sums) if spread and not layout.apart else sums
     return sums, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
