@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import first_call  # noqa: E402
 
 BUDGET = {
-    "node perturbation": 1.4,
-    "likelihood ratio (clean)": 1.5,
-    "likelihood ratio (noisy)": 1.6,
+    "node perturbation": 1.35,
+    "likelihood ratio (clean)": 1.45,
+    "likelihood ratio (noisy)": 1.5,
     "forward gradient": 1.95,
     "weight perturbation": 1.5,
     "weight perturbation (rank 1)": 1.6,
-    "learned feedback": 3.4,
+    "learned feedback": 2.65,
     "layer-wise": 2.25,
 }
 

@@ -26,6 +26,7 @@ from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import frozen
 from bpfree.program import passes, tags, tangents
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
+from bpfree.program.common import once
 from bpfree.program.trace import (
     LossFn,
     NodeFilter,
@@ -210,7 +211,11 @@ def learned_feedback(
         inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
         return Estimate(pull(signal), losses, aux, fault, inner)
 
-    estimator = of_losses(loss_fn, estimate, init)
+    def shared(key, args, state, wanted) -> Estimate:
+        # Clean pass, prediction and responses share the derivatives of activations.
+        return once(lambda *args: estimate(*args, wanted))(key, args, state)
+
+    estimator = of_losses(loss_fn, shared, init)
     return transformation(estimator, loss_fn, seed, example_batch)
 
 

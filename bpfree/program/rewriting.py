@@ -55,7 +55,7 @@ def replay(jaxpr, consts, args, bind: Bind, opens: Opens = every) -> list[Any]:
     """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, also those in jit."""
 
     def each(i, eqn, invals):
-        with _named(eqn):
+        with named(eqn):
             if eqn.primitive.name not in tags.INLINED:
                 return bind(eqn, invals)
             if opens(eqn, invals):
@@ -65,7 +65,7 @@ def replay(jaxpr, consts, args, bind: Bind, opens: Opens = every) -> list[Any]:
     return walk(jaxpr, consts, args, each)
 
 
-def _named(eqn):
+def named(eqn):
     """The names under which an equation was traced, for readers of compiled programs."""
     names = str(eqn.source_info.name_stack)
     return jax.named_scope(names) if names else contextlib.nullcontext()
