@@ -1,13 +1,14 @@
 """Size of the program of one update, and seconds to trace and compile it.
 
     python scripts/first_call.py --depth=12 --rounds=3 [--results=results/first_call.json]
+    python scripts/first_call.py --net=resnet50 --rounds=3
 
-The model is an unrolled transformer (width 64, 4 heads, batch 8 x 32). Printed for each
-estimator: StableHLO operations of the lowered program, and seconds to trace and lower and
-to compile it, with both over those of backprop. Rounds take all estimators in turn, in
-one process, each with empty caches; the medians are printed. --cpu measures processor
-time, which a busy machine changes less than the wall clock's. --rounds=0 counts
-operations only.
+The model is an unrolled transformer (width 64, 4 heads, batch 8 x 32), or ResNet-50 with
+batch norm (batch 8 of 32 x 32 pixels). Printed for each estimator: StableHLO operations
+of the lowered program, and seconds to trace and lower and to compile it, with both over
+those of backprop. Rounds take all estimators in turn, in one process, each with empty
+caches; the medians are printed. --cpu measures processor time, which a busy machine
+changes less than the wall clock's. --rounds=0 counts operations only.
 """
 
 import argparse
@@ -16,11 +17,13 @@ import statistics
 import time
 
 import jax
+import jax.numpy as jnp
 import optax
 import records
 from flax import linen as nn
 
 import bpfree
+from bpfree.models import resnet
 
 BATCH, LENGTH, WORDS, WIDTH, HEADS = 8, 32, 100, 64, 4
 _NORM = {"use_scale": False, "use_bias": False}
@@ -46,16 +49,41 @@ class Transformer(nn.Module):
         return nn.Dense(WORDS)(x)
 
 
-def problem(depth: int):
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+def transformer(depth: int):
     """(loss function, shapes of params, shapes of a batch)."""
     net = Transformer(depth)
     batch = {"x": jax.ShapeDtypeStruct((BATCH, LENGTH), "int32")}
     params = jax.eval_shape(net.init, jax.random.key(0), batch["x"])["params"]
 
     def loss(out, ids):
-        return optax.softmax_cross_entropy_with_integer_labels(out, ids).mean(-1)
+        return cross_entropy(out, ids).mean(-1)
 
     return bpfree.supervised(net, loss, label="x"), params, batch
+
+
+def resnet50(depth: int):
+    """The same of a ResNet in training mode; it has one depth."""
+    del depth
+    net = resnet.Model(10, layers=50)
+    shapes = {"x": (BATCH, 32, 32, 3), "label": (BATCH,)}
+    kinds = {"x": "float32", "label": "int32"}
+    batch = {k: jax.ShapeDtypeStruct(shapes[k], kinds[k]) for k in shapes}
+    variables = jax.eval_shape(net.init, jax.random.key(0), batch["x"])
+    params = variables["params"]
+
+    def loss_fn(params, batch):
+        stats = jax.tree.map(lambda a: jnp.zeros(a.shape), variables["batch_stats"])
+        state = {"params": params, "batch_stats": stats}
+        out, _ = net.apply(state, batch["x"], train=True, mutable="batch_stats")
+        return cross_entropy(out, batch["label"])
+
+    return loss_fn, params, batch
+
+
+NETS = {"transformer": transformer, "resnet50": resnet50}
 
 
 def estimators(loss, batch):
@@ -76,9 +104,9 @@ def estimators(loss, batch):
     }
 
 
-def updates(depth: int):
+def updates(depth: int, net=transformer):
     """{name: () -> the lowered update, traced anew}, backprop first."""
-    loss, params, batch = problem(depth)
+    loss, params, batch = net(depth)
 
     def backprop(params, batch):
         return jax.grad(lambda p: loss(p, batch).mean())(params)
@@ -109,7 +137,8 @@ def seconds(lower, clock) -> tuple[float, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--net", choices=NETS, default="transformer")
+    parser.add_argument("--depth", type=int, default=12, help="of the transformer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="estimators, by commas; none: all")
     parser.add_argument("--cpu", action="store_true", help="processor time")
@@ -118,7 +147,8 @@ def main():
     clock = time.process_time if args.cpu else time.perf_counter
     jax.config.update("jax_enable_compilation_cache", False)
     wanted = {"backprop", *args.only.split(",")} if args.only else None
-    made = {n: f for n, f in updates(args.depth).items() if not wanted or n in wanted}
+    found = updates(args.depth, NETS[args.net])
+    made = {n: f for n, f in found.items() if not wanted or n in wanted}
     sizes = {name: operations(lower()) for name, lower in made.items()}
     rounds = [
         {n: seconds(lower, clock) for n, lower in made.items()}
