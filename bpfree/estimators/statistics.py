@@ -19,6 +19,8 @@ estimate of G is independent of the noise at the nodes, so nothing it multiplies
 biased by it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -26,7 +28,7 @@ from bpfree.estimators import runs
 from bpfree.estimators.layerwise import Part, one_at_a_time
 from bpfree.estimators.runs import Run, moving
 from bpfree.program import passes
-from bpfree.program.tags import SHARES, Site
+from bpfree.program.tags import SHARES
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling.loop import Layout, sum_over_draws
 from bpfree.sampling.noise import credit, draw_chunk
@@ -60,7 +62,9 @@ def _gains(run: Run, part: Part) -> NodeTree:
         zeros = {s.name: jnp.zeros(s.shape, jnp.float32) for s in sites}
         losses, clean = jax.linearize(losses, zeros)[1], jnp.zeros_like(clean)
     evaluate = runs.of_samples(part, losses, linear)
-    tau = {site.name: _step(run, site) for site in sites}
+    sigma = jnp.stack([s.mean() for s in run.sigma.values()]).min()
+    shares = {s.name: run.values[SHARES + s.name] for s in sites}
+    tau = {s.name: sigma * _unit(shares[s.name], s.steps) for s in sites}
 
     def chunk(draws):
         noise = draw_chunk(plan, run.key, draws, sites)
@@ -83,16 +87,17 @@ def _layout(run: Run) -> Layout:
     return layout._replace(num_draws=local * layout.devices)
 
 
-def _step(run: Run, site: Site) -> jax.Array:
-    """tau of the module docstring; where all shares are equal, a thousandth of others.
+@partial(jax.jit, static_argnums=1)  # one function for all shares of a shape
+def _unit(shares: jax.Array, steps: int) -> jax.Array:
+    """tau / sigma of the module docstring, from (*steps, examples, *statistic).
 
-    Where all are equal everywhere it is a thousandth of their size, or of 1.
+    Where all shares are equal it is a thousandth of that of others; where all are equal
+    everywhere, a thousandth of their size, or of 1.
     """
-    shares = run.values[SHARES + site.name].astype(jnp.float32)
-    count = shares.shape[site.steps]
-    spread, size = jnp.std(shares, site.steps) * count, rms([shares])[0] * count
+    shares = shares.astype(jnp.float32)
+    count = shares.shape[steps]
+    spread, size = jnp.std(shares, steps) * count, rms([shares])[0] * count
     unit = jnp.where(size > 0, size, 1.0)
     others = rms([spread])[0]
     floor = 1e-3 * jnp.where(others > 1e-6 * unit, others, unit)
-    sigma = jnp.stack([jnp.mean(s) for s in run.sigma.values()]).min()
-    return sigma * jnp.maximum(spread, floor)
+    return jnp.maximum(spread, floor)
