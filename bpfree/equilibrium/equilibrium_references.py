@@ -8,22 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpfree.equilibrium.energy import Dynamics, Energy, States
-from bpfree.equilibrium.phases import relax_free
-from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, minus, stacked
+from bpfree.equilibrium.free_phase import equilibrium
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation
+from bpfree.equilibrium.states import minus
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import check_energy, of_energy
-
-
-def equilibrium(dynamics: Dynamics, settings: Relaxation, factor=None) -> States:
-    """States (B, ...) of the free network."""
-    if factor is None:
-        factor = 1.0 if settings.factor is None else settings.factor
-    net = stacked(dynamics)
-    dtype = dynamics.zeros[0].dtype
-    free = relax_free(net, settings, jnp.asarray(factor, dtype))
-    return tuple(h[0] for h in free.states)
 
 
 def backprop_through_time(
