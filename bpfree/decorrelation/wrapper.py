@@ -26,6 +26,7 @@ from bpfree.decorrelation.rule import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 from bpfree.estimators.objective import check_loss_fn
 from bpfree.estimators.placement import has_masked
+from bpfree.program.marking import param_path
 from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 RULES: dict[str, Callable[[], Rule]] = {
@@ -192,8 +193,11 @@ def decorrelate(
 
 def _at(tree, paths: Collection[str], fn: Callable[[str, Any], Any]) -> Any:
     """The tree with `fn(path, leaf)` at some of its leaves."""
-    changed = [fn(p, leaf) if p in paths else leaf for p, leaf in leaves(tree).items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), changed)
+
+    def one(path, leaf):
+        return fn(name, leaf) if (name := param_path(path)) in paths else leaf
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _through(layout: Layout, fn, state, leaf: jax.Array) -> jax.Array:
