@@ -8,7 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree import equilibrium as eq
-from bpfree.equilibrium.relaxation import best_factor, norm, observed_radius
+from bpfree.equilibrium.over_relaxation import best_factor, observed_radius
+from bpfree.equilibrium.states import norm
 from tests import energies
 from tests.energies import EXACT
 from tests.statistics import relative_error

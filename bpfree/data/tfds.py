@@ -32,8 +32,8 @@ def read(
     """
     builder, sources = opened(name, splits)
     with dataset_errors(builder.data_dir):
-        in_memory = splits[1:] if lazy else splits
-        parts = {s: _part(sources[splits.index(s)]) for s in in_memory}
+        in_memory = list(zip(splits, sources, strict=True))[lazy:]
+        parts = {split: _part(source) for split, source in in_memory}
     digests = {split: _digest(part) for split, part in parts.items()}
     train: Any = parts.get(splits[0]) or _examples(sources[0], builder.data_dir)
     found = Raw(train, parts[splits[1]])

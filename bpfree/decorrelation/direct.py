@@ -18,7 +18,7 @@ from jax import lax
 from bpfree.choices import check_choice
 from bpfree.decorrelation import moments
 from bpfree.decorrelation.moments import product
-from bpfree.decorrelation.rules import Rule, by_matrix, by_transpose
+from bpfree.decorrelation.rule import Rule, by_matrix, by_transpose, identities
 
 Method = Literal["eigh", "newton_schulz"]
 
@@ -113,7 +113,7 @@ def _check(damping: float, decay: float) -> None:
 
 def _direct(invert, gradient, update, damping: float, decay: float) -> Rule:
     def init(blocks: int, d: int, dtype) -> Direct:
-        eye = jnp.broadcast_to(jnp.eye(d, dtype=dtype), (blocks, d, d))
+        eye = identities(blocks, d, dtype)
         zero = jnp.zeros((), dtype)
         return Direct(eye, jnp.zeros_like(eye), zero, zero)
 

@@ -19,13 +19,15 @@ from jax import lax
 
 from bpfree.decorrelation import direct, inputs, rules
 from bpfree.decorrelation.inputs import Structure, leaves
+from bpfree.decorrelation.kernels import Layers, chosen_layers
 from bpfree.decorrelation.layout import Layout
 from bpfree.decorrelation.moments import product
-from bpfree.decorrelation.rules import Rule
+from bpfree.decorrelation.rule import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 from bpfree.estimators.objective import check_loss_fn
 from bpfree.estimators.placement import has_masked
-from bpfree.program.trace import LossFn, arguments, check_losses, chosen_names, split_aux
+from bpfree.program.marking import param_path
+from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 RULES: dict[str, Callable[[], Rule]] = {
     "copi": rules.copi,
@@ -35,7 +37,6 @@ RULES: dict[str, Callable[[], Rule]] = {
     "foof": direct.foof,
 }
 RuleName = Literal["foof", "whiten", "dbp", "copi", "gain"]
-Layers = Callable[[str], bool] | Collection[str] | None
 
 
 def decorrelate(
@@ -110,9 +111,7 @@ def decorrelate(
         shapes = jax.tree.map(jax.typeof, params)
         key = (jax.tree.structure(shapes), tuple(map(str, jax.tree.leaves(shapes))))
         if key not in traced:
-            traced[key] = _chosen_layers(
-                loss_fn, params, example_batch, structure, layers
-            )
+            traced[key] = chosen_layers(loss_fn, params, example_batch, structure, layers)
         return traced[key]
 
     def init(params) -> DecorrelationState:
@@ -189,35 +188,16 @@ def decorrelate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def find_layers(
-    loss_fn: LossFn,
-    params,
-    batch,
-    *,
-    block: int | None = None,
-    channel_only: bool = False,
-) -> dict[str, tuple[int, int, int]]:
-    """The kernels that `decorrelate` finds, {path: (G, O, d)}, R being (G, d, d).
-
-    Args:
-      loss_fn, params, batch: shapes of params and batch are enough.
-      block, channel_only: as in `bpfree.decorrelate`.
-
-    Example:
-        >>> bpfree.decorrelation.find_layers(loss_fn, params, batch)
-        {'w1': (1, 4, 3), 'w2': (1, 2, 4)}
-    """
-    found = inputs.layers(loss_fn, params, batch, Structure(block, channel_only))
-    return {path: layout.sizes for path, layout in found.items()}
-
-
 # ------------------------------------------------------------------- pieces of an update
 
 
 def _at(tree, paths: Collection[str], fn: Callable[[str, Any], Any]) -> Any:
     """The tree with `fn(path, leaf)` at some of its leaves."""
-    changed = [fn(p, leaf) if p in paths else leaf for p, leaf in leaves(tree).items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), changed)
+
+    def one(path, leaf):
+        return fn(name, leaf) if (name := param_path(path)) in paths else leaf
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _through(layout: Layout, fn, state, leaf: jax.Array) -> jax.Array:
@@ -277,16 +257,3 @@ def _check(every, until, fraction, cap, block) -> None:
             raise ValueError(f"{name}={value!r} must be a positive whole number")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction!r} must lie in 0 .. 1, and not be 0")
-
-
-def _chosen_layers(
-    loss_fn, params, batch, structure: Structure, layers: Layers
-) -> dict[str, Layout]:
-    found = inputs.layers(loss_fn, params, batch, structure)
-    chosen = {p: found[p] for p in chosen_names(list(found), layers, "kernels")}
-    if not chosen:
-        raise ValueError(
-            f"no kernel is left to decorrelate; the loss function has {list(found)}. A "
-            "kernel is a parameter that enters a matrix product or a convolution."
-        )
-    return chosen

@@ -13,7 +13,7 @@ from bpfree.diagnostics.cost import cost
 from bpfree.estimators.base import EstimatorState, EstimatorTransformation
 from bpfree.estimators.objective import is_energy, mean_loss, split
 from bpfree.program.blocks import check_blocks
-from bpfree.program.marking import param_path
+from bpfree.program.marking import param_paths
 from bpfree.program.trace import arguments, takes_key, trace
 from bpfree.sampling.seeds import as_key
 
@@ -224,8 +224,7 @@ def _mean_of_pairs(products: np.ndarray) -> tuple[float, float]:
 
 def _groups(loss_fn, params, batch) -> dict[str, list[int]]:
     """{node: positions of its block's parameters}, or {parameter: its position}."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    paths = [param_path(path) for path, _ in leaves]
+    paths = param_paths(params)
     everything = {OVERALL: list(range(len(paths)))}
     key = jax.random.key(0) if takes_key(loss_fn) else None
     try:

@@ -6,6 +6,7 @@ The estimators of their gradients, one file each, are in here too; `bpfree` expo
 from bpfree.equilibrium.activations import dsilu, hard_sigmoid, identity, shifted_sigmoid
 from bpfree.equilibrium.costs import cross_entropy, squared_error
 from bpfree.equilibrium.energy import Energy, primitive
+from bpfree.equilibrium.free_phase import predict
 from bpfree.equilibrium.layered import layered
 from bpfree.equilibrium.nudging import (
     Nudging,
@@ -14,7 +15,7 @@ from bpfree.equilibrium.nudging import (
     one_sided,
     random_sign,
 )
-from bpfree.equilibrium.phases import Solution, predict, solve
+from bpfree.equilibrium.phases import Solution, solve
 from bpfree.equilibrium.pooling import Pool, average_pool, max_pool, softmax_pool
 from bpfree.equilibrium.relaxation import Relaxation, Relaxed
 

@@ -39,6 +39,28 @@ class Dynamics(NamedTuple):
     drive: Callable[[int, States, Any, jax.Array | None], jax.Array]
     activate: Callable[[int, jax.Array], jax.Array]
 
+    @property
+    def dtype(self) -> Any:
+        """Of the states at rest, real."""
+        return self.zeros[0].dtype
+
+    @property
+    def batch_size(self) -> int:
+        return self.zeros[0].shape[0]
+
+    def stacked(self) -> "Dynamics":
+        """The dynamics of K phases side by side: K in front of states and points."""
+
+        def drive(i, states, products, points):
+            of_phase = lambda h, z, beta: self.drive(i, h, z, beta)  # noqa: E731
+            return jax.vmap(of_phase)(states, products, points)
+
+        def renew(states, products, group):
+            return jax.vmap(lambda h, z: self.renew(h, z, group))(states, products)
+
+        products = jax.vmap(self.products)
+        return self._replace(products=products, renew=renew, drive=drive)
+
 
 class Phases(NamedTuple):
     """Equilibria of K nudged networks: states (K, B, ...), points and weights (K,)."""

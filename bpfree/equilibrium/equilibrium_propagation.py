@@ -7,17 +7,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from bpfree.equilibrium import holomorphy
-from bpfree.equilibrium.energy import Dynamics, Energy
+from bpfree.equilibrium.energy import Energy
 from bpfree.equilibrium.nudging import Nudging, centred
+from bpfree.equilibrium.over_relaxation import factor_of, next_radius
 from bpfree.equilibrium.phases import Solution, response, solve
-from bpfree.equilibrium.relaxation import (
-    Relaxation,
-    best_factor,
-    check_relaxation,
-    norm,
-    observed_radius,
-    rms,
-)
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation
+from bpfree.equilibrium.states import minus, norm, rms
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import BAD_RELAXATION, NO_FAULT, Estimate
 from bpfree.estimators.objective import of_energy
@@ -114,18 +109,18 @@ def equilibrium_propagation(
         if rule.complex:
             holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
-        factor = _factor(settings, state.inner.radius, dynamics)
+        factor = factor_of(settings, state.inner.radius, dynamics.dtype)
         sign_key, noise_key = jax.random.split(key)
         drawn = rule
         if rule.random_sign:
-            sign = jax.random.rademacher(sign_key, (), dynamics.zeros[0].dtype)
+            sign = jax.random.rademacher(sign_key, (), dynamics.dtype)
             drawn = rule._replace(radius=sign * rule.radius)
         noise_key = noise_key if settings.noisy else None
         solution = solve(dynamics, drawn, settings, factor, noise_key, sharding)
-        size = dynamics.zeros[0].shape[0]
 
         def surrogate(params):
-            return -energy.weighted(params, batch, *solution.phases) / size
+            total = -energy.weighted(params, batch, *solution.phases)
+            return total / dynamics.batch_size
 
         gradient = jax.grad(surrogate)(params)
         free = tuple(h[0] for h in solution.free.states)
@@ -133,36 +128,12 @@ def equilibrium_propagation(
         metrics = _metrics(solution, rule)
         lost = (metrics["unsettled"] > 0.5) & (solution.free.sweeps >= 10)
         fault = jnp.where(lost, BAD_RELAXATION, NO_FAULT)
-        inner = EquilibriumState(_next_radius(state.inner, solution, factor), metrics)
+        seen = solution.free if solution.real is None else solution.real
+        radius = next_radius(state.inner.radius, seen.contraction, factor)
+        inner = EquilibriumState(radius, metrics)
         return Estimate(gradient, cost, fault=fault, state=inner)
 
     return transformation(of_energy(energy, estimate, init), energy, seed)
-
-
-def _factor(settings: Relaxation, radius, dynamics: Dynamics) -> jax.Array:
-    """The over-relaxation factor of this update."""
-    dtype = dynamics.zeros[0].dtype
-    if settings.factor is not None:
-        return jnp.asarray(settings.factor, dtype)
-    if settings.ordering == "jacobi":
-        return jnp.ones((), dtype)
-    return best_factor(radius.astype(dtype))
-
-
-def _next_radius(state: EquilibriumState, solution: Solution, factor) -> jax.Array:
-    """Running mean of what the last sweeps say.
-
-    Over-relaxed beyond the best factor, a sweep contracts by w - 1 whatever mu is, so
-    each observation is shrunk a little: the mean can come down again.
-    """
-    seen = solution.real if solution.real is not None else solution.free
-    radius = 0.98 * observed_radius(seen.contraction, factor)
-    radius = radius.astype(jnp.float32)
-    mean = state.radius + _FORGET * (radius - state.radius)
-    return jnp.where(jnp.isfinite(mean), mean, state.radius)
-
-
-_FORGET = 0.3
 
 
 def _metrics(solution: Solution, rule: Nudging) -> dict[str, jax.Array]:
@@ -190,8 +161,6 @@ def _disagreement(solution: Solution, rule: Nudging) -> jax.Array | float:
     """|response by the coarser rule - response| / |response|, over the batch."""
     if not rule.coarser:
         return -1.0
-    fine = response(solution, rule.coefficients, rule)
-    coarse = response(solution, rule.coarser, rule)
-    apart = tuple((c - f)[None] for c, f in zip(coarse, fine, strict=True))
-    size = rms(norm(tuple(f[None] for f in fine)))
-    return rms(norm(apart)) / size
+    found = (response(solution, c, rule) for c in (rule.coarser, rule.coefficients))
+    coarse, fine = (tuple(h[None] for h in states) for states in found)
+    return rms(norm(minus(coarse, fine))) / rms(norm(fine))

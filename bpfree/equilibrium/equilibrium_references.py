@@ -5,25 +5,16 @@ L(theta) = C(theta, h*), h* = F(theta, h*) with the Jacobi sweep F.
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from bpfree.equilibrium.energy import Dynamics, Energy, States
-from bpfree.equilibrium.phases import relax_free
-from bpfree.equilibrium.relaxation import Relaxation, check_relaxation, minus, stacked
+from bpfree.equilibrium.free_phase import equilibrium
+from bpfree.equilibrium.relaxation import Relaxation, check_relaxation
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import check_energy, of_energy
-
-
-def equilibrium(dynamics: Dynamics, settings: Relaxation, factor=None) -> States:
-    """States (B, ...) of the free network."""
-    if factor is None:
-        factor = 1.0 if settings.factor is None else settings.factor
-    net = stacked(dynamics)
-    dtype = dynamics.zeros[0].dtype
-    free = relax_free(net, settings, jnp.asarray(factor, dtype))
-    return tuple(h[0] for h in free.states)
 
 
 def backprop_through_time(
@@ -137,9 +128,9 @@ def recurrent_backprop(
 
         def body(carry):
             t, old, _ = carry
-            new = tuple(s + p for s, p in zip(signal, pull(old)[0], strict=True))
-            moved, size = (_length(s) for s in (minus(new, old), new))
-            return t + 1, new, moved / size
+            new = optax.tree.add(signal, pull(old)[0])
+            moved = optax.tree.norm(optax.tree.sub(new, old))
+            return t + 1, new, moved / optax.tree.norm(new)
 
         first = (jnp.int32(0), signal, jnp.full((), jnp.inf, h[0].dtype))
         _, adjoint, _ = lax.while_loop(go_on, body, first)
@@ -160,8 +151,3 @@ def _jacobi(dynamics: Dynamics, h: States) -> States:
     return tuple(
         dynamics.activate(i, dynamics.drive(i, h, products, None)) for i in range(len(h))
     )
-
-
-def _length(states: States) -> jax.Array:
-    squares = [jnp.square(h).sum() for h in states]
-    return jnp.sqrt(sum(squares[1:], squares[0]))

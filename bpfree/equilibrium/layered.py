@@ -19,66 +19,25 @@ vector field whose layers learn from their own differences, has no such factors:
 for layer l is f^(L - l) times too short, and there is no theorem that it descends a cost.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bpfree.equilibrium import linear
+from bpfree.choices import check_choice
+from bpfree.equilibrium import linear, network
 from bpfree.equilibrium.activations import ACTIVATIONS
 from bpfree.equilibrium.costs import COSTS
-from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
+from bpfree.equilibrium.energy import Energy
+from bpfree.equilibrium.network import Edge, Feedback, Fn, Net
 from bpfree.equilibrium.pooling import Pool
 
 Layer = nn.Module | tuple[nn.Module, Pool]
-Fn = Callable[..., jax.Array]
-Feedback = float | jax.Array
 Activation = Literal[
     "shifted_sigmoid", "dsilu", "hard_sigmoid", "relu", "tanh", "identity"
 ]
-
-
-class Edge(NamedTuple):
-    """A term of the energy, from state `source` to state `target`; 0 is the input."""
-
-    name: str
-    source: int
-    target: int
-    module: nn.Module
-    pool: Pool | None
-
-
-class _Net(NamedTuple):
-    """What `layered` was given."""
-
-    edges: tuple[Edge, ...]
-    depth: int
-    activation: Fn
-    output_activation: Fn
-    readout: nn.Module | None
-    feedback: Feedback
-    cost: Fn
-    image: tuple[int, ...]
-    x: str
-    label: str
-
-    def activate(self, i: int, z: jax.Array) -> jax.Array:
-        last = i == self.depth - 1
-        return self.output_activation(z) if last else self.activation(z)
-
-
-class _Bound(NamedTuple):
-    """A net with parameters and batch: linear maps of all edges, by name."""
-
-    net: _Net
-    maps: dict[str, linear.Linear]
-    states: States  # zeros
-    x: jax.Array
-    label: jax.Array
 
 
 def layered(
@@ -143,36 +102,27 @@ def layered(
         edges.append(_edge(f"skip_{i}_{j}", i, j, layer))
     if isinstance(feedback, (int, float)) and not 0 < feedback <= 1:
         raise ValueError(f"feedback={feedback} must be a number in 0 < feedback <= 1")
-    hidden = choose("activation", activation, ACTIVATIONS)
     last = activation if output_activation is None else output_activation
-    net = _Net(
+    net = Net(
         tuple(edges),
         len(layers),
-        hidden,
-        choose("output_activation", last, ACTIVATIONS),
+        _chosen("activation", activation, ACTIVATIONS),
+        _chosen("output_activation", last, ACTIVATIONS),
         readout,
         feedback,
-        choose("cost", cost, COSTS),
+        _chosen("cost", cost, COSTS),
         tuple(image),
         x,
         label,
     )
-    return Energy(
-        lambda key, x: _init(net, key, x),
-        lambda params, batch: _dynamics(_bind(net, params, batch)),
-        lambda params, h, batch: _outputs(net, params, h),
-        lambda params, h, batch: net.cost(_outputs(net, params, h), batch[net.label]),
-        lambda params, batch, *phases: _weighted(net, params, batch, phases),
-        lambda params, batch: _parts(_bind(net, params, batch)),
-    )
+    return _energy(net)
 
 
-def choose(what: str, value: str | Fn, choices: dict[str, Fn]) -> Fn:
+def _chosen(what: str, value: str | Fn, choices: Mapping[str, Fn]) -> Fn:
     """The function `value` names, or `value` itself."""
     if callable(value):
         return value
-    if value not in choices:
-        raise ValueError(f"{what}={value!r} is unknown; choose one of {tuple(choices)}")
+    check_choice(what, value, choices)
     return choices[value]
 
 
@@ -181,13 +131,30 @@ def _edge(name, source, target, layer) -> Edge:
     return Edge(name, source, target, module, pool)
 
 
-def _init(net: _Net, key, x) -> dict[str, Any]:
+def _energy(net: Net) -> Energy:
+    def bind(params, batch):
+        return network.bind(net, params, batch)
+
+    def outputs(params, h, batch):
+        return network.readout_of(net, params, h[-1]).forward(h[-1])
+
+    return Energy(
+        lambda key, x: _init(net, key, x),
+        lambda params, batch: network.dynamics(bind(params, batch)),
+        outputs,
+        lambda params, h, batch: net.cost(outputs(params, h, batch), batch[net.label]),
+        lambda params, batch, *phases: network.weighted(bind(params, batch), phases),
+        lambda params, batch: network.parts(bind(params, batch)),
+    )
+
+
+def _init(net: Net, key, x) -> dict[str, Any]:
     """The layers' own initialisers, on the shapes that their sources have."""
-    params, states = {}, {0: _shaped(net, jnp.asarray(x))}
+    params, states = {}, {0: net.shaped(jnp.asarray(x))}
     keys = jax.random.split(key, len(net.edges) + 1)
     for edge, key in zip(net.edges, keys[1:], strict=True):
         params[edge.name], z = linear.init(edge.module, key, states[edge.source])
-        state = z if edge.pool is None else edge.pool.fn(z)
+        state = edge.pooled(z)
         before = states.setdefault(edge.target, state)
         if state.shape != before.shape:
             raise ValueError(
@@ -197,157 +164,3 @@ def _init(net: _Net, key, x) -> dict[str, Any]:
     if net.readout is not None:
         params["readout"] = linear.init(net.readout, keys[0], states[net.depth])[0]
     return params
-
-
-def _bind(net: _Net, params, batch) -> _Bound:
-    x = _shaped(net, batch[net.x])
-    x = x.astype(params[net.edges[0].name]["kernel"].dtype)
-    maps: dict[str, linear.Linear] = {}
-    zeros: dict[int, Any] = {0: x}
-    for edge in net.edges:
-        source = zeros[edge.source]
-        maps[edge.name] = linear.bind(edge.module, params[edge.name], source.shape[1:])
-        state = jax.eval_shape(partial(_output, edge, maps[edge.name]), source)
-        zeros.setdefault(edge.target, jnp.zeros(state.shape, state.dtype))
-    if net.readout is not None:
-        shape = zeros[net.depth].shape[1:]
-        maps["readout"] = linear.bind(net.readout, params["readout"], shape)
-    states = tuple(zeros[i] for i in range(1, net.depth + 1))
-    return _Bound(net, maps, states, x, batch[net.label])
-
-
-def _shaped(net: _Net, x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], *net.image) if net.image else x
-
-
-def _pooled(edge: Edge, z: jax.Array) -> jax.Array:
-    return z if edge.pool is None else edge.pool.fn(z)
-
-
-def _output(edge: Edge, maps: linear.Linear, h: jax.Array) -> jax.Array:
-    return _pooled(edge, maps.forward(h))
-
-
-def _outputs(net: _Net, params, states: States) -> jax.Array:
-    last = states[-1]
-    if net.readout is None:
-        return last.reshape(last.shape[0], -1)
-    return linear.bind(net.readout, params["readout"], last.shape[1:]).forward(last)
-
-
-# ----------------------------------------------------------------------------- dynamics
-
-
-def _dynamics(bound: _Bound) -> Dynamics:
-    net = bound.net
-    inner = [e for e in net.edges if e.source > 0]
-    constant: dict[int, jax.Array] = {}  # the drive of the input, the same in all sweeps
-    for e in net.edges:
-        if e.source == 0:
-            term = _output(e, bound.maps[e.name], bound.x)
-            constant[e.target] = constant.get(e.target, 0.0) + term
-
-    def products(h: States) -> dict[str, jax.Array]:
-        return {e.name: bound.maps[e.name].forward(h[e.source - 1]) for e in inner}
-
-    def renew(h, z, group):
-        moved = [e for e in inner if e.source - 1 in group]
-        new = {e.name: bound.maps[e.name].forward(h[e.source - 1]) for e in moved}
-        return {**z, **new}
-
-    def drive(i, h, z, beta):
-        terms = [constant[i + 1].astype(h[i].dtype)] if i + 1 in constant else []
-        for e in inner:
-            if e.target == i + 1:
-                terms.append(_pooled(e, z[e.name]))
-            if e.source == i + 1:
-                v = h[e.target - 1]
-                v = v if e.pool is None else e.pool.pull(z[e.name], v)
-                back = bound.maps[e.name].transposed(v)
-                terms.append(_scale(net, e.target - e.source, back) * back)
-        if beta is not None and i == net.depth - 1:
-            signal = _cost_signal(bound, h[i])
-            terms.append(-beta.astype(signal.dtype) * signal)
-        return sum(terms[1:], terms[0])
-
-    return Dynamics(bound.states, products, renew, drive, net.activate)
-
-
-def _cost_signal(bound: _Bound, last: jax.Array) -> jax.Array:
-    """dC/dh of the last state."""
-    readout = bound.maps.get("readout")
-    outputs = _flat(last) if readout is None else readout.forward(last)
-    losses, vjp = jax.vjp(lambda z: bound.net.cost(z, bound.label), outputs)
-    signal = vjp(jnp.ones_like(losses))[0]
-    if readout is None:
-        return signal.reshape(last.shape)
-    return readout.transposed(signal)
-
-
-# ---------------------------------------------------------------------- weight gradient
-
-
-def _weighted(net: _Net, params, batch, phases: Sequence[Phases]) -> jax.Array:
-    """Re sum_k w_k sum_b [Phi - beta_k C] of fixed states; its derivative is the update.
-
-    An edge from the input is linear in the states, so theirs are summed over the phases
-    first: one product per layer.
-    """
-    bound, total = _bind(net, params, batch), []
-    for e in bound.net.edges:
-        scale = _scale(net, e.target - net.depth, bound.x)
-        if e.source == 0:
-            signal = scale * sum(_weighted_sum(p, e.target - 1) for p in phases)
-            total.append((_output(e, bound.maps[e.name], bound.x) * signal).sum())
-            continue
-        for p in phases:
-            z = jax.vmap(partial(_output, e, bound.maps[e.name]))(p.states[e.source - 1])
-            target = p.states[e.target - 1]
-            target = _as(p.weights, target) * target
-            total.append(scale * (z * target).real.sum())
-    for p in phases:
-        losses = jax.vmap(lambda h: _losses(bound, h))(p.states[-1])
-        total.append(
-            -(_as(p.weights, losses) * _as(p.points, losses) * losses).real.sum()
-        )
-    return sum(total[1:], total[0])
-
-
-def _weighted_sum(p: Phases, i: int) -> jax.Array:
-    state = p.states[i]
-    return (_as(p.weights, state) * state).sum(0).real
-
-
-def _scale(net: _Net, layers: int, like: jax.Array) -> jax.Array:
-    """f^layers, in the dtype of `like`."""
-    return jnp.asarray(net.feedback**layers, like.dtype)
-
-
-def _as(weights: jax.Array, state: jax.Array) -> jax.Array:
-    """Weights (K,) that broadcast against states (K, B, ...)."""
-    return weights.reshape(-1, *(1,) * (state.ndim - 1)).astype(state.dtype)
-
-
-def _losses(bound: _Bound, last: jax.Array) -> jax.Array:
-    readout = bound.maps.get("readout")
-    outputs = _flat(last) if readout is None else readout.forward(last)
-    return bound.net.cost(outputs, bound.label)
-
-
-def _parts(bound: _Bound) -> dict[str, tuple[Fn, Any]]:
-    net, parts = bound.net, {}
-    for i, state in enumerate(bound.states):
-        fn = net.output_activation if i == net.depth - 1 else net.activation
-        parts[f"activation {fn.__name__!r}"] = (fn, state)
-    for e in net.edges:
-        if e.source > 0 and e.pool is not None:
-            z = bound.maps[e.name].forward(bound.states[e.source - 1])
-            parts[f"pooling {e.pool.name!r} of {e.name}"] = (e.pool.fn, z)
-    readout, cost = bound.maps.get("readout", linear.Linear(_flat, _flat)), net.cost
-    outputs = readout.forward(bound.states[-1])
-    parts[f"cost {cost.__name__!r}"] = (lambda z: cost(z, bound.label), outputs)
-    return parts
-
-
-def _flat(h: jax.Array) -> jax.Array:
-    return h.reshape(h.shape[0], math.prod(h.shape[1:]))

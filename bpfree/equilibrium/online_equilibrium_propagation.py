@@ -7,14 +7,13 @@ from jax import lax
 
 from bpfree.equilibrium import holomorphy
 from bpfree.equilibrium.energy import Energy, Phases, States
-from bpfree.equilibrium.phases import noise
 from bpfree.equilibrium.relaxation import (
     Ordering,
     Relaxation,
     check_relaxation,
+    noise,
     order_of,
     relax,
-    stacked,
 )
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
@@ -83,11 +82,11 @@ def online_equilibrium_propagation(
         del state
         holomorphy.check_parts(energy.parts(params, batch))
         dynamics = energy.bind(params, batch)
-        dtype = np.result_type(dynamics.zeros[0].dtype, np.complex64)
-        net = stacked(dynamics)
+        dtype = np.result_type(dynamics.dtype, np.complex64)
+        net = dynamics.stacked()
         order = order_of(ordering, len(dynamics.zeros))
-        size, count = dynamics.zeros[0].shape[0], periods * num_points
-        w = jnp.asarray(factor, dynamics.zeros[0].dtype)
+        size, count = dynamics.batch_size, periods * num_points
+        w = jnp.asarray(factor, dynamics.dtype)
 
         def at_point(carry, point_and_key):
             states, total, mean = carry

@@ -5,32 +5,29 @@ Complex ones begin where the polynomial in beta through the free state and the r
 says, and need only a few sweeps more.
 """
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from bpfree.equilibrium.energy import Dynamics, Energy, Phases, States
+from bpfree.equilibrium.energy import Dynamics, Phases, States
+from bpfree.equilibrium.extrapolation import extrapolated, kept
+from bpfree.equilibrium.free_phase import relax_free
 from bpfree.equilibrium.nudging import Nudging
 from bpfree.equilibrium.relaxation import (
-    ASTRAY,
-    Kick,
     Relaxation,
     Relaxed,
-    apart,
-    minus,
-    norm,
+    noise,
     order_of,
     relax,
-    rms,
     settles,
-    stacked,
 )
+from bpfree.equilibrium.states import apart, minus, norm, rms
+from bpfree.program import devices
 
 
 class Solution(NamedTuple):
@@ -102,10 +99,9 @@ def solve(
         >>> solution.free.states[0].shape  # one phase of five examples
         (1, 5, 4)
     """
-    net = stacked(dynamics)
+    net = dynamics.stacked()
     free = relax_free(net, settings, factor)
-    dtype = dynamics.zeros[0].dtype
-    radius = jnp.asarray(nudging.radius, dtype)
+    radius = jnp.asarray(nudging.radius, net.dtype)
     todo = _Todo(net, nudging, settings, factor, radius, free.states, sharding)
     keys = (None, None) if key is None else jax.random.split(key)
     real, complex_, phases = None, None, []
@@ -116,15 +112,14 @@ def solve(
         real = _nudged(todo, nudging.real, start, settings.nudged, keys[0], apart)
         phases.append(_weighed(todo, nudging.real, real.states))
     if nudging.complex:
-        known = nudging.real if settings.predicted else ()
-        start = _predicted(
-            nudging, known, free.states, real, np.result_type(dtype, np.complex64)
-        )
+        known = real.states if real is not None and settings.predicted else None
+        dtype = np.result_type(net.dtype, np.complex64)
+        start = extrapolated(nudging, free.states, known, dtype)
         limit = settings.predicted or settings.nudged
         complex_ = _nudged(todo, nudging.complex, (start, None), limit, keys[1])
         states = complex_.states
-        if real is not None and settings.predicted and key is None:
-            states = _kept(complex_, start, free.states)
+        if known is not None and key is None:
+            states = kept(complex_, start, free.states)
         phases.append(_weighed(todo, nudging.complex, states))
     moved = rms(jnp.concatenate([norm(minus(p.states, free.states)) for p in phases]))
     return Solution(free, real, complex_, tuple(phases), radius, moved)
@@ -169,18 +164,8 @@ def _spread(sharding: NamedSharding | None, states: Any) -> Any:
     """Arrays (K, ...) with K over the devices, if they divide K."""
     if sharding is None:
         return states
-    axis = sharding.spec[0]
-    names = (axis,) if isinstance(axis, str) else axis
-    devices = math.prod(sharding.mesh.shape[name] for name in names)
-
-    def rows(h):
-        # Only the first axis is ours: naming the others would gather a sharded batch.
-        others = [PartitionSpec.UNCONSTRAINED] * (h.ndim - 1)
-        layout = NamedSharding(sharding.mesh, PartitionSpec(axis, *others))
-        return lax.with_sharding_constraint(h, layout)
-
-    count = len(jax.tree.leaves(states)[0])
-    return states if count % devices else jax.tree.map(rows, states)
+    uneven = len(jax.tree.leaves(states)[0]) % devices.count(sharding)
+    return states if uneven else jax.tree.map(partial(devices.spread, sharding), states)
 
 
 def _weighed(todo: _Todo, which, states: States) -> Phases:
@@ -212,92 +197,9 @@ def response(
     return tuple(total)
 
 
-def relax_free(net: Dynamics, settings: Relaxation, factor: jax.Array) -> Relaxed:
-    """The free phase, from zeros; `net` of one phase."""
-    return relax(
-        net,
-        None,
-        tuple(h[None] for h in net.zeros),
-        order=order_of(settings.ordering, len(net.zeros)),
-        limit=settings.free,
-        factor=factor,
-        settled=settles(settings, lambda h: h),
-    )
-
-
-def predict(energy: Energy, params, batch, settings: Relaxation) -> jax.Array:
-    """Outputs (B, classes) at the free equilibrium.
-
-    Args:
-      energy, params, batch: the network, its parameters and inputs; the cost is not used.
-      settings: `bpfree.equilibrium.Relaxation(...)`, of which the free phase counts; its
-        factor None is 1.
-
-    Example:
-        >>> from flax import linen as nn
-        >>> energy = bpfree.layered([nn.Dense(4), nn.Dense(2)])
-        >>> batch = {"x": jnp.ones((5, 3)), "label": jnp.zeros(5, int)}
-        >>> params = energy.init(jax.random.key(0), batch["x"])
-        >>> relaxation = bpfree.equilibrium.Relaxation()
-        >>> bpfree.equilibrium.predict(energy, params, batch, relaxation).shape
-        (5, 2)
-    """
-    dynamics = energy.bind(params, batch)
-    net = stacked(dynamics)
-    factor = 1.0 if settings.factor is None else settings.factor
-    free = relax_free(net, settings, jnp.asarray(factor, dynamics.zeros[0].dtype))
-    return energy.outputs(params, tuple(h[0] for h in free.states), batch)
-
-
 def _numbers(numbers, which, dtype) -> jax.Array:
     """(K,) of static complex numbers; real ones lose their zero imaginary parts."""
     array = np.asarray([numbers[i] for i in which])
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         array = array.real
     return jnp.asarray(array, dtype)
-
-
-def noise(key: jax.Array, scale) -> Kick:
-    """Normal noise for the drives, real, keyed by sweep and state."""
-
-    def kick(sweep, i, drive):
-        at = jax.random.fold_in(jax.random.fold_in(key, sweep), i)
-        draw = jax.random.normal(at, drive.shape, drive.real.dtype)
-        return (jnp.asarray(scale, draw.dtype) * draw).astype(drive.dtype)
-
-    return kick
-
-
-def _predicted(nudging, known, free: States, real: Relaxed | None, dtype) -> States:
-    """Complex phases extrapolated from beta = 0 and the known real points (Lagrange)."""
-    at = np.array([0.0, *(nudging.roots[i].real for i in known if nudging.roots[i] != 0)])
-    rows = [i for i, k in enumerate(known) if nudging.roots[k] != 0]
-    roots = np.array([nudging.roots[i] for i in nudging.complex])
-    basis = np.ones((len(roots), len(at)), complex)
-    for j, point in enumerate(at):
-        for other in np.delete(at, j):
-            basis[:, j] *= (roots - other) / (point - other)
-    values = free
-    if real is not None and rows:
-        values = tuple(
-            jnp.concatenate([h, r[np.array(rows)]])
-            for h, r in zip(free, real.states, strict=True)
-        )
-    return tuple(
-        jnp.tensordot(jnp.asarray(basis, dtype), h.astype(dtype), 1) for h in values
-    )
-
-
-def _kept(found: Relaxed, predicted: States, free: States) -> States:
-    """Complex phases that went astray go back to their prediction, example by example.
-
-    The quadrature of an extrapolated polynomial is the centred rule, so an example for
-    which the circle is too large falls back to N = 2. Not under noise, which the
-    estimated error would be of.
-    """
-    moved = norm(minus(predicted, free))
-    astray = ~(found.error <= ASTRAY * moved).all(0, keepdims=True)
-    return tuple(
-        jnp.where(astray.reshape(1, -1, *(1,) * (h.ndim - 2)), p, h)
-        for h, p in zip(found.states, predicted, strict=True)
-    )

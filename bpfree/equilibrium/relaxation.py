@@ -8,12 +8,7 @@ so "jacobi" is one group of all states, "sequential" (Gauss-Seidel) one state af
 other, w < 1 damping and w > 1 over-relaxation (SOR). The free phase goes from the first
 state to the last, so that its first sweep, from zeros, is the feed-forward pass; nudged
 phases go back from the last to the first, so that their first sweep brings the nudging
-to every state. With mu the spectral radius of the Jacobi sweep of a chain, a sequential
-sweep in either direction contracts by lambda, where
-
-    (lambda + w - 1)^2 = lambda w^2 mu^2,    best at w = 2 / (1 + sqrt(1 - mu^2))
-
-(Young 1954), so the observed lambda tells mu, and mu the next w.
+to every state.
 """
 
 from collections.abc import Callable
@@ -23,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bpfree.choices import check_choice
 from bpfree.equilibrium.energy import Dynamics, States
+from bpfree.equilibrium.states import minus, norm, rms
 
 Ordering = Literal["sequential", "jacobi"]
-ORDERINGS = get_args(Ordering)
 _SLOWEST = 0.9  # contraction beyond which an error estimate is not extrapolated
-_LARGEST_RADIUS = 0.98
 _UNROLLED = 3  # sweeps, at most, that are no loop: what nobody reads is not computed
 
 Kick = Callable[[jax.Array, int, jax.Array], jax.Array]
@@ -106,10 +101,7 @@ class Relaxed(NamedTuple):
 
 def check_relaxation(settings: Relaxation) -> None:
     """ValueError with the choices for settings that cannot be."""
-    if settings.ordering not in ORDERINGS:
-        raise ValueError(
-            f"ordering={settings.ordering!r} is unknown; choose one of {ORDERINGS}"
-        )
+    check_choice("ordering", settings.ordering, get_args(Ordering))
     for name in ("free", "nudged"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}={getattr(settings, name)} sweeps: at least 1")
@@ -133,22 +125,6 @@ def order_of(ordering: Ordering, depth: int) -> Order:
     return (every,) if ordering == "jacobi" else tuple((i,) for i in every)
 
 
-def stacked(dynamics: Dynamics) -> Dynamics:
-    """The dynamics of K phases side by side: K in front of states and points."""
-
-    def drive(i, states, products, points):
-        return jax.vmap(lambda h, z, beta: dynamics.drive(i, h, z, beta))(
-            states, products, points
-        )
-
-    def renew(states, products, group):
-        return jax.vmap(lambda h, z: dynamics.renew(h, z, group))(states, products)
-
-    return dynamics._replace(
-        products=jax.vmap(dynamics.products), renew=renew, drive=drive
-    )
-
-
 def sweep(net: Dynamics, order: Order, points, states, products, factor, kick=None):
     """(states, products) after one sweep."""
     for group in order:
@@ -162,30 +138,6 @@ def sweep(net: Dynamics, order: Order, points, states, products, factor, kick=No
         states = tuple(new)
         products = net.renew(states, products, group)
     return states, products
-
-
-def norm(states: States) -> jax.Array:
-    """Euclidean norm over all states of an example: (K, B)."""
-    squares = [jnp.square(jnp.abs(h)).sum(tuple(range(2, h.ndim))) for h in states]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
-
-
-def minus(a: States, b: States) -> States:
-    return tuple(x - y.astype(x.dtype) for x, y in zip(a, b, strict=True))
-
-
-def apart(states: States) -> States:
-    """The differences of K real phases from their mean.
-
-    What the free phase left undone moves all phases alike, and cancels in the gradient.
-    """
-    if states[0].shape[0] == 1:
-        return states
-    return tuple(h - h.mean(0, keepdims=True) for h in states)
-
-
-def rms(per_example: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(per_example).mean())
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -219,7 +171,7 @@ def relax(
     """Sweep until the batch has settled, or `limit` times.
 
     Args:
-      net: of K phases (`stacked`).
+      net: of K phases (`Dynamics.stacked`).
       points: beta (K,), or None for the free network (K = 1).
       start: states (K, B, ...).
       products: of these states, if they are known.
@@ -254,6 +206,17 @@ def relax(
     return Relaxed(c.states, c.residual, c.error, contraction, c.sweep, c.products)
 
 
+def noise(key: jax.Array, scale) -> Kick:
+    """Normal noise for the drives, real, keyed by sweep and state."""
+
+    def kick(sweep, i, drive):
+        at = jax.random.fold_in(jax.random.fold_in(key, sweep), i)
+        draw = jax.random.normal(at, drive.shape, drive.real.dtype)
+        return (jnp.asarray(scale, draw.dtype) * draw).astype(drive.dtype)
+
+    return kick
+
+
 ASTRAY = 0.5  # estimated error relative to the displacement of a lost example
 
 
@@ -276,18 +239,3 @@ def settles(
         return left <= settings.tolerance * scale
 
     return settled
-
-
-# ------------------------------------------------------------------ over-relaxation
-
-
-def best_factor(radius: jax.Array) -> jax.Array:
-    """Young's over-relaxation factor for a Jacobi sweep of this spectral radius."""
-    return 2 / (1 + jnp.sqrt(1 - jnp.square(jnp.clip(radius, 0, _LARGEST_RADIUS))))
-
-
-def observed_radius(contraction: jax.Array, factor: jax.Array) -> jax.Array:
-    """The Jacobi spectral radius at which sequential sweeps contract as observed."""
-    rate = jnp.clip(contraction, 1e-6, 1.0)
-    radius = (rate + factor - 1) / (factor * jnp.sqrt(rate))
-    return jnp.clip(radius, 0, _LARGEST_RADIUS)

@@ -10,12 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators.estimate import (
-    BAD_LOSS,
-    BAD_SIGMA,
-    Estimate,
-    Estimator,
-)
+from bpfree.estimators.estimate import BAD_LOSS, BAD_SIGMA, Estimate, Estimator
 from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
 
 

@@ -23,10 +23,7 @@ from jax import lax
 
 from bpfree.estimators import faults, runs, statistics
 from bpfree.estimators.base import EstimatorTransformation, transformation
-from bpfree.estimators.estimate import (
-    Estimate,
-    Estimator,
-)
+from bpfree.estimators.estimate import Estimate, Estimator
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings, make_settings

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from bpfree.program.lowrank import LowRank
-from bpfree.program.marking import param_paths
+from bpfree.program.marking import param_path, param_paths
 from bpfree.program.reach import moves_loss
 from bpfree.sampling import loop
 from bpfree.sampling.noise import Plan, draw_arrays, gaussian, named_keys, rademacher
@@ -123,16 +123,15 @@ def added(params, noise: Noise, scale) -> Any:
     """params + scale * noise; a LowRank where the noise has factors."""
 
     def one(path, p):
-        if path not in noise:
+        z = noise.get(param_path(path))
+        if z is None:
             return p
-        z = noise[path]
         if isinstance(z, Factors):
             left = (scale * z.left).astype(p.dtype)
             return LowRank(jnp.asarray(p), left, z.right.astype(p.dtype))
         return p + (scale * z).astype(jnp.result_type(p))
 
-    leaves = map(one, param_paths(params), jax.tree.leaves(params))
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def moved_by(params, noise: Noise, scale) -> Any:
@@ -161,8 +160,7 @@ def as_gradient(params, found: dict[str, jax.Array]) -> Any:
     """The params-shaped tree of what was found, zero elsewhere."""
 
     def one(path, p):
-        kind = jnp.result_type(p)
-        return found[path].astype(kind) if path in found else jnp.zeros_like(p)
+        total = found.get(param_path(path))
+        return jnp.zeros_like(p) if total is None else total.astype(jnp.result_type(p))
 
-    leaves = map(one, param_paths(params), jax.tree.leaves(params))
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return jax.tree_util.tree_map_with_path(one, params)

@@ -26,7 +26,7 @@ from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
 from bpfree.sampling.loop import Layout, in_chunks, mean_of, sum_over_draws
 from bpfree.sampling.noise import Plan, antithetic_plan
-from bpfree.sampling.scale import Number, check_number
+from bpfree.sampling.scale import Number, check_number, scale_at
 
 BaselineChoice = (
     Literal["clean", "leave_one_out", "none", "standardise", "centred_ranks"]
@@ -207,7 +207,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
     clean, aux = split_aux(loss_fn(*args))
     traced = rewriting.to_jaxpr(loss_fn, args)
     noisy = stops.held(loss_fn, args, traced) if held else loss_fn
-    scale = jnp.asarray(sigma(state.count) if callable(sigma) else sigma, jnp.float32)
+    scale = scale_at(sigma, state.count)
     signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)
     moved = weight_noise.moved(traced, args, wanted)
     together = weight_noise.credited_together(layout, rank, moved)

@@ -1,6 +1,7 @@
 """Hopfield networks, dense or convolutional, for equilibrium propagation."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bpfree import equilibrium
+from bpfree.choices import check_choice
 from bpfree.equilibrium import Energy, Relaxation
 from bpfree.equilibrium.layered import Activation
 
@@ -51,8 +53,7 @@ class Model:
 
     def objective(self) -> Energy:
         """The energy; weights start truncated normal with deviation 1/sqrt(fan-in)."""
-        if self.pool not in POOLS:
-            raise ValueError(f"pool={self.pool!r} is unknown; choose one of {[*POOLS]}")
+        check_choice("pool", self.pool, POOLS)
         layers: list[Any] = []
         for width, padded, pooled in self.convolutions():
             padding = "SAME" if padded else "VALID"
@@ -98,7 +99,5 @@ class Model:
 
 
 def _kernel(key, shape, dtype=jnp.float32):
-    fan_in = 1
-    for n in shape[:-1]:
-        fan_in *= n
+    fan_in = math.prod(shape[:-1])
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) / fan_in**0.5

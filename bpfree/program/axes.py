@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from bpfree.program.indexing import gather, scatter
+from bpfree.program import contractions, indexing
 from bpfree.program.place import LOST, Place
 
 Rule = Callable[..., Place | None]
@@ -28,12 +28,10 @@ def moved(eqn, i: int, place: Place, batch: int, columns) -> Place | None:
     if place.axis < 0:
         return place
     name = eqn.primitive.name
-    if name in _ELEMENTWISE or name.startswith("cum"):
-        along = eqn.params.get("axis", -1) if name.startswith("cum") else -1
-        return LOST if along == place.axis else place
-    if name not in _RULES:
-        return LOST
-    return _RULES[name](eqn, i, place, batch, columns)
+    if name in _ELEMENTWISE:
+        return place
+    rule = _RULES.get("cum" if name.startswith("cum") else name)
+    return rule(eqn, i, place, batch, columns) if rule else LOST
 
 
 _ELEMENTWISE = frozenset(
@@ -49,9 +47,6 @@ _ELEMENTWISE = frozenset(
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
     sub tan tanh threefry2x32 tie to_edtype xor zeta""".split()
 )
-
-
-# ---------------------------------------------------------------------- shapes and order
 
 
 def _broadcast(eqn, i, place, batch, columns):
@@ -80,12 +75,6 @@ def _reshape(eqn, i, place, batch, columns):
     return reshaped(place, shape, eqn.params["new_sizes"], batch)
 
 
-def _without(place: Place, axes) -> Place | None:
-    if place.axis in axes:
-        return LOST
-    return place._replace(axis=place.axis - sum(a < place.axis for a in axes))
-
-
 def _expand(eqn, i, place, batch, columns):
     new = set(eqn.params["dimensions"])
     kept = [a for a in range(eqn.outvars[0].aval.ndim) if a not in new]
@@ -96,31 +85,30 @@ def _transpose(eqn, i, place, batch, columns):
     return place._replace(axis=eqn.params["permutation"].index(place.axis))
 
 
-def _removed(parameter: str) -> Rule:
+def _axes_of(eqn, name: str) -> list[int]:
+    """The axes that a parameter names; the last one where JAX has none."""
+    axes = eqn.params.get(name, -1)
+    ndim = eqn.invars[0].aval.ndim
+    return [a % ndim for a in ((axes,) if isinstance(axes, int) else axes)]
+
+
+def _not_along(name: str) -> Rule:
+    def rule(eqn, i, place, batch, columns):
+        return LOST if place.axis in _axes_of(eqn, name) else place
+
+    return rule
+
+
+def _removed(name: str) -> Rule:
     """Axes that the result does not have."""
 
     def rule(eqn, i, place, batch, columns):
-        axes = eqn.params[parameter]
-        return _without(place, (axes,) if isinstance(axes, int) else axes)
+        gone = _axes_of(eqn, name)
+        if place.axis in gone:
+            return LOST
+        return place._replace(axis=place.axis - sum(a < place.axis for a in gone))
 
     return rule
-
-
-def _not_along(parameter: str) -> Rule:
-    def rule(eqn, i, place, batch, columns):
-        axes = eqn.params[parameter]
-        axes = (axes,) if isinstance(axes, int) else axes
-        return LOST if place.axis in axes else place
-
-    return rule
-
-
-def _top_k(eqn, i, place, batch, columns):
-    axis = (
-        eqn.params.get("axis", eqn.params.get("reduction_dimension", -1))
-        % eqn.invars[0].aval.ndim
-    )
-    return LOST if place.axis == axis else place
 
 
 def _stack(eqn, i, place, batch, columns):
@@ -162,13 +150,9 @@ def _split(eqn, i, place, batch, columns):
 
 def _whole(eqn, i, place, batch, columns):
     """Slices that take the examples' axis whole (operands: value, update, indices)."""
-    whole = eqn.invars[0].aval.shape[place.axis]
-    sizes = [
-        v.aval.shape[place.axis] for v in (*eqn.invars[:2], *eqn.outvars) if v.aval.ndim
-    ]
-    dynamic = eqn.primitive.name == "dynamic_slice"
-    sizes = [eqn.outvars[0].aval.shape[place.axis]] if dynamic else sizes
-    return place if set(sizes) == {whole} and i < 2 else LOST
+    values = (*eqn.invars[:2], eqn.outvars[0])
+    sizes = {v.aval.shape[place.axis] for v in values if v.aval.ndim}
+    return place if len(sizes) == 1 and i < 2 else LOST
 
 
 def _pad(eqn, i, place, batch, columns):
@@ -181,11 +165,8 @@ def _window(eqn, i, place, batch, columns):
     alone = p["window_dimensions"][axis] == 1 and p["window_strides"][axis] == 1
     pads = tuple(p["padding"][axis]) == (0, 0)
     dilations = [p.get(k) for k in ("base_dilation", "window_dilation")]
-    return (
-        place
-        if alone and pads and all(d is None or d[axis] == 1 for d in dilations)
-        else LOST
-    )
+    plain = all(d is None or d[axis] == 1 for d in dilations)
+    return place if alone and pads and plain else LOST
 
 
 def _leading(count: Callable[[Any], int]) -> Rule:
@@ -197,65 +178,24 @@ def _leading(count: Callable[[Any], int]) -> Rule:
     return rule
 
 
-# ----------------------------------------------------------------------------- products
-
-
-def _dot(eqn, i, place, batch, columns):
-    contracted, batched = eqn.params["dimension_numbers"]
-    mine, other = batched[i], batched[1 - i]
-    if place.axis in contracted[i]:
-        return LOST
-    if place.axis in mine:
-        return place._replace(axis=list(mine).index(place.axis))
-    gone = {*contracted[i], *mine}
-    free = [a for a in range(eqn.invars[i].aval.ndim) if a not in gone]
-    before = len(mine) + free.index(place.axis)
-    if i == 1:
-        before += eqn.invars[0].aval.ndim - len(contracted[0]) - len(other)
-    return place._replace(axis=before)
-
-
-def exchanged(eqn, i: int, place: Place, batch: int) -> Place | None:
-    """The place of a graph's nodes in a product of their values with an (N, N) matrix."""
-    if eqn.primitive.name != "dot_general" or (place.outer, place.inner) != (1, 1):
-        return LOST
-    contracted, batched = eqn.params["dimension_numbers"]
-    if place.axis not in contracted[i]:
-        return LOST
-    shape = eqn.invars[1 - i].aval.shape
-    gone = {*contracted[1 - i], *batched[1 - i]}
-    free = [a for a, size in enumerate(shape) if a not in gone and size == batch]
-    return _dot(eqn, 1 - i, Place(free[0]), batch, ()) if len(free) == 1 else LOST
-
-
-def _conv(eqn, i, place, batch, columns):
-    numbers = eqn.params["dimension_numbers"]
-    if i or place.axis != numbers.lhs_spec[0] or eqn.params["batch_group_count"] > 1:
-        return LOST
-    return place._replace(axis=numbers.out_spec[0])
-
-
-def _ragged_dot(eqn, i, place, batch, columns):
-    return place if i == 0 and place.axis == 0 else LOST
-
-
 _RULES: dict[str, Rule] = {
     "argmax": _removed("axes"),
     "argmin": _removed("axes"),
     "broadcast_in_dim": _broadcast,
     "cholesky": _leading(lambda eqn: 2),
     "concatenate": _concatenate,
-    "conv_general_dilated": _conv,
-    "dot_general": _dot,
+    "conv_general_dilated": contractions.conv,
+    "cum": _not_along("axis"),  # cumsum, cumprod, ...
+    "dot_general": contractions.dot,
     "dynamic_slice": _whole,
     "dynamic_update_slice": _whole,
     "eigh": _leading(lambda eqn: 2),
     "expand_dims": _expand,
     "fft": _leading(lambda eqn: len(eqn.params["fft_lengths"])),
-    "gather": gather,
+    "gather": indexing.gather,
     "pad": _pad,
-    "ragged_dot": _ragged_dot,
-    "ragged_dot_general": _ragged_dot,
+    "ragged_dot": contractions.ragged_dot,
+    "ragged_dot_general": contractions.ragged_dot,
     "reshape": _reshape,
     "rev": _not_along("dimensions"),
     "sort": _not_along("dimension"),
@@ -264,8 +204,8 @@ _RULES: dict[str, Rule] = {
     "squeeze": _removed("dimensions"),
     "stack": _stack,
     "reduce": _removed("dimensions"),
-    "approx_top_k": _top_k,
-    "top_k": _top_k,
+    "approx_top_k": _not_along("reduction_dimension"),
+    "top_k": _not_along("axis"),
     "transpose": _transpose,
     "unstack": _removed("axis"),
 }
@@ -284,5 +224,5 @@ _RULES |= dict.fromkeys(
 )
 _RULES |= dict.fromkeys(
     "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split(),
-    scatter,
+    indexing.scatter,
 )

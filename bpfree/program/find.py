@@ -22,7 +22,9 @@ sizes that happen to be equal decide nothing.
 from collections.abc import Sequence
 
 from bpfree.program import flat, tags
-from bpfree.program.reader import Found, Reader, Source
+from bpfree.program.decisions import Found
+from bpfree.program.reader import Reader
+from bpfree.program.source import Source
 
 
 def find(
@@ -75,7 +77,7 @@ def find(
     return min(readings, key=fewest).found()
 
 
-def _guesses(source: "Source") -> int:
+def _guesses(source: Source) -> int:
     """How many axes of the batch's size the leaves of the batch have at most."""
     leaves = zip(source.shapes, source.roles, strict=True)
     sizes = [shape.count(source.batch) for shape, role in leaves if role == "batch"]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.program import rewriting, tags
+from bpfree.program.decisions import Found, Mark
 from bpfree.program.find import find
 from bpfree.program.flat import Path
-from bpfree.program.reader import Found, Mark
 
 
 def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, **options):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.program import tags
-from bpfree.program.axes import LOST, Place
+from bpfree.program import axes, contractions, tags
 from bpfree.program.flat import Op
+from bpfree.program.place import LOST, Place
 
 
 class Value(NamedTuple):
@@ -37,6 +37,14 @@ class Value(NamedTuple):
         """The same where examples meet, or can no longer be told apart."""
         return self._replace(mixed=self.mixed | self.noise, place=LOST)
 
+    def deciding(self) -> "Value":
+        """The same where no derivative passes."""
+        return self._replace(own=0, past=0, decides=self.decides | self.trains)
+
+    def at_node(self, noise: int = 0) -> "Value":
+        """The same, which no derivative reaches beyond this node, with its noise."""
+        return self._replace(own=0, past=0, noise=self.noise | noise)
+
 
 def join(values: Sequence[Value]) -> Value:
     own = past = decides = noise = mixed = 0
@@ -55,7 +63,63 @@ def typed(value: Value, aval) -> Value:
         return Value()
     if jnp.issubdtype(aval.dtype, jnp.inexact):
         return value
-    return value._replace(own=0, past=0, decides=value.decides | value.trains)
+    return value.deciding()
+
+
+def placed(op: Op, ins: Sequence[Value], batch: int | None, exchange: bool) -> Value:
+    """The operands joined, with the place of the examples in the result.
+
+    With `exchange` a matrix may exchange the values of a graph's nodes.
+    """
+    joined, columns = join(ins), ins[1].columns if len(ins) > 1 else ()
+    moved = []
+    for i, value in enumerate(ins):
+        if batch is None or value.place is None:
+            continue
+        at = axes.moved(op.eqn, i, value.place, batch, columns)
+        if at is LOST and exchange:
+            at = contractions.exchanged(op.eqn, i, value.place, batch)
+        moved.append((value, at))
+    found = [at for _, at in moved if at is not LOST]
+    noisy = [at for value, at in moved if value.noise and at is not LOST]
+    place = noisy[0] if noisy else min(found, default=None)
+    mixed = joined.mixed
+    for value, at in moved:
+        if at != place or at is LOST:
+            mixed |= value.noise
+    return joined._replace(place=place, mixed=mixed)
+
+
+def into_loop(value: Value, sliced: bool) -> Value:
+    """A value in the body of a scan, where places on the axis of steps are negative."""
+    at = value.place
+    if at is not None and (sliced or at.axis < 0):
+        whole = at.axis > 0 or (at.outer, at.inner) == (1, 1)
+        at = at._replace(axis=at.axis - 1) if whole else LOST
+    if at is LOST and value.place is not None:
+        value = value.mixing()
+    return value._replace(place=at, const=None, columns=())
+
+
+def out_of_loop(value: Value, stacked: bool) -> Value:
+    at = value.place
+    if at is not None and (stacked or at.axis < 0):
+        at = at._replace(axis=at.axis + 1)
+    return value._replace(place=at, const=None, columns=())
+
+
+def carried(start: Value, end: Value) -> Value:
+    """What a loop carries, or one of several branches gives."""
+    joined = join([start, end])._replace(const=None, columns=())
+    place = start.place if end.place is None else end.place
+    if start.place is not None and end.place not in (None, start.place):
+        joined = joined.mixing()
+        place = start.place if start.noise else end.place
+    if end.place is None and end.noise and start.place is not None:
+        place = LOST
+    if place is not None and place.axis == -1:  # the steps would meet in the carry
+        return joined.mixing()
+    return joined._replace(place=place)
 
 
 def bits_of(mask: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 It changes time, memory and rounding of an estimate, never what is drawn.
 """
 
-import math
 import operator
 from collections.abc import Callable, Collection
 from functools import partial
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from bpfree.program import interpreter, tags
+from bpfree.program import devices, interpreter, tags
 from bpfree.program.convolutions import canonical, of_convolutions
 from bpfree.program.partition import samples_inside
 from bpfree.program.rewriting import traced
@@ -44,9 +43,7 @@ class Layout(NamedTuple):
     def devices(self) -> int:
         if self.sharding is None:
             return 1
-        axes = self.sharding.spec[0]
-        names = (axes,) if isinstance(axes, str) else axes
-        return math.prod(self.sharding.mesh.shape[name] for name in names)
+        return devices.count(self.sharding)
 
     @property
     def mesh_size(self) -> int:
@@ -138,12 +135,7 @@ def on_devices(layout: Layout, function: Callable) -> Callable:
     """`function` of a tree, with an axis of devices in front of all leaves."""
     assert layout.sharding is not None
     axis = layout.sharding.spec[0]
-
-    def rows(a):
-        # Only the first axis is ours: naming the others would gather a sharded batch.
-        others = [PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)
-        sharding = NamedSharding(layout.sharding.mesh, PartitionSpec(axis, *others))
-        return lax.with_sharding_constraint(a, sharding)
+    rows = partial(devices.spread, layout.sharding)
 
     def run(tree):
         out = jax.vmap(function, spmd_axis_name=axis)(jax.tree.map(rows, tree))

@@ -69,16 +69,20 @@ def make(text: str, present: list[Any] | None = None) -> Mesh | None:
 
 def check_batch(mesh: Mesh | None, batch_size: int) -> None:
     """Raises ConfigError if the batch does not divide over the data axis."""
-    if mesh is not None and batch_size % mesh.shape["data"]:
+    if batch_size % (count := _devices(mesh, "data")):
         raise ConfigError(
-            f"config.batch_size={batch_size} does not divide over the "
-            f"{mesh.shape['data']} devices of the axis 'data' of config.mesh"
+            f"config.batch_size={batch_size} does not divide over the {count} devices of "
+            "the axis 'data' of config.mesh"
         )
+
+
+def _devices(mesh: Mesh | None, axis: str) -> int:
+    return 1 if mesh is None else mesh.shape.get(axis, 1)
 
 
 def check_model(mesh: Mesh | None, params: Any) -> None:
     """Raises ConfigError if there is an axis `model` and nothing to cut over it."""
-    count = 1 if mesh is None else mesh.shape.get("model", 1)
+    count = _devices(mesh, "model")
     cut = [any(_spec(mesh, leaf)) for leaf in jax.tree.leaves(params)]
     if count > 1 and not any(cut):
         raise ConfigError(
@@ -89,7 +93,7 @@ def check_model(mesh: Mesh | None, params: Any) -> None:
 
 def samples(mesh: Mesh | None) -> NamedSharding | None:
     """What an estimator's `sharding` argument takes, or None: one device for samples."""
-    if mesh is None or mesh.shape["sample"] == 1:
+    if mesh is None or _devices(mesh, "sample") == 1:
         return None
     return NamedSharding(mesh, PartitionSpec("sample"))
 
@@ -103,7 +107,7 @@ def places(mesh: Mesh | None, state: Any) -> Any:
 
 def _spec(mesh: Mesh | None, leaf: Any) -> PartitionSpec:
     """An optimiser's moments have the shape, and so the place, of their parameter."""
-    count = 1 if mesh is None else mesh.shape.get("model", 1)
+    count = _devices(mesh, "model")
     floats = jax.dtypes.issubdtype(leaf.dtype, np.floating)
     if count == 1 or not floats or not leaf.shape or leaf.shape[-1] % count:
         return PartitionSpec()
@@ -135,19 +139,16 @@ def _constrained(mesh, spec, tree):
 
 def put(mesh: Mesh | None, tree: Any) -> Any:
     """The same values, which every process has, on every device."""
-    place = mesh and NamedSharding(mesh, PartitionSpec())
-    return _put(mesh, tree, jax.tree.map(lambda _: place, tree))
+    return _put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
 
 
 def put_state(mesh: Mesh | None, state: Any) -> Any:
     """The same training state, which every process has, as `places` says."""
-    return _put(mesh, state, places(mesh, state))
+    return _put(state, mesh and places(mesh, state))
 
 
-def _put(mesh: Mesh | None, tree: Any, places: Any) -> Any:
-    if mesh is None:
-        return jax.device_put(tree)
-    if jax.process_count() == 1:
+def _put(tree: Any, places: Any) -> Any:
+    if places is None or jax.process_count() == 1:
         return jax.device_put(tree, places)
     return jax.jit(lambda t: t, out_shardings=places)(tree)
 

@@ -82,9 +82,7 @@ def only_main(function: Callable[..., None]) -> Callable[..., None]:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process; all of them must ask."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return agree(0, flag)[1]
 
 
 def agree(pace: int, stop: bool) -> tuple[int, bool]:
