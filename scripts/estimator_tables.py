@@ -122,7 +122,16 @@ PROGRAMS = {
 
 
 def first_call() -> str:
-    record = records.read("first_call")
+    return _programs("first_call")
+
+
+def first_call_resnet50() -> str:
+    return _programs("first_call_resnet50")
+
+
+def _programs(name: str) -> str:
+    """Sizes of programs, of `scripts/first_call.py`."""
+    record = records.read(name)
     rows = sorted(record["rows"].items(), key=lambda row: row[1]["operations"])
     lines = [
         [f"`{PROGRAMS[name]}`", f"{row['operations']:,}", f"{row['over_backprop']:.2f}"]
