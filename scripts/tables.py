@@ -3,7 +3,8 @@
     python scripts/tables.py
 
 A page has, in place of each, the comment `<!-- results: NAME -->`, the text that the
-function of that name in `*_tables.py` makes, and `<!-- end -->`. A test asserts that every page is as this script leaves it.
+function of that name in `*_tables.py` makes, and `<!-- end -->`. A test asserts that
+every page is as this script leaves it.
 """
 
 import re
