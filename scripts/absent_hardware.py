@@ -6,14 +6,17 @@
 
 Compiles one step (estimator and Adam) of a net of `absent_nets.py` for each program,
 samples spread over all devices, and prints the reports of `bpfree.hardware`. Inference
-is that of the samples that one device draws, eight batches side by side. Needs Python
-3.12 and the extra `tpu` or `cuda`.
+is that of the samples that one device draws, eight batches side by side. A result file
+keeps the rows of programs that are not compiled again. Needs Python 3.12 and the extra
+`tpu` or `cuda`.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import absent_nets
@@ -139,9 +142,16 @@ def main() -> None:
         found[name] = made
         print(hardware.table({name: made}), flush=True)
         if args.results:
-            rows = {name: row(report) for name, report in found.items()}
-            records.write(args.results, [], rows)
+            keep(args.results, name, row(made))
     print(hardware.table(found))
+
+
+def keep(path: str, name: str, row: dict[str, Any]) -> None:
+    """The row of a program, in place of an older one; the file's other rows stay."""
+    file = Path(path)
+    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
+    made = {**rows, name: row}
+    records.write(path, [], {n: made[n] for n in PROGRAMS if n in made})
 
 
 if __name__ == "__main__":
