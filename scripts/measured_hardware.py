@@ -12,6 +12,7 @@ import statistics
 import time
 
 import absent_hardware
+import absent_nets
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
@@ -44,21 +45,23 @@ def seconds(step: absent_hardware.Step, device, repeats: int, donated: bool) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", required=True, help="h200:1, the device at hand")
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--net", default="mlp", choices=absent_nets.NETS)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--programs", default=",".join(absent_hardware.PROGRAMS))
     args = parser.parse_args()
     device, target = jax.devices()[0], hardware.find(args.target)
-    sizes = (args.width, args.batch, args.samples, args.programs.split(","))
+    net, names = absent_nets.NETS[args.net](), args.programs.split(",")
     mesh = Mesh(np.array([device]), ("sample",), axis_types=(AxisType.Auto,))
-    inference, programs = absent_hardware.steps(mesh, *sizes)
-    predicted = absent_hardware.reports(args.target, *sizes) if target.chip else {}
-    alone = seconds(inference, device, args.repeats, donated=False) / inference.passes
+    predicted = {}
+    if target.chip:
+        predicted = dict(absent_hardware.reports(args.target, net, args.samples, names))
+    plain = absent_hardware.inference(net)
+    alone = seconds(plain, device, args.repeats, donated=False) / plain.passes
     print(f"{device.device_kind}, {args.target}; inference {duration(alone)} a batch")
     print(f"{'':18}  predicted   measured  share of inference, measured")
-    for name, step in programs.items():
+    for name in names:
+        step = absent_hardware.step(name, net, mesh, args.samples)
         found = seconds(step, device, args.repeats, donated=True)
         bound = predicted[name].step_seconds if predicted else None
         said = duration(bound) if bound else "-"

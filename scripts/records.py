@@ -43,7 +43,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def command() -> str:
-    """As it was typed, without the file that it writes."""
+    """As it was typed, without the file that it writes and the choice of its rows."""
     script, *flags = sys.argv
-    kept = [flag for flag in flags if not flag.startswith("--results")]
+    kept = [flag for flag in flags if not flag.startswith(("--results", "--programs"))]
     return f"python scripts/{Path(script).name} {shlex.join(kept)}".strip()

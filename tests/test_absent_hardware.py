@@ -27,6 +27,7 @@ BYTES = 0.05  # relative
 def compiled(target):
     """{program: its figures} of the main job and one estimator of each family."""
     import absent_hardware
+    import absent_nets
 
     from bpfree import hardware
     from bpfree.hardware import config as of_config
@@ -34,7 +35,8 @@ def compiled(target):
 
     chosen = hardware.find(target)
     hardware.targets.stay_on_cpu(chosen)
-    reports = absent_hardware.reports(target, 512, 64, 16, FAMILIES)
+    net = absent_nets.mlp(batch=64, width=512)
+    reports = dict(absent_hardware.reports(target, net, 16, FAMILIES))
     made = config_files.load("digits").names["get_config"]()
     made.mesh, made.estimator.num_samples = "sample:2,data:2", 32
     settings = config.read(made)

@@ -55,6 +55,28 @@ ENTRY %main (x: f32[100], y: bf16[10]) -> (f32[100], bf16[10]) {
 }
 """
 
+GATHER = """HloModule gather
+%some (p: f32[1000,64], q: s32[3,1]) -> f32[3,64] {
+  %p = f32[1000,64]{1,0} parameter(0)
+  %d = f32[1000,64]{1,0} multiply(%p, %p)
+  %half = bf16[1000,64]{1,0} convert(%d)
+  %q = s32[3,1]{1,0} parameter(1)
+  ROOT %g = bf16[3,64]{1,0} gather(%half, %q), offset_dims={1}, slice_sizes={1,64}
+}
+ENTRY %main (x: f32[1000,64], i: s32[3,1]) -> bf16[3,64] {
+  %x = f32[1000,64]{1,0} parameter(0)
+  %i = s32[3,1]{1,0} parameter(1)
+  ROOT %f = bf16[3,64]{1,0} fusion(%x, %i), kind=kLoop, calls=%some
+}
+"""
+
+
+def test_a_fusion_makes_of_a_large_array_what_is_looked_up():
+    (some,) = kernels.read(GATHER)
+    assert some.bytes == 3 * 64 * 4 + 3 * 4 + 3 * 64 * 2
+    (whole,) = kernels.read(GATHER.replace("multiply(%p, %p)", "reverse(%p)"))
+    assert whole.bytes == 1000 * 64 * 4 + 3 * 4 + 3 * 64 * 2
+
 
 def test_a_loop_counts_its_body_so_often():
     (dot,) = kernels.read(LOOP)

@@ -74,6 +74,26 @@ def test_devices_exchange_gradients_once(name):
     assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_kernels_with_samples_stay_on_their_device(rank, chunk_size):
+    """Weight perturbation of a convnet gathers nothing, whatever axis samples are on."""
+    loss_fn, params, batch = case("convnet")
+    options = {"make": bpfree.weight_perturbation, "rank": rank, "sigma": 0.1}
+    options |= {"num_samples": 16, "chunk_size": chunk_size}
+    types = (AxisType.Auto,)
+    mesh = jax.make_mesh((8,), ("sample",), axis_types=types)
+    sharding, whole = (NamedSharding(mesh, PartitionSpec(*a)) for a in (("sample",), ()))
+    far_params, far_batch = jax.device_put((params, batch), whole)
+    program = compiled(loss_fn, far_params, far_batch, sharding, **options)
+    assert "all-gather" not in program.as_text()
+    one = compiled(loss_fn, params, batch, **options)(params, batch)
+    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=ROUNDING)
+    sharding, far_params, far_batch = spread(params, batch)
+    program = compiled(loss_fn, far_params, far_batch, sharding, **options)
+    assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=ROUNDING)
+
+
 @pytest.mark.parametrize("layerwise", [False, True])
 def test_noisy_pairing_of_a_convnet(layerwise):
     """Only what noise reaches has samples: the rest is differentiated as it stands."""

@@ -57,6 +57,21 @@ def test_moments(name):
         assert np.abs(mean_z(z**power, expected)).max() < LIMIT
 
 
+def test_normals_of_a_node_of_16_bits_are_rounded_and_others_are_not():
+    """Also where nodes of both widths, and signs, are hashed together."""
+    wide = sites("a", "b", "c")
+    mixed = tuple(
+        s._replace(dtype=dtype)
+        for s, dtype in zip(wide, (jnp.bfloat16, jnp.float32, jnp.float16), strict=True)
+    )
+    for plan in (gaussian(), rademacher(), antithetic_plan(gaussian())):
+        found, whole = draw(plan, mixed, 64), draw(plan, wide, 64)
+        for s in mixed:
+            rounded = np.asarray(jnp.asarray(whole[s.name], s.dtype), np.float64)
+            np.testing.assert_array_equal(found[s.name], rounded)
+    assert np.abs(draw(gaussian(), mixed)["a"] - draw(gaussian(), wide)["a"]).max() > 0
+
+
 @pytest.mark.parametrize("name", ["gaussian", "shared_gaussian"])
 def test_each_sample_is_exactly_normal(name):
     z = draw(PLANS[name], sites("a"))["a"]

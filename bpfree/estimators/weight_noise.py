@@ -96,7 +96,8 @@ def draw(plan: Plan, rank: int | None, key, index, params: dict[str, jax.Array])
             wanted[path, "all"] = (i, 0), jnp.shape(p)
     places, shapes = zip(*wanted.values(), strict=True)
     each = keys.reshape(len(params), -1)[tuple(np.array(places).T)]
-    drawn = draw_arrays(plan, each[None], [(shape, None) for shape in shapes])
+    kinds = [(shape, None, jnp.float32) for shape in shapes]
+    drawn = draw_arrays(plan, each[None], kinds)
     found = dict(zip(wanted, drawn, strict=True))
 
     def one(path):

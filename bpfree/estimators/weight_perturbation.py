@@ -24,7 +24,13 @@ from bpfree.estimators.settings import check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, rewriting, stops, tags
 from bpfree.program.trace import LossFn, split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
-from bpfree.sampling.loop import Layout, in_chunks, mean_of, sum_over_draws
+from bpfree.sampling.loop import (
+    Layout,
+    in_chunks,
+    mean_of,
+    own_kernels,
+    sum_over_draws,
+)
 from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Number, check_number, scale_at
 
@@ -216,7 +222,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
     def draw(index):
         return weight_noise.draw(plan, rank, key, index, moved)
 
-    change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws))
+    change = _change(noisy, args, clean, jax.eval_shape(draw, layout.num_draws), layout)
     centre = jnp.float32(0) if compared.clean else clean.mean().astype(jnp.float32)
 
     def losses(noise):
@@ -229,7 +235,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
     return Run(draw, losses, weigh, signs, scale, together, clean, aux)
 
 
-def _change(loss_fn, args, clean, noise):
+def _change(loss_fn, args, clean, noise, layout):
     """`(noise, scales (G,)) -> (G,)`: mean loss at params + scale noise, less the clean.
 
     What no noise reaches is computed here: with factors, the first layer's x W.
@@ -243,4 +249,4 @@ def _change(loss_fn, args, clean, noise):
         return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
 
     hoisted = interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
-    return jax.vmap(hoisted, (None, 0))
+    return jax.vmap(own_kernels(layout, hoisted), (None, 0))

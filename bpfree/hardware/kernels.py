@@ -9,6 +9,7 @@ A kernel is what a device starts at once: a fusion, a product, a copy, a library
 XLA's own `cost_analysis` counts the body of a loop once, and nothing in a library's call.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,6 +31,10 @@ _FREE = (
     *("partition-id", "replica-id", "opt-barrier", "iota", "domain", "add-dependency"),
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
+_BY_ENTRY = (
+    *("bitcast", "convert", "bitcast-convert", "copy", "select", "add", "subtract"),
+    *("multiply", "divide", "maximum", "minimum", "negate", "abs", "exponential"),
+)
 
 
 class Kernel(NamedTuple):
@@ -135,8 +140,11 @@ def _moved(module: Module, computation: Computation, made: Instruction) -> float
     inner = module[made.calls("calls")[0]]
     parameters = [i for i in inner.instructions.values() if i.op == "parameter"]
     parameters.sort(key=lambda i: int(i.literal))
-    pairs = zip(parameters, operands, strict=False)
-    return _written(inner, made) + sum(_used(inner, p, o) for p, o in pairs)
+    used, moved = _used(inner), _written(inner, made)
+    for parameter, operand in zip(parameters, operands, strict=False):
+        whole = max(_size(parameter), 1.0)
+        moved += _stored(operand.arrays) * min(1.0, used[parameter.name] / whole)
+    return moved
 
 
 def _stored(arrays: tuple[Array, ...]) -> float:
@@ -153,14 +161,32 @@ def _written(inner: Computation, made: Instruction) -> float:
     return _stored(made.arrays)
 
 
-def _used(inner: Computation, parameter: Instruction, operand: Instruction) -> float:
-    """What a fusion reads of an operand: the slices, if nothing else looks at it."""
-    whole = _stored(operand.arrays)
-    users = [i for i in inner.instructions.values() if parameter.name in i.operands]
-    read = 0.0
-    for user in users:
-        if user.op in _SLICES and user.operands[0] == parameter.name:
-            read += sum(a.bytes for a in user.arrays)
-        elif user.op != "dynamic-update-slice" or user.operands[0] != parameter.name:
-            return whole
-    return min(whole, read) if users else 0.0
+def _used(inner: Computation) -> dict[str, float]:
+    """{instruction of a fusion: entries of its result that anything looks at}.
+
+    A fusion makes an entry only where it is asked for: of what a slice takes nothing
+    but that, also through operations that make one entry of one.
+    """
+    used = dict.fromkeys(inner.instructions, 0.0)
+    used[inner.root.name] = math.inf
+    for made in reversed(inner.instructions.values()):
+        for name, count in _reads(inner, made, min(used[made.name], _size(made))).items():
+            used[name] += count
+    return used
+
+
+def _reads(inner: Computation, made: Instruction, wanted: float) -> dict[str, float]:
+    """{operand: entries that an instruction reads of it for `wanted` of its own}."""
+    reads: dict[str, float] = {}
+    for operand in reversed(inner.operands(made)):  # the first one decides
+        by_entry = made.op in _BY_ENTRY and _size(operand) == _size(made)
+        reads[operand.name] = wanted if by_entry else math.inf
+        if operand.name == made.operands[0] and made.op in _SLICES:
+            reads[operand.name] = _size(made)
+        elif operand.name == made.operands[0] and made.op == "dynamic-update-slice":
+            reads[operand.name] = 0.0
+    return reads
+
+
+def _size(made: Instruction) -> float:
+    return float(sum(a.size for a in made.arrays))

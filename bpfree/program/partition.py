@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from bpfree.program import tags
 from bpfree.program.rewriting import rewritten
@@ -87,3 +88,54 @@ def samples_inside(eqn, invals) -> list[Any]:
         return jnp.moveaxis(y, after + 1, 0), True
 
     return [conv(*invals)]
+
+
+DEVICES = "bpfree.devices"
+"""Name of the axis of a `vmap` over devices."""
+
+
+def kernels_apart(mesh: Mesh, axis: Any) -> Callable[..., list[Any]]:
+    """A rule for equations under a `vmap` over devices, whose axis is `DEVICES`.
+
+    Where samples have kernels of their own, `vmap` makes a convolution with groups, whose
+    inputs the partitioner gathers; here every device convolves its own rows.
+    """
+
+    def bind(eqn, invals):
+        if eqn.primitive is not lax.conv_general_dilated_p:
+            return tags.bind_eqn(eqn, invals)
+        conv = _apart(lambda *args: tags.bind_eqn(eqn, args)[0], mesh, axis)
+        return [conv(lax.axis_index(DEVICES), *invals)]
+
+    return bind
+
+
+def _apart(function: Callable[..., Any], mesh: Mesh, axis: Any) -> Callable[..., Any]:
+    """`function` of (input, kernel), after the number of a device: that alone says which
+    of the `vmap`s around us is the one over devices."""
+
+    @jax.custom_batching.custom_vmap
+    def one(device, *args):
+        return function(*args)
+
+    @one.def_vmap
+    def rule(size, batched, device, *args):
+        axes = tuple(0 if b else None for b in batched[1:])
+        many = jax.vmap(function, axes)
+        if not batched[0]:
+            return _apart(many, mesh, axis)(device, *args), True
+        if not batched[2]:
+            return many(*args), True
+        names = {axis} if isinstance(axis, str) else set(axis)
+        rows = tuple(PartitionSpec(axis if b else None) for b in batched[1:])
+        own = jax.shard_map(
+            many,
+            mesh=mesh,
+            in_specs=rows,
+            out_specs=PartitionSpec(axis),
+            axis_names=names,
+            check_vma=False,
+        )
+        return own(*args), True
+
+    return one

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding
 
 from bpfree.program import devices, interpreter, tags
 from bpfree.program.convolutions import canonical, of_convolutions
-from bpfree.program.partition import samples_inside
-from bpfree.program.rewriting import traced
+from bpfree.program.partition import DEVICES, kernels_apart, samples_inside
+from bpfree.program.rewriting import rewritten, traced
 from bpfree.program.side_by_side import in_turn, or_in_turn, side_by_side
 from bpfree.program.trace import Program
 from bpfree.sampling.noise import Plan
@@ -138,7 +138,8 @@ def on_devices(layout: Layout, function: Callable) -> Callable:
     rows = partial(devices.spread, layout.sharding)
 
     def run(tree):
-        out = jax.vmap(function, spmd_axis_name=axis)(jax.tree.map(rows, tree))
+        each = jax.vmap(function, axis_name=DEVICES, spmd_axis_name=axis)
+        out = each(jax.tree.map(rows, tree))
         return jax.tree.map(rows, out)
 
     return run
@@ -154,6 +155,16 @@ def copies(layout: Layout, function: Callable) -> Callable:
     return lambda tree: run(
         jax.tree.map(lambda a: jnp.broadcast_to(a, (layout.devices, *a.shape)), tree)
     )
+
+
+def own_kernels(layout: Layout, function: Callable) -> Callable:
+    """`function`, whose kernels have samples, for `sum_over_draws`: no device convolves
+    what another one has."""
+    if layout.devices == 1:
+        return function
+    assert layout.sharding is not None
+    bind = kernels_apart(layout.sharding.mesh, layout.sharding.spec[0])
+    return rewritten(function, bind, of_convolutions)
 
 
 def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Program:

@@ -10,7 +10,7 @@ is never stored.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +33,16 @@ class OfWords(NamedTuple):
     Attributes:
       shape: `(shape, batch_axis) -> shape of the words`.
       noise: `(entries, shape, batch_axis) -> (G, *shape)`, float32.
-      entry: `words -> entries`, each of them alone.
+      entry: `words, dtype -> entries`, each of them alone; it rounds numbers to dtype.
     """
 
     shape: Callable[[tuple[int, ...], int | None], tuple[int, ...]]
     noise: Draw
-    entry: Callable[[jax.Array], jax.Array] = lambda words: words
+    entry: Callable[..., jax.Array] = lambda words, dtype: words
 
     def draw(self, key: jax.Array, shape: tuple[int, ...], batch_axis: int | None):
         words = jax.random.bits(key, self.shape(shape, batch_axis), jnp.uint32)
-        return self.noise(self.entry(words), shape, batch_axis)
+        return self.noise(self.entry(words, jnp.float32), shape, batch_axis)
 
 
 class Plan(NamedTuple):
@@ -82,7 +82,7 @@ def gaussian(share: int = 1) -> Plan:
         return jax.vmap(one)(jax.random.split(sign_key, share))
 
     if share == 1:
-        words = OfWords(lambda shape, _: (1, *shape), lambda z, *_: _once(z), _normals)
+        words = OfWords(lambda shape, _: (1, *shape), _as_drawn, _normals)
         return Plan(1, words.draw, lambda noise: noise, words)
     return Plan(share, draw, score=lambda noise: noise)
 
@@ -147,13 +147,17 @@ def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
     )
 
 
-def _normals(words: jax.Array) -> jax.Array:
-    """What `jax.random.normal` makes of the same words."""
+def _normals(words: jax.Array, dtype: Any) -> jax.Array:
+    """What `jax.random.normal` makes of the same words, in float32, rounded."""
     mantissa = (words >> 9) | jnp.uint32(0x3F800000)
     unit = lax.bitcast_convert_type(mantissa, jnp.float32) - 1  # in [0, 1)
     low = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum(low, unit * (np.float32(1) - low) + low)
-    return np.float32(math.sqrt(2)) * lax.erf_inv(uniform)
+    return (np.float32(math.sqrt(2)) * lax.erf_inv(uniform)).astype(dtype)
+
+
+def _as_drawn(normals: jax.Array, *_) -> jax.Array:
+    return _once(normals).astype(jnp.float32)
 
 
 def _once(random: jax.Array) -> jax.Array:
@@ -165,9 +169,14 @@ def _once(random: jax.Array) -> jax.Array:
 def draw_chunk(
     plan: Plan, key: jax.Array, indices: jax.Array, nodes: tuple[Site, ...]
 ) -> NodeTree:
-    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}."""
+    """Noise of a chunk of draws, samples in front: {name: (c * G, *node shape)}.
+
+    Normals for a node of 16 bits are rounded to its dtype, half of the memory to write
+    and read; all is float32 for whoever computes with it.
+    """
     keys = named_keys(key, indices, [s.name for s in nodes])
-    noise = draw_arrays(plan, keys, [(s.shape, s.batch_axis) for s in nodes])
+    kinds = [(s.shape, s.batch_axis, _rounded_to(s.dtype)) for s in nodes]
+    noise = draw_arrays(plan, keys, kinds)
     pairs = zip(nodes, noise, strict=True)
     return {s.name: z.reshape(-1, *z.shape[2:]) for s, z in pairs}
 
@@ -180,20 +189,36 @@ def named_keys(key: jax.Array, indices: jax.Array, names: Sequence[str]) -> jax.
     return jax.vmap(fold_all, (0, None))(draws, hashes)
 
 
+def _rounded_to(dtype: Any) -> Any:
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 2
+    return jnp.dtype(dtype if narrow else jnp.float32)
+
+
 def draw_arrays(
-    plan: Plan, keys: jax.Array, kinds: Sequence[tuple[tuple[int, ...], int | None]]
+    plan: Plan,
+    keys: jax.Array,
+    kinds: Sequence[tuple[tuple[int, ...], int | None, Any]],
 ) -> list[jax.Array]:
-    """`plan.draw(keys[k, i], *kinds[i])` for each i, (c, G, *shape).
+    """`plan.draw(keys[k, i], *kinds[i][:2])` for each i, (c, G, *shape).
 
     Args:
       keys: (c, n).
-      kinds: n of (shape, batch_axis).
+      kinds: n of (shape, batch_axis, dtype that a word's number is rounded to).
     """
     made = plan.of_words
     if made is None:
-        return [_each(plan.draw, keys[:, i], *kind) for i, kind in enumerate(kinds)]
-    words = random_words(keys, [made.shape(*kind) for kind in kinds], made.entry)
-    return [_each(made.noise, words[i], *kind) for i, kind in enumerate(kinds)]
+        return [_each(plan.draw, keys[:, i], *k[:2]) for i, k in enumerate(kinds)]
+    found: dict[int, jax.Array] = {}
+    for dtype in dict.fromkeys(kind[2] for kind in kinds):
+        alike = [i for i, kind in enumerate(kinds) if kind[2] == dtype]
+        shapes = [made.shape(*kinds[i][:2]) for i in alike]
+        entry = partial(made.entry, dtype=dtype)
+        words = random_words(keys[:, np.array(alike)], shapes, entry)
+        found |= {
+            i: _each(made.noise, w, *kinds[i][:2])
+            for i, w in zip(alike, words, strict=True)
+        }
+    return [found[i] for i in range(len(kinds))]
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))  # one function for all arrays of a kind
