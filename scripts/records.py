@@ -17,6 +17,7 @@ import numpy as np
 from bpfree.training import metrics
 
 FOLDER = Path(__file__).parent.parent / "results"
+_PLACES = ("--results", "--folder", "--collect")
 
 
 def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -43,7 +44,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def command() -> str:
-    """As it was typed, without the file that it writes."""
+    """As it was typed, without the flags that do not change what comes out."""
     script, *flags = sys.argv
-    kept = [flag for flag in flags if not flag.startswith("--results")]
+    kept = [flag for flag in flags if not flag.startswith(_PLACES)]
     return f"python scripts/{Path(script).name} {shlex.join(kept)}".strip()
