@@ -41,11 +41,14 @@ def with_spread(row: dict, key: str, digits: int = 4) -> str:
 
 
 def source(record: dict) -> str:
-    """The command, under its table."""
+    """The command, under its table, and what else is to say of it."""
     where = f"{record['device']['platform'].upper()}, JAX {record['versions']['jax']}"
-    if record["seeds"]:
-        where = f"seeds {record['seeds'][0]} to {record['seeds'][-1]}; {where}"
-    return f"\n`{record['command']}` ({where})\n"
+    if seeds := record["seeds"]:
+        first, last = seeds[0], seeds[-1]
+        several = f"seeds {first} to {last}" if last > first else f"seed {first}"
+        where = f"{several}; {where}"
+    note = f"; {record['note']}" if "note" in record else ""
+    return f"\n`{record['command']}` ({where}{note})\n"
 
 
 def call(name: str) -> str:

@@ -52,21 +52,6 @@ def _pretrained(name: str, metric: str, title: str) -> str:
     return table(head, map(line, (arm for arm in MOVES if arm in rows))) + source(record)
 
 
-def architectures() -> str:
-    record = records.read("architectures")
-    rows = [
-        [
-            name,
-            f"`{r['config']}`" + (" and flags" if r["changes"] else ""),
-            *(with_spread(r, k, 3) for k in ("accuracy", "twin", "last")),
-            f"{r['gap']:.2f}" if r["gap"] >= 0.7 else f"**{r['gap']:.2f}**",
-        ]
-        for name, r in record["rows"].items()
-    ]
-    head = ["net, data: method", "config", "test accuracy", "twin", "control", "gap"]
-    return table(head, rows) + source(record)
-
-
 RULES = {
     "backprop": "backprop",
     "backprop early": "backprop, stopped after 1,300 steps",

@@ -16,7 +16,7 @@ def script(monkeypatch):
     """A module of scripts/, by name."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     yield importlib.import_module
-    for name in ("tables", "records"):
+    for name in ("tables", "records", "launched_runs"):
         sys.modules.pop(name, None)
 
 
