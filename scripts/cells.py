@@ -37,7 +37,10 @@ def share(value: float, digits: int = 4) -> str:
 
 
 def with_spread(row: dict, key: str, digits: int = 4) -> str:
-    return f"{share(row[key], digits)} +- {share(row[key + '_std'], digits)}"
+    """A mean of seeds and their standard deviation, if there are several."""
+    spread = row.get(f"{key}_std")
+    deviation = f" +- {share(spread, digits)}" if spread is not None else ""
+    return share(row[key], digits) + deviation
 
 
 def source(record: dict) -> str:

@@ -38,6 +38,10 @@ def decorrelation_resnet() -> str:
     return _compared("resnet")
 
 
+def decorrelation_resnet_inputs() -> str:
+    return _compared("resnet", "_inputs")
+
+
 def decorrelation_mlp() -> str:
     return _compared("mlp")
 
@@ -55,8 +59,8 @@ def decorrelation_time() -> str:
     return text + "".join(map(source, found.values()))
 
 
-def _compared(net: str) -> str:
-    record = records.read(f"decorrelation_{net}")
+def _compared(net: str, which: str = "") -> str:
+    record = records.read(f"decorrelation_{net}{which}")
     times = records.read(f"decorrelation_{net}_time")["rows"]
     rows = [
         [

@@ -104,6 +104,24 @@ def energies() -> str:
     return text + "".join(source(record) for record in found.values())
 
 
+def energies_cost() -> str:
+    """Updates by equilibrium propagation, in steps of backprop."""
+    record = records.read("benchmark_ep")
+    rows = [
+        [
+            name,
+            f"{r['backprop_steps']:.1f}",
+            f"{r['error']:.1e}",
+            ", ".join(map(str, r["sweeps"])),
+        ]
+        for name, r in record["rows"].items()
+    ]
+    sweeps = "sweeps: free, real, complex"
+    return table(["net: update", "backprop steps", "error", sweeps], rows) + source(
+        record
+    )
+
+
 def digits() -> str:
     record = records.read("digits")
     rows = [

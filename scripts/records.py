@@ -32,11 +32,14 @@ def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) ->
 
 
 def spread(name: str, values: Any) -> dict[str, float]:
-    """Mean and standard deviation over the seeds, as `name` and `name_std`."""
-    return {
-        name: float(np.mean(values)),
-        f"{name}_std": float(np.std(values, ddof=1)),
-    }
+    """Mean and standard deviation over the seeds, as `name` and `name_std`.
+
+    One seed has a mean only.
+    """
+    found = {name: float(np.mean(values))}
+    if len(values) > 1:
+        found[f"{name}_std"] = float(np.std(values, ddof=1))
+    return found
 
 
 def read(name: str) -> dict[str, Any]:
