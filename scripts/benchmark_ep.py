@@ -221,8 +221,9 @@ def report(name: str, net: Net) -> dict[str, dict[str, Any]]:
         sweeps = [int(said[f"{kind}_sweeps"]) for kind in ("free", "nudged", "complex")]
         ratio = times[row] / times["backprop"]
         print(f"{row:<28}{1e3 * times[row]:>9.2f}{ratio:>10.1f}{error:>10.1e}   {sweeps}")
-        rows[f"{name}: {row}"] = {"backprop_steps": ratio, "error": error}
-        rows[f"{name}: {row}"]["sweeps"] = sweeps
+        kind = f"{name}, trained" if TRAINED.value else name
+        measured = {"backprop_steps": ratio, "error": error, "sweeps": sweeps}
+        rows[f"{kind}: {row}"] = measured
     return rows
 
 

@@ -106,7 +106,7 @@ def energies() -> str:
 
 def energies_cost() -> str:
     """Updates by equilibrium propagation, in steps of backprop."""
-    record = records.read("benchmark_ep")
+    found = [records.read(name) for name in ("benchmark_ep", "benchmark_ep_trained")]
     rows = [
         [
             name,
@@ -114,12 +114,11 @@ def energies_cost() -> str:
             f"{r['error']:.1e}",
             ", ".join(map(str, r["sweeps"])),
         ]
+        for record in found
         for name, r in record["rows"].items()
     ]
-    sweeps = "sweeps: free, real, complex"
-    return table(["net: update", "backprop steps", "error", sweeps], rows) + source(
-        record
-    )
+    head = ["net: update", "backprop steps", "error", "sweeps: free, real, complex"]
+    return table(head, rows) + "".join(map(source, found))
 
 
 def digits() -> str:
