@@ -94,10 +94,8 @@ ARCHITECTURES = {
     ),
 }
 
-CIFAR10 = {
-    **rows("ResNet-5", "resnet5", "resnet5", "_feedback"),
-    **rows("VGG-8", "resnet5", "vgg8", "_feedback"),
-}
+RESNET5 = rows("ResNet-5", "resnet5", "resnet5", "_feedback")
+VGG8 = rows("VGG-8", "resnet5", "vgg8", "_feedback")
 
 
 def perturbed(net: str, text: str, arm: str, change: str = "", seeds: int = 1):
@@ -108,14 +106,14 @@ def perturbed(net: str, text: str, arm: str, change: str = "", seeds: int = 1):
     return {row[0]: {**row[1], "method": method}}
 
 
-CIFAR10_PERTURBED = {
+PERTURBED = {
     **perturbed("resnet5", "ResNet-5", ""),
     **perturbed("resnet5", "ResNet-5", "_dnp", seeds=3),
     **perturbed("vgg8", "VGG-8, 4 samples", "_dnp", "estimator.num_samples=4"),
 }
 
 FASTER = ("schedule.init_value=3e-3",)
-CIFAR10_FASTER = rows(
+RESNET5_FASTER = rows(
     "ResNet-5, rate 3e-3", "resnet5", "resnet5", "_dnp", "_feedback", changes=FASTER
 )
 
@@ -179,9 +177,10 @@ DANP = {"DANP, MNIST, 20 epochs": {"accuracy": Run("danp_mnist")}}
 
 TABLES: dict[str, dict[str, Row]] = {
     "architectures": ARCHITECTURES,
-    "cifar10": CIFAR10,
-    "cifar10_perturbed": CIFAR10_PERTURBED,
-    "cifar10_faster": CIFAR10_FASTER,
+    "resnet5": RESNET5,
+    "vgg8": VGG8,
+    "perturbed": PERTURBED,
+    "resnet5_faster": RESNET5_FASTER,
     "fine_tuning": FINE_TUNING,
     "local_modules": LOCAL_MODULES,
     "images": IMAGES,

@@ -14,7 +14,7 @@ def architectures() -> str:
 
 
 def cifar10() -> str:
-    return _gaps("cifar10", "cifar10_perturbed", "cifar10_faster")
+    return _gaps("resnet5", "vgg8", "perturbed", "resnet5_faster")
 
 
 def fine_tuning() -> str:
