@@ -54,6 +54,11 @@ def source(record: dict) -> str:
     return f"\n`{record['command']}` ({where}{note})\n"
 
 
+def sources(records: Iterable[dict]) -> str:
+    """The commands of a table of several; one that many share stands once."""
+    return "".join(dict.fromkeys(map(source, records)))
+
+
 def call(name: str) -> str:
     return f"`{CALLS[name]}`"
 

@@ -4,7 +4,7 @@ from statistics import mean
 from typing import Any
 
 import records
-from cells import share, source, table, with_spread
+from cells import share, source, sources, table, with_spread
 
 ARMS = {
     "backprop": "Adam",
@@ -56,7 +56,7 @@ def decorrelation_time() -> str:
         if arm != "backprop"
     ]
     text = table(["net", "optimiser", "CPU time", "wall time"], rows)
-    return text + "".join(map(source, found.values()))
+    return text + sources(found.values())
 
 
 def _compared(net: str, which: str = "") -> str:

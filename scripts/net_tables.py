@@ -3,7 +3,7 @@
 from statistics import mean, stdev
 
 import records
-from cells import share, source, table, with_spread
+from cells import share, source, sources, table, with_spread
 
 MOVES = {
     "untouched": ("-", "nothing"),
@@ -101,7 +101,7 @@ def energies() -> str:
     ]
     head = ["net", "arm", "rate", "test accuracy", "CPU s to its best", "over backprop"]
     text = table([*head, "an update over backprop"], rows)
-    return text + "".join(source(record) for record in found.values())
+    return text + sources(found.values())
 
 
 def energies_cost() -> str:
@@ -118,7 +118,7 @@ def energies_cost() -> str:
         for name, r in record["rows"].items()
     ]
     head = ["net: update", "backprop steps", "error", "sweeps: free, real, complex"]
-    return table(head, rows) + "".join(map(source, found))
+    return table(head, rows) + sources(found)
 
 
 def digits() -> str:

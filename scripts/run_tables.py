@@ -4,7 +4,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import records
-from cells import share, source, table
+from cells import share, source, sources, table
 
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _gaps(*names: str) -> str:
         for text, row in record["rows"].items()
     ]
     head = ["net, data: method", "config", "test accuracy", "twin", "control", "gap"]
-    return table(head, rows) + "".join(map(source, found))
+    return table(head, rows) + sources(found)
 
 
 def _against_readout(name: str, title: str) -> str:
