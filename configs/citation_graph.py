@@ -14,15 +14,10 @@ of a small net on a made-up graph of this size. Seeds: `--config.seed=1`.
 
 The run reads the folder `planetoid` of the directory that BPFREE_DATA_DIR names.
 
-Test accuracy (1,000 nodes), seeds 0 to 2, mean and standard deviation, JAX 0.10.2; 10 to
-45 s each on one CPU core beside other jobs. The rate of the frozen arm, 1, was chosen on
-validation; else nothing was tuned:
-
-                     cora            citeseer
-    node perturbation  .795 +- .007  .657 +- .009
-    total              .780 +- .033
-    bp                 .789 +- .004  .643 +- .008
-    frozen             .316 +- .052  .221 +- .026
+Test accuracy, three seeds of each arm: `results/architectures.json`, written by
+`python scripts/launched.py --table=architectures`; 10 to 45 s each on one
+CPU core beside other jobs. The rate of the frozen arm, 1, was chosen on validation; else
+nothing was tuned.
 """
 
 from ml_collections import ConfigDict

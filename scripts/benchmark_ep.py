@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import records
 from absl import app, flags
 from flax import linen as nn
 
@@ -32,6 +33,7 @@ TRAINED = flags.DEFINE_string(
     "trained", "", "weights and images that ep_alignment.py --out kept, for `conv`"
 )
 BATCHES = flags.DEFINE_integer("batches", 30, "batches that adaptive rows see first")
+RESULTS = flags.DEFINE_string("results", "", "where to write the table, if anywhere")
 
 PUBLISHED = eq.Relaxation(200, 50, 0, ordering="jacobi", tolerance=None)
 CHANNELS = (32, 64, 128, 128)
@@ -191,7 +193,8 @@ def cpu_times(programs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return best
 
 
-def report(name: str, net: Net) -> None:
+def report(name: str, net: Net) -> dict[str, dict[str, Any]]:
+    """The rows of a net, printed as well."""
     batch = make_batch(net, 0)
     params = first_params(net, batch)
     twin = net.twin.init(jax.random.key(1), batch["x"])["params"]
@@ -213,20 +216,27 @@ def report(name: str, net: Net) -> None:
     print(f"\n{name}: batch {net.batch}, jax {jax.__version__}, backprop ", end="")
     print(f"{1e3 * times['backprop']:.2f} ms CPU")
     print(f"{'update':<28}{'ms':>9}{'bp steps':>10}{'error':>10}   sweeps")
+    rows = {}
     for row, (error, said) in results.items():
         sweeps = [int(said[f"{kind}_sweeps"]) for kind in ("free", "nudged", "complex")]
         ratio = times[row] / times["backprop"]
         print(f"{row:<28}{1e3 * times[row]:>9.2f}{ratio:>10.1f}{error:>10.1e}   {sweeps}")
+        kind = f"{name}, trained" if TRAINED.value else name
+        measured = {"backprop_steps": ratio, "error": error, "sweeps": sweeps}
+        rows[f"{kind}: {row}"] = measured
+    return rows
 
 
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    made = nets()
+    made, rows = nets(), {}
     for name in NETS.value:
         if name not in made:
             raise app.UsageError(f"unknown net {name!r}; choose from {sorted(made)}")
-        report(name, made[name])
+        rows |= report(name, made[name])
+    if RESULTS.value:
+        records.write(RESULTS.value, [0], rows)
 
 
 if __name__ == "__main__":

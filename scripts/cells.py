@@ -37,15 +37,26 @@ def share(value: float, digits: int = 4) -> str:
 
 
 def with_spread(row: dict, key: str, digits: int = 4) -> str:
-    return f"{share(row[key], digits)} +- {share(row[key + '_std'], digits)}"
+    """A mean of seeds and their standard deviation, if there are several."""
+    spread = row.get(f"{key}_std")
+    deviation = f" +- {share(spread, digits)}" if spread is not None else ""
+    return share(row[key], digits) + deviation
 
 
 def source(record: dict) -> str:
-    """The command, under its table."""
+    """The command, under its table, and what else is to say of it."""
     where = f"{record['device']['platform'].upper()}, JAX {record['versions']['jax']}"
-    if record["seeds"]:
-        where = f"seeds {record['seeds'][0]} to {record['seeds'][-1]}; {where}"
-    return f"\n`{record['command']}` ({where})\n"
+    if seeds := record["seeds"]:
+        first, last = seeds[0], seeds[-1]
+        several = f"seeds {first} to {last}" if last > first else f"seed {first}"
+        where = f"{several}; {where}"
+    note = f"; {record['note']}" if "note" in record else ""
+    return f"\n`{record['command']}` ({where}{note})\n"
+
+
+def sources(records: Iterable[dict]) -> str:
+    """The commands of a table of several; one that many share stands once."""
+    return "".join(dict.fromkeys(map(source, records)))
 
 
 def call(name: str) -> str:

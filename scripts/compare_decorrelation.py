@@ -15,7 +15,8 @@ seeds (`--seeds=0`: none): per seed, the target is the best loss of standardised
 in that many steps, and `steps` is the first look that is there, as a share of the step at
 which backprop was. Loss is that of the first 1,000 training examples, looked at every
 `--look` steps.
-`--time` measures steps in turn, in one process.
+`--time` measures steps in turn, in one process. `--results=FILE` keeps the table of
+either.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import records
 
 import bpfree
 from bpfree import decorrelation
@@ -190,10 +192,6 @@ def reached(curve: Curve, target: float) -> float:
     return float(curve.steps[below[0]]) if len(below) else float("inf")
 
 
-def spread(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
 def seconds_per_step(setting, programs, batches, rounds: int = 7, cycle: int = 20):
     """{arm: median CPU and wall seconds of a step}; all arms in turn, whole cycles."""
     carries = {name: made.init(0) for name, made in programs.items()}
@@ -222,6 +220,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--rounds", type=int, default=7, help="of --time")
+    parser.add_argument("--results", default="", help="where to write the table")
     args = parser.parse_args()
     dense = args.net == "mlp"
     name = args.data or ("fashion_mnist" if dense else "cifar10_jpeg")
@@ -235,7 +234,7 @@ def main() -> None:
     print(json.dumps(vars(args)), jax.__version__, jax.devices()[0].device_kind)
     if args.time:
         shape = (28, 28, 1) if dense else (32, 32, 3)
-        return show_times(setting, chosen, shape, args.rounds)
+        return show_times(setting, chosen, shape, args)
     load = cache(lambda kind: images.load(name, preprocess=kind))
     first = {
         arm: {k: v[: args.batch] for k, v in load(a.preprocess).train.items()}
@@ -245,7 +244,7 @@ def main() -> None:
     compare(setting, chosen, given, programs, load, args)
 
 
-def show_times(setting: Setting, chosen, shape, rounds: int) -> None:
+def show_times(setting: Setting, chosen, shape, args) -> None:
     """On random images: their content is nothing to the clock."""
     rng = np.random.default_rng(0)
     size = setting.batch_size
@@ -253,54 +252,59 @@ def show_times(setting: Setting, chosen, shape, rounds: int) -> None:
     batch = {"x": images, "label": np.arange(size) % 10}
     programs = {arm: program(setting, a, batch) for arm, a in chosen.items()}
     batches = dict.fromkeys(programs, batch)
-    times = seconds_per_step(setting, programs, batches, rounds)
-    base = next(iter(times.values()))
+    times = seconds_per_step(setting, programs, batches, args.rounds)
+    base, rows = next(iter(times.values())), {}
     for arm, t in times.items():
-        print(
-            f"{arm:20}  {1e3 * t[0]:7.2f} ms CPU  {t[0] / base[0]:.3f}   "
-            f"{1e3 * t[1]:7.2f} ms wall  {t[1] / base[1]:.3f}",
-            flush=True,
-        )
+        cpu, wall = (float(ratio) for ratio in t / base)
+        milliseconds = {"cpu_ms": 1e3 * float(t[0]), "wall_ms": 1e3 * float(t[1])}
+        rows[arm] = {"cpu": cpu, "wall": wall, **milliseconds}
+        print(arm, rows[arm], flush=True)
+    if args.results:
+        records.write(args.results, [], rows)
+
+
+def choose_rate(setting: Setting, made: Program, data, arm: str, rates) -> float:
+    """The rate of the grid with the lowest final loss at seed 0."""
+    ends = [run(setting, made, data, rate, 0).losses[-5:].mean() for rate in rates]
+    best = int(np.nanargmin(ends))
+    edge = " (edge of the grid)" if best in (0, len(rates) - 1) else ""
+    grid = ", ".join(f"{r:g}: {e:.4f}" for r, e in zip(rates, ends, strict=True))
+    print(f"{arm:16} rate {rates[best]:g}{edge}   {grid}", flush=True)
+    return rates[best]
 
 
 def compare(setting: Setting, chosen, given, programs, load, args) -> None:
     rates = [float(r) for r in args.rates.split(",")]
-    picked = {}
-    for arm, a in chosen.items():
-        made, data = programs[arm], load(a.preprocess)
-        if given[arm]:
-            picked[arm] = float(given[arm])
-            continue
-        ends = [run(setting, made, data, rate, 0).losses[-5:].mean() for rate in rates]
-        best = int(np.nanargmin(ends))
-        edge = " (edge of the grid)" if best in (0, len(rates) - 1) else ""
-        picked[arm] = rates[best]
-        grid = ", ".join(f"{r:g}: {e:.4f}" for r, e in zip(rates, ends, strict=True))
-        print(f"{arm:16} rate {rates[best]:g}{edge}   {grid}", flush=True)
-    targets: dict[int, Curve] = {}
-    if not args.seeds:
-        return
-    for arm in sorted(chosen, key=lambda n: n != "backprop"):
+    picked = {
+        arm: float(given[arm])
+        if given[arm]
+        else choose_rate(setting, programs[arm], load(a.preprocess), arm, rates)
+        for arm, a in chosen.items()
+    }
+    seeds, rows = list(range(1, args.seeds + 1)), {}
+    targets: list[Curve] = []
+    for arm in sorted(chosen, key=lambda n: n != "backprop") if seeds else ():
         data = load(chosen[arm].preprocess)
-        curves = [
-            run(setting, programs[arm], data, picked[arm], seed)
-            for seed in range(1, args.seeds + 1)
-        ]
-        if not targets:
-            targets = dict(enumerate(curves))
-        shares = [
-            reached(c, targets[i].losses.min())
-            / targets[i].steps[targets[i].losses.argmin()]
-            for i, c in enumerate(curves)
-        ]
-        ends = np.array([c.losses[-5:].mean() for c in curves])
-        tests = np.array([c.accuracy for c in curves])
-        print(
-            f"{arm:16} rate {picked[arm]:g}  steps {np.mean(shares):.2f} "
-            f"({' '.join(f'{s:.2f}' for s in shares)})  loss {ends.mean():.4f} +- "
-            f"{spread(ends):.4f}  test {tests.mean():.4f} +- {spread(tests):.4f}",
-            flush=True,
-        )
+        curves = [run(setting, programs[arm], data, picked[arm], s) for s in seeds]
+        targets = targets or curves
+        rows[arm] = row(picked[arm], curves, targets)
+        print(arm, rows[arm], flush=True)
+        if args.results:
+            records.write(args.results, seeds, rows)
+
+
+def row(rate: float, curves: list[Curve], targets: list[Curve]) -> dict[str, Any]:
+    """`steps`: to the target's best loss, as a share of its own; null for never."""
+    shares = [
+        reached(c, t.losses.min()) / t.steps[t.losses.argmin()]
+        for c, t in zip(curves, targets, strict=True)
+    ]
+    return {
+        "rate": rate,
+        "steps": [round(float(s), 4) if np.isfinite(s) else None for s in shares],
+        **records.spread("loss", [c.losses[-5:].mean() for c in curves]),
+        **records.spread("accuracy", [c.accuracy for c in curves]),
+    }
 
 
 if __name__ == "__main__":

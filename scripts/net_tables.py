@@ -3,7 +3,7 @@
 from statistics import mean, stdev
 
 import records
-from cells import share, source, table, with_spread
+from cells import share, source, sources, table, with_spread
 
 MOVES = {
     "untouched": ("-", "nothing"),
@@ -50,21 +50,6 @@ def _pretrained(name: str, metric: str, title: str) -> str:
 
     head = ["estimator", "what moves", "steps", "rate", "carried", "MB", title, "gap"]
     return table(head, map(line, (arm for arm in MOVES if arm in rows))) + source(record)
-
-
-def architectures() -> str:
-    record = records.read("architectures")
-    rows = [
-        [
-            name,
-            f"`{r['config']}`" + (" and flags" if r["changes"] else ""),
-            *(with_spread(r, k, 3) for k in ("accuracy", "twin", "last")),
-            f"{r['gap']:.2f}" if r["gap"] >= 0.7 else f"**{r['gap']:.2f}**",
-        ]
-        for name, r in record["rows"].items()
-    ]
-    head = ["net, data: method", "config", "test accuracy", "twin", "control", "gap"]
-    return table(head, rows) + source(record)
 
 
 RULES = {
@@ -116,7 +101,24 @@ def energies() -> str:
     ]
     head = ["net", "arm", "rate", "test accuracy", "CPU s to its best", "over backprop"]
     text = table([*head, "an update over backprop"], rows)
-    return text + "".join(source(record) for record in found.values())
+    return text + sources(found.values())
+
+
+def energies_cost() -> str:
+    """Updates by equilibrium propagation, in steps of backprop."""
+    found = [records.read(name) for name in ("benchmark_ep", "benchmark_ep_trained")]
+    rows = [
+        [
+            name,
+            f"{r['backprop_steps']:.1f}",
+            f"{r['error']:.1e}",
+            ", ".join(map(str, r["sweeps"])),
+        ]
+        for record in found
+        for name, r in record["rows"].items()
+    ]
+    head = ["net: update", "backprop steps", "error", "sweeps: free, real, complex"]
+    return table(head, rows) + sources(found)
 
 
 def digits() -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from bpfree.training import metrics
 
 FOLDER = Path(__file__).parent.parent / "results"
+_UNSAID = ("--results", "--folder", "--collect", "--programs")
 
 
 def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -31,11 +32,14 @@ def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) ->
 
 
 def spread(name: str, values: Any) -> dict[str, float]:
-    """Mean and standard deviation over the seeds, as `name` and `name_std`."""
-    return {
-        name: float(np.mean(values)),
-        f"{name}_std": float(np.std(values, ddof=1)),
-    }
+    """Mean and standard deviation over the seeds, as `name` and `name_std`.
+
+    One seed has a mean only.
+    """
+    found = {name: float(np.mean(values))}
+    if len(values) > 1:
+        found[f"{name}_std"] = float(np.std(values, ddof=1))
+    return found
 
 
 def read(name: str) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def command() -> str:
-    """As it was typed, without the file that it writes and the choice of its rows."""
+    """As it was typed, without flags of places and the choice of rows."""
     script, *flags = sys.argv
-    kept = [flag for flag in flags if not flag.startswith(("--results", "--programs"))]
+    kept = [flag for flag in flags if not flag.startswith(_UNSAID)]
     return f"python scripts/{Path(script).name} {shlex.join(kept)}".strip()

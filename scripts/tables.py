@@ -3,17 +3,26 @@
     python scripts/tables.py
 
 A page has, in place of each, the comment `<!-- results: NAME -->`, the text that the
-function of that name in `*_tables.py` makes, and `<!-- end -->`. A test asserts that
-every page is as this script leaves it.
+function of that name in a module `*_tables.py` makes, and `<!-- end -->`. A test
+asserts that every page is as this script leaves it.
 """
 
 import re
 from pathlib import Path
 
+import decorrelation_tables
 import estimator_tables
 import hardware_tables
 import net_tables
+import run_tables
 
+MODULES = (
+    decorrelation_tables,
+    estimator_tables,
+    hardware_tables,
+    net_tables,
+    run_tables,
+)
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/choose.md", "docs/benchmarks/*.md")
 MARKED = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -21,7 +30,7 @@ MARKED = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 def made(name: str) -> str:
     """The text of a mark; KeyError for an unknown name."""
-    for module in (estimator_tables, hardware_tables, net_tables):
+    for module in MODULES:
         if hasattr(module, name):
             return getattr(module, name)()
     raise KeyError(name)
