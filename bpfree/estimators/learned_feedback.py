@@ -10,6 +10,7 @@ the misfit of its model of how noise at one node moves the next.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -213,7 +214,7 @@ def learned_feedback(
 
     def shared(key, args, state, wanted) -> Estimate:
         # Clean pass, prediction and responses share the derivatives of activations.
-        return once(lambda *args: estimate(*args, wanted))(key, args, state)
+        return once(partial(estimate, wanted=wanted))(key, args, state)
 
     estimator = of_losses(loss_fn, shared, init)
     return transformation(estimator, loss_fn, seed, example_batch)
