@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bpfree.program import tags
 from bpfree.program.rewriting import rewritten
@@ -94,7 +94,7 @@ DEVICES = "bpfree.devices"
 """Name of the axis of a `vmap` over devices."""
 
 
-def kernels_apart(mesh: Mesh, axis: Any) -> Callable[..., list[Any]]:
+def kernels_apart(mesh: Mesh | AbstractMesh, axis: Any) -> Callable[..., list[Any]]:
     """A rule for equations under a `vmap` over devices, whose axis is `DEVICES`.
 
     Where samples have kernels of their own, `vmap` makes a convolution with groups, whose
@@ -110,7 +110,7 @@ def kernels_apart(mesh: Mesh, axis: Any) -> Callable[..., list[Any]]:
     return bind
 
 
-def _apart(function: Callable[..., Any], mesh: Mesh, axis: Any) -> Callable[..., Any]:
+def _apart(function: Callable[..., Any], mesh: Any, axis: Any) -> Callable[..., Any]:
     """`function` of (input, kernel), after the number of a device: that alone says which
     of the `vmap`s around us is the one over devices."""
 
