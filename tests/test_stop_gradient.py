@@ -101,6 +101,14 @@ def test_a_target_is_as_good_as_a_number_in_the_batch(options):
     assert_close(update(tx), update(tx, given), rtol=1e-9)
 
 
+@pytest.mark.parametrize("loss", [temporal_difference, per_example])
+def test_a_target_has_no_nodes(loss):
+    """Their noise would be held before it reaches a loss, and their signal be noise."""
+    nodes = [block.name for block in bpfree.blocks(loss, PARAMS, BATCH)]
+    assert nodes == ["w", "u", "(loss)"]
+    update(bpfree.forward_gradient(loss, num_samples=2))  # a node in vain is refused
+
+
 @pytest.mark.parametrize("make", [bpfree.node_perturbation, bpfree.likelihood_ratio])
 def test_straight_through_units_are_seen_through_on_request(make):
     def loss(params, batch, through):

@@ -116,7 +116,7 @@ class Decisions:
 
     def stopped(self, op: Op, value: Value, hold: bool) -> Value:
         """`stop_gradient` of what noise reaches keeps its clean value in noisy passes."""
-        rest = value.at_node()._replace(decides=0)
+        rest = value.frozen()
         inexact = jnp.issubdtype(op.eqn.outvars[0].aval.dtype, jnp.inexact)
         if not (hold and value.noise and inexact):
             return rest

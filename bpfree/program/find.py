@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from bpfree.program import flat, tags
 from bpfree.program.decisions import Found
 from bpfree.program.reader import Reader
+from bpfree.program.seen_through import held_stops
 from bpfree.program.source import Source
 
 
@@ -57,6 +58,7 @@ def find(
         shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
+        moving=flat.live(body, used, held_stops if hold_stops else flat.nothing).paths,
         marked=any(site.kind == "node" for site in tags.find_sites(jaxpr)),
         batch=batch,
         credited=credited or batch in (None, 1),

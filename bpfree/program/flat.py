@@ -5,6 +5,7 @@ path of an operation is its place in the nested jaxpr, as in `interpreter`.
 """
 
 from collections import Counter
+from collections.abc import Callable, Set
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -105,16 +106,25 @@ def _inner_jaxprs(eqn) -> list[Any]:
     return list(jcore.jaxprs_in_params(eqn.params))
 
 
-def live(body: Body, used: list[bool]) -> Live:
-    """What the used outputs depend on."""
+Ends = Callable[[Body], Set[Path]]
+"""Paths of operations whose operands do not count as needed."""
+
+
+def nothing(body: Body) -> Set[Path]:
+    return frozenset()
+
+
+def live(body: Body, used: list[bool], ends: Ends = nothing) -> Live:
+    """What the used outputs depend on, not through the operations `ends`."""
     found = Live(set(), {})
-    _live(body, used, found)
+    _live(body, used, ends, found)
     return found
 
 
-def _live(body: Body, used, found: Live) -> list[bool]:
+def _live(body: Body, used, ends: Ends, found: Live) -> list[bool]:
     """Which inputs are needed; adds to `found`."""
     found.outs[body.outs] = list(used)
+    ended = ends(body)
     needed = {v for v, mine in zip(body.outs, used, strict=True) if mine}
     for op in reversed(body.ops):
         wanted = [v in needed for v in op.outs]
@@ -122,23 +132,25 @@ def _live(body: Body, used, found: Live) -> list[bool]:
             continue
         found.paths.add(op.path)
         reads = [True] * len(op.ins)
-        if op.name == "scan":
-            reads = _live_scan(op, wanted, found)
+        if op.path in ended:
+            reads = [False] * len(op.ins)
+        elif op.name == "scan":
+            reads = _live_scan(op, wanted, ends, found)
         elif op.name in tags.REMAT:
-            reads = _live(op.bodies[0], wanted, found)
+            reads = _live(op.bodies[0], wanted, ends, found)
         else:
             for inner in op.bodies:
-                _live(inner, [True] * len(inner.outs), found)
+                _live(inner, [True] * len(inner.outs), ends, found)
         needed.update(v for v, r in zip(op.ins, reads, strict=True) if r)
     return [v in needed for v in body.ins]
 
 
-def _live_scan(op: Op, wanted, found: Live) -> list[bool]:
+def _live_scan(op: Op, wanted, ends: Ends, found: Live) -> list[bool]:
     consts, carry, _ = tags.split_scan(op.eqn.params, list(op.ins))
     n, m = len(consts), len(carry)
     wanted = list(wanted)
     while True:
-        reads = _live(op.bodies[0], wanted, found)
+        reads = _live(op.bodies[0], wanted, ends, found)
         grown = [a or b for a, b in zip(wanted[:m], reads[n : n + m], strict=True)]
         if grown == wanted[:m]:
             return reads

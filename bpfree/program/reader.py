@@ -6,7 +6,7 @@ from bpfree.program import tags, values
 from bpfree.program.decisions import Decisions
 from bpfree.program.flat import Body, Op
 from bpfree.program.place import LOST, Place
-from bpfree.program.seen_through import is_callback, passes_noise
+from bpfree.program.seen_through import held_stops, is_callback
 from bpfree.program.source import Source
 from bpfree.program.values import Value, carried, join, typed
 from bpfree.program.weights import LOOKUPS, PRODUCTS, STEPS
@@ -55,10 +55,10 @@ class Reader:
         env: dict[int, Value] = dict(zip(body.ins, ins, strict=True))
         for v, c in body.consts.items():
             env[v] = self._drawn(Value(const=values.small(c)), jnp.shape(c))
-        made: dict[int, Op] = {}
-        asked = {v for op in body.ops if is_callback(op) for v in op.ins}
+        held = held_stops(body) if place or holds else set()
         for op in body.ops:
-            ins = [env[v] for v in op.ins]
+            moves = op.path in self.source.moving
+            ins = [env[v] if moves else env[v].frozen() for v in op.ins]
             if op.path not in self.source.live.paths:
                 outs = [Value()] * len(op.outs)
                 if op.eqn.primitive is tags.tag_p:
@@ -72,21 +72,21 @@ class Reader:
             elif op.eqn.primitive is tags.tag_p:
                 outs = [decided.tag(op, ins[0])]
             elif op.name == "stop_gradient":
-                hold = (place or holds) and self.source.hold_stops
-                hold = hold and not passes_noise(op, made, asked)
+                hold = self.source.hold_stops and op.path in held
                 outs = [decided.stopped(op, ins[0], hold)]
-            elif place and op.name == "reduce_sum" and decided.meets(op, ins[0]):
+            elif (
+                place and moves and op.name == "reduce_sum" and decided.meets(op, ins[0])
+            ):
                 outs = [decided.statistic(op, ins[0])]
             else:
                 outs = self._plain(op, ins, place)
-            if place and op.path in self.source.sums:
+            if place and moves and op.path in self.source.sums:
                 weight, x = (env[v] for v in self.source.sums[op.path])
                 if weight.trains:
                     decided.candidate(op, weight, [x])
             if op.path in decided.pending:
                 outs = [decided.node(op, decided.pending[op.path], outs[0], steps)]
             env.update(zip(op.outs, outs, strict=True))
-            made.update(dict.fromkeys(op.outs, op))
         return [env[v] for v in body.outs]
 
     def _scan(self, op: Op, ins, place: bool, steps: int) -> list[Value]:

@@ -1,7 +1,7 @@
 """The `stop_gradient`s that say nothing of noise: next to callbacks, and of a maximum."""
 
 from bpfree.program import weights
-from bpfree.program.flat import Op
+from bpfree.program.flat import Body, Op, Path
 
 _MAXIMA = weights.SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
 
@@ -10,7 +10,15 @@ def is_callback(op: Op | None) -> bool:
     return op is not None and op.name.endswith("callback")
 
 
-def passes_noise(op: Op, made: dict[int, Op], asked: set[int]) -> bool:
+def held_stops(body: Body) -> set[Path]:
+    """Paths of the stop_gradients that say what is a constant to noise, too."""
+    made = {v: op for op in body.ops for v in op.outs}
+    asked = {v for op in body.ops if is_callback(op) for v in op.ins}
+    stops = (op for op in body.ops if op.name == "stop_gradient")
+    return {op.path for op in stops if not _passes_noise(op, made, asked)}
+
+
+def _passes_noise(op: Op, made: dict[int, Op], asked: set[int]) -> bool:
     """Whether a stop_gradient says nothing about noise.
 
     It does not next to a callback, which has no derivative that could be stopped: in

@@ -11,6 +11,8 @@ class Source(NamedTuple):
 
     Attributes:
       live: what the losses depend on (`flat.live`).
+      moving: operations on which they depend through no `stop_gradient` that is held;
+        nothing else gets a node.
       marked: the user has chosen the nodes, so that none is added.
       assumed: length of the axis by which a constant, or what a key draws, is taken for a
         value of the batch (coordinates, latents, time steps). Nothing rests on it: noise
@@ -22,6 +24,7 @@ class Source(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     roles: tuple[str, ...]
     live: Live
+    moving: set[Path]
     marked: bool
     batch: int | None
     credited: bool

@@ -33,6 +33,10 @@ class Value(NamedTuple):
     def trains(self) -> int:
         return self.own | self.past
 
+    def frozen(self) -> "Value":
+        """The same where no parameter trains."""
+        return self._replace(own=0, past=0, decides=0)
+
     def mixing(self) -> "Value":
         """The same where examples meet, or can no longer be told apart."""
         return self._replace(mixed=self.mixed | self.noise, place=LOST)
