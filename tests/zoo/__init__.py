@@ -33,7 +33,7 @@ FILES = {
     "meetings": (
         "jax",
         "branch reversed_branch custom_rule counted scaled_statistic phases named_mean "
-        "sums generator whole_numbers fused stopped_branch",
+        "sums generator whole_numbers fused equilibrium stopped_branch",
     ),
     "linen_variants": (
         "flax",

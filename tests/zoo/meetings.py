@@ -173,6 +173,36 @@ def fused() -> Case:
     return Case(loss_fn, _shaped(w1=(5, 6), v1=(6, 6), w2=(6, 3)), _classes())
 
 
+def equilibrium() -> Case:
+    """A fixed point, with the derivative of the implicit function theorem."""
+
+    def settle(step, start):
+        return jax.lax.fori_loop(0, 25, lambda i, z: step(z), start)
+
+    def towards(w, x, z):
+        return jnp.tanh(0.3 * z @ w + x)
+
+    @jax.custom_vjp
+    def fixed_point(w, x):
+        return settle(lambda z: towards(w, x, z), jnp.zeros_like(x))
+
+    def forward(w, x):
+        z = fixed_point(w, x)
+        return z, (w, x, z)
+
+    def backward(kept, g):
+        pull = jax.vjp(towards, *kept)[1]
+        return pull(settle(lambda a: g + pull(a)[2], g))[:2]
+
+    fixed_point.defvjp(forward, backward)
+
+    def loss_fn(params, batch):
+        h = fixed_point(params["w"], batch["x"] @ params["w1"])
+        return cross_entropy(h @ params["w2"], batch["label"])
+
+    return Case(loss_fn, _shaped(w1=(5, 6), w=(6, 6), w2=(6, 3)), _classes())
+
+
 def stopped_branch() -> Case:
     """Rounded straight through in one branch, with a stopped factor in the other."""
 
