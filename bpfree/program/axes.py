@@ -207,11 +207,11 @@ _RULES: dict[str, Rule] = {
     "approx_top_k": _not_along("reduction_dimension"),
     "top_k": _not_along("axis"),
     "transpose": _transpose,
+    "triangular_solve": contractions.triangular_solve,
     "unstack": _removed("axis"),
 }
 _RULES |= dict.fromkeys(
-    """eig geqrf householder_product lu qr schur svd triangular_solve
-    tridiagonal_solve""".split(),
+    "eig geqrf householder_product lu qr schur svd tridiagonal_solve".split(),
     _leading(lambda eqn: 2),
 )
 _RULES |= dict.fromkeys(

@@ -40,3 +40,10 @@ def conv(eqn, i, place, batch, columns):
 
 def ragged_dot(eqn, i, place, batch, columns):
     return place if i == 0 and place.axis == 0 else LOST
+
+
+def triangular_solve(eqn, i, place, batch, columns):
+    """Matrices and right-hand sides in front; the right-hand sides of a matrix too."""
+    free = eqn.outvars[0].aval.ndim - (1 if eqn.params["left_side"] else 2)
+    in_front = place.axis < eqn.invars[i].aval.ndim - 2
+    return place if in_front or (i == 1 and place.axis == free) else LOST

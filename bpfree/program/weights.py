@@ -180,6 +180,8 @@ def ends(body: Body, made_of, sums, live: Live) -> dict[Path, Path]:
         if op.path not in live.paths or not (op.outs and is_data(op.outs[0])):
             continue
         weighted = any(map(is_weight, op.ins))
+        if op.name == "triangular_solve" and is_weight(op.ins[0]):
+            continue  # its derivative passes through the solve: no node ends that
         product = op.name in PRODUCTS or op.name in LOOKUPS or bool(op.bodies)
         if (weighted and product) or op.path in sums:
             regions.append(_Region(op, uses))

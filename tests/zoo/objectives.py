@@ -52,6 +52,39 @@ def coupling_flow() -> Case:
     )
 
 
+def solving_flow() -> Case:
+    """Triangular solves with a weight, of columns that are examples, and of rows."""
+
+    def loss_fn(params, batch):
+        lower = jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["diagonal"]))
+        x = jax.scipy.linalg.solve_triangular(lower, batch["x"].T, lower=True)
+        x = jnp.arcsinh(x).T @ params["mix"]
+        upper = jnp.triu(params["upper"], 1) + 2 * jnp.eye(4)
+        x = jax.lax.linalg.triangular_solve(upper, jnp.tanh(x), left_side=False)
+        log_det = jnp.linalg.slogdet(params["mix"])[1] - params["diagonal"].sum()
+        return 0.5 * (jnp.tanh(x @ params["out"]) ** 2).sum(-1) - log_det
+
+    params = {n: weight(i, 4, 4, 4) for i, n in enumerate(("lower", "mix", "upper"))}
+    params |= {"diagonal": normal(4, 4) / 2, "out": weight(5, 4, 4, 3)}
+    return Case(loss_fn, params, {"x": normal(6, 3, 4)})
+
+
+def self_distillation() -> Case:
+    """A student and its own, detached past as the teacher, on another view."""
+
+    def loss_fn(params, batch):
+        def encoded(x):
+            return jnp.tanh(x @ params["w1"]) @ params["w2"]
+
+        past = jax.lax.stop_gradient(0.9 * encoded(batch["other"]))
+        student = jnp.tanh(encoded(batch["x"])) @ params["predict"]
+        return ((student - past) ** 2).sum(-1)
+
+    params = {"w1": weight(0, 5, 5, 6), "w2": weight(1, 6, 6, 3)}
+    params |= {"predict": weight(2, 3, 3, 3)}
+    return Case(loss_fn, params, {"x": normal(3, 4, 5), "other": normal(4, 4, 5)})
+
+
 def policy_gradient() -> Case:
     """Actor and critic on trajectories (B, T); to autodiff the advantage is constant."""
 
