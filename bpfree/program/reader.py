@@ -147,9 +147,14 @@ class Reader:
             body = op.bodies[-1]
             return _settled(carry, lambda c: self._quiet(body, [*consts, *c]))[0]
         branches = op.name == "cond"
-        operands = ins[1:] if branches else ins
+        operands, bodies = ins, op.bodies[:1]
+        if branches:
+            operands, bodies = ins[1:], op.bodies
+        elif op.name == "custom_linear_solve":
+            at, operands = tags.split_linear_solve(op.eqn.params, ins)
+            bodies = op.bodies[at : at + 1]
         found = [Value()] * len(op.outs)
-        for body in op.bodies if branches else op.bodies[:1]:
+        for body in bodies:
             if len(body.ins) != len(operands) or len(body.outs) != len(op.outs):
                 return [Value()] * len(op.outs)
             outs = self._quiet(body, operands, holds=place and branches)

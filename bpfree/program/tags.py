@@ -204,3 +204,18 @@ def split_scan(params, invals):
         n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
         return invals[:n], invals[n:m], invals[m:]
     return [list(part) for part in params["ft_in"].update(invals).unpack()]
+
+
+def solver_operands(params, count: int) -> list[bool]:
+    """Which of `count` operands of a `custom_linear_solve` its solvers alone take."""
+    sizes = params["const_lengths"]
+    product, solver = sizes.matvec + sizes.vecmat, sizes.solve + sizes.transpose_solve
+    return [product <= i < product + solver for i in range(count)]
+
+
+def split_linear_solve(params, invals):
+    """(number of the body that solves, among those there are; what it takes)."""
+    jaxprs, sizes = params["jaxprs"], params["const_lengths"]
+    first = sizes.matvec + sizes.vecmat
+    taken = [*invals[first : first + sizes.solve], *invals[sum(sizes) :]]
+    return sum(j is not None for j in jaxprs[:2]), taken

@@ -18,8 +18,8 @@ FILES = {
     "dynamics": ("jax", "diagonal_ssm selective_ssm complex_ssm spiking"),
     "objectives": (
         "jax",
-        "variational_autoencoder coupling_flow solving_flow self_distillation "
-        "policy_gradient mean_loss",
+        "variational_autoencoder coupling_flow solving_flow closed_form_head "
+        "self_distillation policy_gradient mean_loss",
     ),
     "linen": (
         "flax",

@@ -69,6 +69,29 @@ def solving_flow() -> Case:
     return Case(loss_fn, params, {"x": normal(6, 3, 4)})
 
 
+def closed_form_head() -> Case:
+    """Ridge regression on learned features, solved for each task of the batch."""
+
+    def task_loss(params, x, y, queries, answers):
+        def features(x):
+            return jnp.tanh(x @ params["w"] + params["b"])
+
+        seen = features(x)
+        gram = seen.T @ seen + jnp.exp(params["log_ridge"]) * jnp.eye(4)
+        head = jnp.linalg.solve(gram, seen.T @ y)
+        return ((features(queries) @ head - answers) ** 2).mean()
+
+    def loss_fn(params, batch):
+        return jax.vmap(task_loss, (None, 0, 0, 0, 0))(params, *batch)
+
+    params = {"w": weight(0, 2, 2, 4), "b": normal(1, 4), "log_ridge": normal(6)}
+    return Case(
+        loss_fn,
+        params,
+        (normal(2, 3, 5, 2), normal(3, 3, 5), normal(4, 3, 2, 2), normal(5, 3, 2)),
+    )
+
+
 def self_distillation() -> Case:
     """A student and its own, detached past as the teacher, on another view."""
 
