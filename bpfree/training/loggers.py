@@ -59,8 +59,13 @@ def _tensorboard(workdir: Path, begun: int) -> Iterator[Show]:
     """By tensorboardX, without TensorFlow."""
     from tensorboardX import SummaryWriter
 
-    folder = str(workdir / "tensorboard")
-    with SummaryWriter(folder, purge_step=begun + 1, write_to_disk=True) as writer:
+    # The file's name has the second only: a run resumed within it would overwrite it.
+    writer = SummaryWriter(
+        str(workdir / "tensorboard"),
+        purge_step=begun + 1,
+        filename_suffix=f".{begun:09d}",
+    )
+    with writer:
 
         def show(record: Record) -> None:
             for name, value in record.items():
