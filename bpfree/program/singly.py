@@ -5,7 +5,8 @@
 All points share one program. Each operation is evaluated at the points whose argument
 reaches it, side by side; where two values meet, each has its value at zero, computed
 once, at the points that reach only the other. So a point costs what is downstream of its
-argument, and the program is as large as that of one point.
+argument, and the program is as large as that of one point. Points are widened to whole
+groups of neighbours: equal layers then have few numbers of points, and compile few times.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 
 from bpfree.program import rewriting, tags
+from bpfree.program.pieces import pieces
 from bpfree.program.side_by_side import side_by_side
+
+_GROUPS = 16  # each sixteenth of the points more costs a thirty-second of their passes
 
 Numbers = tuple[int, ...]
 """Which arguments reach a value, ascending."""
@@ -59,7 +64,8 @@ def singly(
                 plain = partial(rewriting.lookup, rest)
                 ins = [at(v, wanted) if m else plain(v) for v, m in pairs]
                 rewriting.assign(rows, eqn.outvars, _bind(eqn, ins, moved))
-        return jnp.split(at(out, every), len(every))
+        rows_of = np.split(np.arange(len(every) * len(points[0])), len(every))
+        return pieces(at(out, every), rows_of, 0)
 
     return run
 
@@ -76,12 +82,14 @@ def _bind(eqn, ins, moved: list[bool]) -> list[jax.Array]:
 
 
 def _reach(jaxpr) -> dict[Any, Numbers]:
-    """For each variable that arguments reach, which of them."""
+    """For each variable that arguments reach, the groups of these, or an argument alone."""
     reach: dict[Any, Numbers] = {v: (i,) for i, v in enumerate(jaxpr.invars)}
+    every, size = range(len(reach)), -(-len(reach) // _GROUPS)
     for eqn in jaxpr.eqns:
-        found = {i for v in _variables(eqn.invars) for i in reach.get(v, ())}
+        found = {i // size for v in _variables(eqn.invars) for i in reach.get(v, ())}
         if found:
-            reach |= dict.fromkeys(eqn.outvars, tuple(sorted(found)))
+            wide = tuple(i for i in every if i // size in found)
+            reach |= dict.fromkeys(eqn.outvars, wide)
     return reach
 
 

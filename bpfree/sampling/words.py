@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
+from bpfree.program.pieces import pieces
+
 SMALL = 2**13  # words; to hash a larger array takes longer than to compile that
 _NARROW = 2**11  # words along the last axis, for each of which an index is kept
 
@@ -51,20 +53,20 @@ def random_words(
 
 def _stacked(keys, shapes, entry) -> list[jax.Array]:
     """In rows, the first two axes as they are: they may be sharded."""
+    draws, arrays = keys.shape
     shape = shapes[0]
 
     def one(key):
         rows = (*shape[:2], math.prod(shape[2:]))
         return entry(jax.random.bits(key, rows, jnp.uint32)).reshape(shape)
 
-    return list(jnp.moveaxis(jax.vmap(jax.vmap(one))(keys), 1, 0))
+    every = jax.vmap(one)(keys.reshape(-1))
+    first = np.arange(draws) * arrays
+    return pieces(every, [first + i for i in range(arrays)], 0)
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:
-    """Taken apart by indices, not by slices: where a node or parameter is sharded along
-    its last axis, a slice would have its sharding reach the joined axis, whose pieces
-    stand on other devices. The joined words are hashed by all.
-    """
+    """Side by side along the last axis; the joined words are hashed by all devices."""
     lead, widths, draws = shapes[0][:-1], [shape[-1] for shape in shapes], len(keys)
     owner = np.repeat(np.arange(len(shapes)), widths)
     stride = np.repeat(np.array(widths, np.uint32), widths)
@@ -77,19 +79,8 @@ def _joined(keys, shapes, entry) -> list[jax.Array]:
     inputs = high, low, jnp.zeros_like(count), count
     first, second = threefry2x32_p.bind(*(_flat(x, whole) for x in inputs))
     words = entry(first ^ second).reshape(whole)
-    columns = np.split(np.arange(len(owner), dtype=np.int32), np.cumsum(widths)[:-1])
-    return [_taken(words, own) for own in columns]
-
-
-@jax.jit  # one function for all pieces of a width
-def _taken(words, columns) -> jax.Array:
-    """words[..., columns], with the draws in front."""
-    last = words.ndim - 1
-    numbers = lax.GatherDimensionNumbers(tuple(range(last)), (last,), (last,))
-    sizes = (*words.shape[:-1], 1)
-    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    found = lax.gather(words, columns[:, None], numbers, sizes, mode=mode)
-    return jnp.moveaxis(found, -2, 0)
+    columns = np.split(np.arange(len(owner)), np.cumsum(widths)[:-1])
+    return [jnp.moveaxis(own, -2, 0) for own in pieces(words, columns, -1)]
 
 
 def _spread(x, like) -> jax.Array:
