@@ -82,7 +82,7 @@ def _bind(eqn, ins, moved: list[bool]) -> list[jax.Array]:
 
 
 def _reach(jaxpr) -> dict[Any, Numbers]:
-    """For each variable that arguments reach, the groups of these, or an argument alone."""
+    """For each variable that arguments reach, the groups of these, or its own number."""
     reach: dict[Any, Numbers] = {v: (i,) for i, v in enumerate(jaxpr.invars)}
     every, size = range(len(reach)), -(-len(reach) // _GROUPS)
     for eqn in jaxpr.eqns:
