@@ -130,14 +130,19 @@ def first_call_resnet50() -> str:
 
 
 def _programs(name: str) -> str:
-    """Sizes of programs, of `scripts/first_call.py`."""
+    """Sizes of programs, and seconds where they were read, of `scripts/first_call.py`."""
     record = records.read(name)
     rows = sorted(record["rows"].items(), key=lambda row: row[1]["operations"])
     lines = [
         [f"`{PROGRAMS[name]}`", f"{row['operations']:,}", f"{row['over_backprop']:.2f}"]
         for name, row in rows
     ]
-    return table(["estimator", "operations", "over backprop"], lines) + source(record)
+    head = ["estimator", "operations", "over backprop"]
+    if all("seconds_over" in row for _, row in rows):
+        head += ["processor time to trace and compile, over backprop"]
+        for line, (_, row) in zip(lines, rows, strict=True):
+            line += [f"{row['seconds_over']:.1f} +- {row['seconds_over_std']:.1f}"]
+    return table(head, lines) + source(record)
 
 
 COSTS = {

@@ -7,7 +7,7 @@ The model is an unrolled transformer (width 64, 4 heads, batch 8 x 32), or ResNe
 batch norm (batch 8 of 32 x 32 pixels). Printed for each estimator: StableHLO operations
 of the lowered program, and seconds to trace and lower and to compile it, with both over
 those of backprop. Rounds take all estimators in turn, in one process, each with empty
-caches; the medians are printed. --cpu measures processor time, which a busy machine
+caches; printed are medians, and the mean ratio to backprop of the same round. --cpu measures processor time, which a busy machine
 changes less than the wall clock's. --rounds=0 counts operations only.
 """
 
@@ -155,16 +155,16 @@ def main():
         for _ in range(args.rounds)
     ]
     print(f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}")
-    base = statistics.median(sum(r["backprop"]) for r in rounds) if rounds else None
     rows = {}
     for name, size in sizes.items():
         rows[name] = {"operations": size, "over_backprop": size / sizes["backprop"]}
         line = f"{name:<28}{size:>8}{rows[name]['over_backprop']:>7.2f}x"
         if rounds:
             trace, build = (statistics.median(r[name][i] for r in rounds) for i in (0, 1))
-            whole = statistics.median(sum(r[name]) for r in rounds) / base
-            rows[name] |= {"trace": trace, "compile": build, "seconds_over": whole}
-            line += f"{trace:>10.1f}{build:>11.1f}{whole:>8.1f}x"
+            times = [sum(r[name]) / sum(r["backprop"]) for r in rounds]
+            over = records.spread("seconds_over", times)
+            rows[name] |= {"trace": trace, "compile": build, **over}
+            line += f"{trace:>10.1f}{build:>11.1f}{over['seconds_over']:>8.1f}x"
         print(line)
     if args.results:
         records.write(args.results, [], rows)
