@@ -7,8 +7,9 @@ The model is an unrolled transformer (width 64, 4 heads, batch 8 x 32), or ResNe
 batch norm (batch 8 of 32 x 32 pixels). Printed for each estimator: StableHLO operations
 of the lowered program, and seconds to trace and lower and to compile it, with both over
 those of backprop. Rounds take all estimators in turn, in one process, each with empty
-caches; printed are medians, and the mean ratio to backprop of the same round. --cpu measures processor time, which a busy machine
-changes less than the wall clock's. --rounds=0 counts operations only.
+caches; printed are medians, and the mean ratio to backprop of the same round. --cpu
+measures processor time, which a busy machine changes less than the wall clock's.
+--rounds=0 counts operations only.
 """
 
 import argparse
