@@ -135,6 +135,35 @@ def miscredited(case: Case, nodes=None, tolerance: float = 1e-10) -> dict[str, f
     return found
 
 
+def unfelt(case: Case, nodes=None, step=1e-5, tolerance=1e-4) -> dict[str, float]:
+    """Nodes whose noise moves the loss otherwise than their derivative says.
+
+    Noise that is held where the derivative is not (behind a `stop_gradient` of a function
+    with a rule of its own, say) is seen by no check of derivatives.
+    """
+    args = (case.params, *arguments(case))
+    program = trace(case.loss_fn, *args, nodes=nodes)
+
+    @jax.jit
+    def run(args, deltas):
+        noisy = program.holding(passes.cut(program, args)[1])
+        return jax.value_and_grad(lambda d: passes.perturbed(noisy, args)(d).mean())(
+            deltas
+        )
+
+    zeros = {s.name: jnp.zeros(s.shape, s.dtype) for s in program.nodes}
+    slopes = run(args, zeros)[1]
+    scale = max(float(jnp.linalg.norm(g)) for g in slopes.values())
+    found = {}
+    for name, slope in slopes.items():
+        along = jnp.cos(jnp.arange(slope.size) + 1.0).reshape(slope.shape)
+        ends = [run(args, zeros | {name: x * along})[0] for x in (step, -step)]
+        error = abs(float((ends[0] - ends[1]) / (2 * step) - jnp.vdot(along, slope)))
+        if not error <= tolerance * scale:
+            found[name] = error / scale
+    return found
+
+
 class Slope(NamedTuple):
     """Slope of the mean estimate of one leaf on its truth, and its standard error."""
 

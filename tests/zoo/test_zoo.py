@@ -75,6 +75,8 @@ def test_nodes(name):
     assert checks.carried(case) == 0
     assert checks.miscredited(case) == {}
     assert checks.inexact(case) == {}
+    if name not in SURROGATE:
+        assert checks.unfelt(case) == {}
 
 
 @pytest.mark.parametrize("name", chosen(SAMPLED))
