@@ -109,6 +109,45 @@ def test_a_target_has_no_nodes(loss):
     update(bpfree.forward_gradient(loss, num_samples=2))  # a node in vain is refused
 
 
+@jax.custom_jvp
+def by_table(x, table):
+    """A sine looked up in a table; its rule is about x, which the value does not read."""
+    del x
+    return table
+
+
+@by_table.defjvp
+def _by_table_rule(primals, tangents):
+    return by_table(*primals), jnp.cos(primals[0]) * tangents[0]
+
+
+@jax.custom_jvp
+def times(x, y):
+    return x * y
+
+
+@times.defjvp
+def _times_rule(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    return times(x, y), x * dy + y * dx
+
+
+@pytest.mark.parametrize("function", [by_table, times])
+def test_what_a_rule_has_no_derivative_for_is_no_constant(function):
+    """The factors of a solve in short; what a rule has a derivative for is held."""
+
+    def loss(params, batch):
+        h = batch["now"] @ params["w"]
+        return function(h, lax.stop_gradient(jnp.sin(h))) @ params["u"]
+
+    direction = jax.tree.map(jnp.cos, PARAMS)
+    gradient = jax.grad(lambda p: loss(p, BATCH).mean())(PARAMS)
+    slope = sum((gradient[k] * direction[k]).sum() for k in PARAMS)
+    held = stops.held(loss, (PARAMS, BATCH))
+    assert (held is loss) == (function is by_table)
+    assert_close(along(held, PARAMS, direction), slope, rtol=1e-6)
+
+
 @pytest.mark.parametrize("make", [bpfree.node_perturbation, bpfree.likelihood_ratio])
 def test_straight_through_units_are_seen_through_on_request(make):
     def loss(params, batch, through):

@@ -193,6 +193,7 @@ _RULES: dict[str, Rule] = {
     "expand_dims": _expand,
     "fft": _leading(lambda eqn: len(eqn.params["fft_lengths"])),
     "gather": indexing.gather,
+    "lu_pivots_to_permutation": _leading(lambda eqn: 1),
     "pad": _pad,
     "ragged_dot": contractions.ragged_dot,
     "ragged_dot_general": contractions.ragged_dot,

@@ -167,7 +167,8 @@ def _opened(eqn, invals) -> list[Any]:
     computed of this.
     """
     is_custom = "custom_vjp" in eqn.primitive.name
-    if not (is_custom and tags.count_products(eqn, PRODUCTS)):
+    inner = tags.sub_jaxprs(eqn) if is_custom else []
+    if not any(tags.contains(j, lambda p: p.name in PRODUCTS) for j in inner):
         return tags.bind_eqn(eqn, invals)
 
     def smooth(eqn, invals):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core as jcore
 
-from bpfree.program import tags
+from bpfree.program import foreign, tags
 
 Path = tuple[int, ...]
 
@@ -28,6 +28,20 @@ class Op(NamedTuple):
     @property
     def name(self) -> str:
         return self.eqn.primitive.name
+
+    @property
+    def has_own_rule(self) -> bool:
+        """Whether its derivative is not that of what it computes."""
+        return self.name.startswith("custom_") or foreign.is_foreign(self.eqn.primitive)
+
+    def count(self, names: Set[str]) -> int:
+        """How many operations of these names stand in its bodies, at any depth.
+
+        Those of a loop count twice, for one turn comes after another.
+        """
+        turns = 2 if self.name in ("scan", "while") else 1
+        inner = [op for body in self.bodies for op in body.ops]
+        return turns * sum((op.name in names) + op.count(names) for op in inner)
 
 
 class Body(NamedTuple):
@@ -103,6 +117,8 @@ def _inline(jaxpr, consts, ins, path: Path, numbers, ops, known) -> tuple[Any, .
 def _inner_jaxprs(eqn) -> list[Any]:
     if eqn.primitive.name == "scan" or eqn.primitive.name in tags.REMAT:
         return [eqn.params["jaxpr"]]
+    if body := foreign.body_of(eqn):
+        return [body]
     return list(jcore.jaxprs_in_params(eqn.params))
 
 
@@ -119,6 +135,11 @@ def live(body: Body, used: list[bool], ends: Ends = nothing) -> Live:
     found = Live(set(), {})
     _live(body, used, ends, found)
     return found
+
+
+def reads(body: Body) -> list[bool]:
+    """Which inputs the outputs of a body depend on."""
+    return _live(body, [True] * len(body.outs), nothing, Live(set(), {}))
 
 
 def _live(body: Body, used, ends: Ends, found: Live) -> list[bool]:

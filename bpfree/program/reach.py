@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.extend import core as jcore
 
-from bpfree.program import tags
+from bpfree.program import foreign, tags
 from bpfree.program.trace import split_aux
 from bpfree.program.weights import PRODUCTS
 
@@ -72,9 +72,13 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     if union & DERIVED and name in PRODUCTS:
         value, other = ins if ins[0] & DERIVED else ins[1::-1]
         found = [not other & DATA or bool(value & AFTER)]
-    elif union & DERIVED and (tags.sub_jaxprs(eqn) or name.startswith("custom_")):
+    elif union & DERIVED and (tags.sub_jaxprs(eqn) or _is_closed(eqn.primitive)):
         found = [True]
     return [union | (AFTER if found else 0)] * len(eqn.outvars), found
+
+
+def _is_closed(primitive) -> bool:
+    return primitive.name.startswith("custom_") or foreign.is_foreign(primitive)
 
 
 def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:

@@ -110,8 +110,8 @@ class Reader:
     def _inside(self, op: Op, ins, place: bool) -> list[Value]:
         """Branches, loops without a length, functions with a derivative of their own."""
         joined = join(ins)
-        has_product = tags.count_products(op.eqn, PRODUCTS)
-        own_rule = op.name.startswith("custom_")
+        has_product = op.count(PRODUCTS)
+        own_rule = op.has_own_rule
         if not own_rule:  # no node can stand inside
             if op.name == "while" or has_product:
                 joined = joined.deciding()

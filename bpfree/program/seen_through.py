@@ -1,10 +1,11 @@
 """The `stop_gradient`s that say nothing of noise.
 
-They stand next to callbacks, behind the maximum that shifts a softmax, and before the
-factors of a matrix by which `jnp.linalg.solve` computes what has a rule of its own.
+They stand next to callbacks, behind the maximum that shifts a softmax, and before what
+an operation with a rule of its own computes with, where the rule is about something
+else: the factors of a matrix in `jnp.linalg.solve` and `lineax.linear_solve`.
 """
 
-from bpfree.program import tags, weights
+from bpfree.program import flat, foreign, tags, weights
 from bpfree.program.flat import Body, Op, Path
 
 _MAXIMA = weights.SHAPES | {"reduce_max", "select_n", "is_finite", "max", "pmax"}
@@ -33,17 +34,33 @@ def _passes_noise(op: Op, made: dict[int, Op], asked: set[int]) -> bool:
 
 
 def _factors(body: Body) -> set[int]:
-    """Values that serve the solver of a `custom_linear_solve` alone.
+    """Values that serve the solver of a `custom_linear_solve` alone, or of its like.
 
     Its derivative is that of the product it solves for, and takes the matrix itself.
     """
     others = set(body.outs)  # what serves anything else
     for op in reversed(body.ops):
-        serves = [others.isdisjoint(op.outs)] * len(op.ins)
-        if op.name == "custom_linear_solve":
-            serves = tags.solver_operands(op.eqn.params, len(op.ins))
+        serves = [True] * len(op.ins)
+        if not others.isdisjoint(op.outs):
+            serves = _stand_ins(op)
         others |= {v for v, only in zip(op.ins, serves, strict=True) if not only}
     return {v for op in body.ops for v in op.outs} - others
+
+
+def _stand_ins(op: Op) -> list[bool]:
+    """Which operands an operation computes with in the place of what its rule is about.
+
+    Its value reads them, and its rule has no derivative for them but for an operand that
+    the value does not read.
+    """
+    if op.name == "custom_linear_solve":
+        return tags.solver_operands(op.eqn.params, len(op.ins))
+    read = [True] * len(op.ins)
+    if op.has_own_rule and op.bodies and len(op.bodies[0].ins) == len(op.ins):
+        read = flat.reads(op.bodies[0])
+    if all(read):
+        return [False] * len(op.ins)
+    return [r and not foreign.has_derivative(op.eqn, i) for i, r in enumerate(read)]
 
 
 def _is_maximum(op: Op, made: dict[int, Op]) -> bool:

@@ -84,18 +84,6 @@ def contains(jaxpr, wanted: Callable[[Any], bool]) -> bool:
     )
 
 
-def count_products(eqn, products) -> int:
-    """How many of these products stand in the bodies of an equation, at any depth.
-
-    Those of a loop count twice, for one turn comes after another.
-    """
-    inner = [e for jaxpr in sub_jaxprs(eqn) for e in jaxpr.eqns]
-    turns = 2 if eqn.primitive.name in ("scan", "while") else 1
-    return turns * sum(
-        (e.primitive.name in products) + count_products(e, products) for e in inner
-    )
-
-
 def has_tags(jaxpr) -> bool:
     return contains(jaxpr, lambda primitive: primitive is tag_p)
 

@@ -50,6 +50,7 @@ FILES = {
     "haiku_models": ("haiku", "mlp lstm resnet"),
     "jraph_models": ("jraph", "batched mapped"),
     "diffrax_models": ("diffrax", "adaptive fixed_steps"),
+    "lineax_models": ("lineax", "factors conjugate_gradients checked"),
     "distrax_models": ("distrax", "masked_coupling"),
     "spyx_models": ("spyx", "leaky"),
 }

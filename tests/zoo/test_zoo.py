@@ -31,7 +31,7 @@ REFUSED = {
             "learned_feedback",
             "the last node.* is shared by the batch",
             """plain.contrastive plain_variants.graph_convolution
-            diffrax_models.adaptive diffrax_models.fixed_steps""",
+            diffrax_models.adaptive diffrax_models.fixed_steps lineax_models.checked""",
         ),
         ("learned_feedback", "needs one loss per example", "objectives.mean_loss"),
         ("forward_gradient", "no directional derivative", "diffrax_models.adaptive"),
@@ -46,7 +46,7 @@ QUICK = set(
     plain_variants.branches plain_variants.graph_convolution nnx_variants.lora
     equinox_models.mlp equinox_variants.batch_norm haiku_models.mlp
     distrax_models.masked_coupling meetings.branch meetings.scaled_statistic
-    meetings.named_mean meetings.sums meetings.generator""".split()
+    meetings.named_mean meetings.sums meetings.generator lineax_models.factors""".split()
 )
 SAMPLED = {"plain.folded", "plain.vmapped", "plain.batch_norm", "meetings.stopped_branch"}
 STEPPED = {"plain.mlp"}
