@@ -395,3 +395,21 @@ def test_nodes_may_come_from_a_generator():
 def test_newcomers_are_told(kwargs, message):
     with pytest.raises(ValueError, match=message):
         feedback(**kwargs)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_while_loop_behind_a_node_is_refused_in_our_words(last):
+    def loss_fn(params, batch):
+        def turns(x):
+            step = lambda c: (c[0] + 1, jnp.tanh(c[1]))  # noqa: E731
+            return jax.lax.while_loop(lambda c: c[0] < 2, step, (0, x))[1]
+
+        h = batch @ params["w"]
+        y = (jnp.tanh(h) if last else turns(h)) @ params["v"]
+        return ((turns(y) if last else y) ** 2).sum(1)
+
+    params = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
+    batch = jnp.ones((5, 3))
+    tx = bpfree.learned_feedback(loss_fn, example_batch=batch)
+    with pytest.raises(ValueError, match="a while_loop .* has none in reverse"):
+        jax.eval_shape(lambda p: tx.update(None, tx.init(p), p, batch=batch), params)

@@ -181,7 +181,7 @@ def learned_feedback(
         warn_of_backpropagation(found, nodes)
         losses, aux = split_aux(out)
         older = state.inner.weights
-        predicted = predictor.predict(older, clean)
+        predicted = _predicted(predictor, older, clean)
         noisy = clean.program.holding(clean.values)
         hidden = {site.name for site in clean_pass.hidden(clean.program)}
         step = teachers.Step(
@@ -230,6 +230,20 @@ def _clean_pass(program: Program, args):
         if s.name in values
     }
     return clean_pass.Clean(tangents.known(program), args, kept), out, pull
+
+
+def _predicted(predictor: predictors.Predictor, weights, clean: clean_pass.Clean):
+    try:
+        return predictor.predict(weights, clean)
+    except ValueError as error:
+        if not tags.contains(clean.program.jaxpr, lambda p: p.name == "while"):
+            raise
+        raise ValueError(
+            "learned_feedback carries its predictions through the derivative of what "
+            "stands between the nodes, and a while_loop (a fori_loop whose length is not "
+            "a number) there has none in reverse. Use scan or a fori_loop of known "
+            "length, or node_perturbation, which needs no derivative."
+        ) from error
 
 
 def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> None:
