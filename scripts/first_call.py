@@ -9,11 +9,14 @@ of the lowered program, and seconds to trace and lower and to compile it, with b
 those of backprop. Rounds take all estimators in turn, in one process, each with empty
 caches; printed are medians, and the mean ratio to backprop of the same round. --cpu
 measures processor time, which a busy machine changes less than the wall clock's.
---rounds=0 counts operations only.
+--rounds=0 counts operations only. --memory adds the peak memory of a process of its own
+that traces and compiles one update, with imports.
 """
 
 import argparse
+import multiprocessing
 import re
+import resource
 import statistics
 import time
 
@@ -136,6 +139,21 @@ def seconds(lower, clock) -> tuple[float, float]:
     return traced - start, clock() - traced
 
 
+def peak_mebibytes(name: str, depth: int, net: str) -> float:
+    """Of this process, which compiles one update."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    updates(depth, NETS[net])[name]().compile()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def peaks(names, depth: int, net: str) -> dict[str, float]:
+    fresh = multiprocessing.get_context("spawn")
+    with fresh.Pool(1, maxtasksperchild=1) as pool:
+        jobs = [(name, depth, net) for name in names]
+        found = pool.starmap(peak_mebibytes, jobs, chunksize=1)
+    return dict(zip(names, found, strict=True))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=NETS, default="transformer")
@@ -143,6 +161,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="estimators, by commas; none: all")
     parser.add_argument("--cpu", action="store_true", help="processor time")
+    parser.add_argument("--memory", action="store_true", help="peak while compiling")
     parser.add_argument("--results", default="", help="where to write the table as JSON")
     args = parser.parse_args()
     clock = time.process_time if args.cpu else time.perf_counter
@@ -155,7 +174,11 @@ def main():
         {n: seconds(lower, clock) for n, lower in made.items()}
         for _ in range(args.rounds)
     ]
-    print(f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}")
+    memory = peaks(list(made), args.depth, args.net) if args.memory else {}
+    print(
+        f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}"
+        f"{'peak MiB':>10}"
+    )
     rows = {}
     for name, size in sizes.items():
         rows[name] = {"operations": size, "over_backprop": size / sizes["backprop"]}
@@ -166,6 +189,9 @@ def main():
             over = records.spread("seconds_over", times)
             rows[name] |= {"trace": trace, "compile": build, **over}
             line += f"{trace:>10.1f}{build:>11.1f}{over['seconds_over']:>8.1f}x"
+        if memory:
+            rows[name]["peak_mebibytes"] = memory[name]
+            line += f"{memory[name]:>10.0f}"
         print(line)
     if args.results:
         records.write(args.results, [], rows)
