@@ -484,3 +484,14 @@ def test_seed_replay_on_eight_devices_exchanges_losses_only():
     )
     alone = step(None)[0](*args)[0]
     assert_close(program(*places)[0], alone, 1e-5, 1e-6)
+
+
+def test_losses_that_no_parameter_moves_are_refused():
+    params, batch = {"w": jnp.ones(3)}, jnp.ones((4, 3))
+    for loss_fn in (lambda p, b: b.sum(1), lambda p, b: 3.0):
+        for tx in (
+            bpfree.weight_perturbation(loss_fn, num_samples=2),
+            bpfree.forward_gradient(loss_fn, num_samples=2, tangents="weights"),
+        ):
+            with pytest.raises(ValueError, match="no parameter moves the losses"):
+                tx.update(None, tx.init(params), params, batch=batch)

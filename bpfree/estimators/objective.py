@@ -79,6 +79,7 @@ def mean_loss(loss_fn: LossFn, args: tuple) -> Callable[[Any], tuple[jax.Array, 
 
     def mean(params):
         losses, aux = split_aux(loss_fn(params, *args[1:]))
+        losses = jnp.asarray(losses)
         return losses.mean(), (losses, aux)
 
     return mean

@@ -73,6 +73,11 @@ def moved(traced, args, wanted=None) -> dict[str, jax.Array]:
     jaxpr, _, out = traced
     leaves, paths = jax.tree.leaves(args[0]), param_paths(args[0])
     moving = moves_loss(jaxpr, jax.tree.structure(out), len(leaves))
+    if not any(moving):
+        raise ValueError(
+            "no parameter moves the losses: they are constant, or made of the batch "
+            "alone, or of what stands under a stop_gradient"
+        )
     return {
         path: leaf
         for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True))
