@@ -62,6 +62,35 @@ class Linen(nn.Module):
         return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x)))
 
 
+class Narrow(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x)
+
+
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x), x
+
+
+class Fixed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.zeros((len(x), 3))
+
+
+class Raises(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x @ jnp.ones((7, 3)))
+
+
+def column():
+    found = load()
+    return {**found, "label": found["label"][:, None]}
+
+
 class Nnx(nnx.Module):
     def __init__(self, num_classes, width=8, *, rngs):
         sizes = [4] + 11 * [width] + [num_classes]
@@ -171,6 +200,9 @@ def test_arrays_are_split_by_the_rule_and_known_by_their_checksum(tmp_path):
     assert again.source["sha256"] == made.source["sha256"]
 
 
+_PART = {"x": np.ones((4, 2)), "label": np.ones(4, int)}
+_NO_ROWS = {key: values[:0] for key, values in _PART.items()}
+_WIDER = {**_PART, "x": np.ones((4, 3))}
 ARRAYS = {
     "no label": ({"x": np.ones((9, 2))}, "has no array 'label'; it has .*x"),
     "rows": ({"x": np.ones((9, 2)), "label": np.ones(8, int)}, "must have as many rows"),
@@ -180,6 +212,18 @@ ARRAYS = {
     "nan": ({"x": np.full((9, 2), np.nan), "label": np.ones(9, int)}, "not finite"),
     "few": ({"x": np.ones((3, 2)), "label": np.ones(3, int)}, "more than none"),
     "none": (None, "gives a NoneType; return a dict"),
+    "more": (
+        {"x": np.ones((9, 2)), "label": np.ones(9, int), "weight": np.ones(9)},
+        r"has \['weight'\] besides x and label",
+    ),
+    "ragged": ({"x": [[1], [1, 2]], "label": np.ones(2, int)}, "mine is no array"),
+    "gaps": ({"x": np.ones((9, 2)), "label": 5 * np.arange(9)}, "label 40 in 9 examples"),
+    "no part": (Dataset(_PART, None, _PART, 2, {}), "validation part is a NoneType"),
+    "an empty part": (Dataset(_PART, _PART, _NO_ROWS, 2, {}), "test part: x .* rows"),
+    "parts": (
+        Dataset(_PART, _PART, _WIDER, 2, {}),
+        r"x .* differs: train float32 \(2,\)",
+    ),
 }
 
 
@@ -197,6 +241,11 @@ def test_labels_beyond_the_classes_are_refused():
 
 
 MISTAKES = {
+    "narrow": ({"model": "{}:Narrow"}, "2 outputs for labels of 3 classes"),
+    "pair": ({"model": "{}:Pair"}, "outputs are a tuple, not one array"),
+    "fixed": ({"model": "{}:Fixed"}, "the model has no parameters to train"),
+    "its line": ({"model": "{}:Raises"}, r"same shape.*\(.*mine.py, line \d+\)"),
+    "column": ({"data": "{}:column"}, "one label for each row of logits"),
     "no file": ({"model": "./gone.py:M"}, "config.model: there is no file .*gone.py"),
     "no name": ({"model": "{}:Lenin"}, "'Lenin' is unknown. Did you mean 'Linen'"),
     "no module": ({"model": "no_such.nets:M"}, "cannot import 'no_such.nets'"),

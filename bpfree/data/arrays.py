@@ -43,10 +43,11 @@ def dataset(found: Any, name: str) -> Dataset:
             "and 'label', or a bpfree.data.Dataset"
         )
     arrays: dict[str, Any] = {
-        n: _checked(part, name)
+        n: _checked(part, f"{name}, {n} part")
         for n, part in found.parts.items()
         if not isinstance(part, Examples)
     }
+    _check_alike(arrays, name)
     labels = [part["label"] for part in arrays.values()]
     largest = max(label.max() for label in labels)
     if labels[0].dtype == np.int32 and largest >= found.num_classes:
@@ -61,6 +62,11 @@ def split(part: Batch) -> Dataset:
     classes, whole = math.prod(label.shape[1:]), label.dtype == np.int32
     if whole:
         classes = int(label.max()) + 1
+    if classes > label.size and label.ndim == 1:
+        raise ValueError(
+            f"label {classes - 1} in {len(label)} examples: classes are numbered "
+            "from 0 on without gaps (np.unique(label, return_inverse=True)[1])"
+        )
     in_class = whole and label.ndim == 1
     rank = rank_in_class(label) if in_class else np.arange(len(label))
     place = rank % 5
@@ -72,10 +78,20 @@ def split(part: Batch) -> Dataset:
 
 def _checked(part: Any, name: str) -> Batch:
     """{"x", "label"}: float32, or int32 for whole numbers, of one length."""
-    missing = [k for k in ("x", "label") if k not in part]
-    if missing:
-        raise ValueError(f"{name} has no array {missing[0]!r}; it has {sorted(part)}")
-    x, label = np.asarray(part["x"]), np.asarray(part["label"])
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} is a {type(part).__name__}, not a dict of x and label")
+    for key in ("x", "label"):
+        if key not in part:
+            raise ValueError(f"{name} has no array {key!r}; it has {sorted(part)}")
+    if more := sorted(set(part) - {"x", "label"}):
+        raise ValueError(
+            f"{name} has {more} besides x and label, which nothing would read: leave "
+            "them out, or put them into x as columns"
+        )
+    try:
+        x, label = np.asarray(part["x"]), np.asarray(part["label"])
+    except ValueError as error:  # rows of several lengths
+        raise ValueError(f"{name} is no array: {error}") from error
     if x.dtype.kind not in "fiub" or label.dtype.kind not in "fiu":
         raise ValueError(
             f"{name}: x is {x.dtype} and label {label.dtype}; they must be numbers"
@@ -93,6 +109,15 @@ def _checked(part: Any, name: str) -> Batch:
             raise ValueError(f"{name}: {key} has values that are not finite")
         found[key] = values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
     return found
+
+
+def _check_alike(parts: Mapping[str, Batch], name: str) -> None:
+    """Refuse parts whose examples are of several shapes or kinds."""
+    for key in ("x", "label"):
+        kinds = {n: (p[key].shape[1:], p[key].dtype.name) for n, p in parts.items()}
+        if len(set(kinds.values())) > 1:
+            each = ", ".join(f"{n} {kind} {shape}" for n, (shape, kind) in kinds.items())
+            raise ValueError(f"{name}: {key} of one example differs: {each}")
 
 
 def _digest(parts: Iterable[Batch]) -> str:

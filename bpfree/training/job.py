@@ -75,6 +75,7 @@ def assemble(settings: config.Settings, data: Dataset) -> Job:
     """What `prepare` does after the data."""
     made = draft(settings, data)
     _check_losses(made)
+    _check_width(made, settings.loss, data.num_classes)
     chain.check(made.chain, made.shapes, made.batch)
     params, model_state = jax.jit(made.init)(made.task.keys.init)
     return Job(
@@ -156,6 +157,22 @@ def draft(
 def find_metrics(settings: config.Settings) -> tuple[losses.Metric, ...]:
     """The metrics of a config, the one that says which run is best first; ConfigError."""
     return losses.find_metrics(settings.loss, settings.metrics)
+
+
+def _check_width(made: Draft, loss: Mapping[str, Any], num_classes: int) -> None:
+    """ConfigError for a label without a logit, whose cross-entropy would be nan."""
+    model, batch = made.task.model, made.batch
+    own = hasattr(model, "objective") or isinstance(made.loss_fn, Energy)
+    if own or loss.get("name", "cross_entropy") != "cross_entropy":
+        return
+    outputs = jax.eval_shape(
+        model.apply, {**batch["state"], "params": made.shapes}, batch["x"]
+    )
+    if outputs.shape[-1] < num_classes:
+        raise ConfigError(
+            f"config.model: {outputs.shape[-1]} outputs for labels of {num_classes} "
+            "classes; its constructor may take num_classes"
+        )
 
 
 def _check_losses(made: Draft) -> None:

@@ -33,6 +33,11 @@ def cross_entropy(outputs: Any, label: jax.Array) -> jax.Array:
             f"cross_entropy takes labels that are whole numbers, not {label.dtype}; "
             "config.loss='squared_error' takes real ones"
         )
+    if one_array(outputs).shape[:-1] != label.shape:
+        raise ValueError(
+            f"the model's outputs have shape {outputs.shape}, and the labels "
+            f"{label.shape}: cross_entropy takes one label for each row of logits"
+        )
     return optax.softmax_cross_entropy_with_integer_labels(outputs, label)
 
 
@@ -48,7 +53,17 @@ def absolute_error(outputs: Any, label: jax.Array) -> jax.Array:
 
 def accuracy(outputs: Any, label: jax.Array) -> jax.Array:
     """Whether the largest of the logits (..., classes) is that of the label (...)."""
-    return (outputs.argmax(-1) == label).astype(jnp.float32)
+    return (one_array(outputs).argmax(-1) == label).astype(jnp.float32)
+
+
+def one_array(outputs: Any) -> Any:
+    """The outputs; raises ValueError where a model gives several arrays."""
+    if hasattr(outputs, "shape"):
+        return outputs
+    raise ValueError(
+        f"the model's outputs are a {type(outputs).__name__}, not one array: return the "
+        "array, or name a loss of your own that takes them (config.loss)"
+    )
 
 
 def aligned(outputs: Any, label: Any) -> Any:
@@ -56,7 +71,7 @@ def aligned(outputs: Any, label: Any) -> Any:
 
     Raises ValueError for any other difference.
     """
-    if outputs.shape == (*label.shape, 1):
+    if one_array(outputs).shape == (*label.shape, 1):
         return outputs[..., 0]
     if outputs.shape != label.shape:
         raise ValueError(
@@ -185,6 +200,11 @@ def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> F
     @functools.wraps(function)
     def checked(outputs: Any, label: jax.Array) -> jax.Array:
         found = bound(outputs, label)
+        if not hasattr(found, "shape"):
+            raise ValueError(
+                f"{section.get('name')} gives a {type(found).__name__}: it must be one "
+                "number for each example, or for each label"
+            )
         if found.shape != label.shape[: found.ndim]:
             raise ValueError(
                 f"{section.get('name')} of outputs {outputs.shape} and labels "

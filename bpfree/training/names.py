@@ -6,10 +6,12 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sysconfig
 import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -34,7 +36,22 @@ def config_errors(what: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
+        kind = type(error).__name__
+        raise ConfigError(f"{what}: {kind}: {error}{own_line(error)}") from error
+
+
+_NOT_OWN = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
+
+
+def own_line(error: Exception) -> str:
+    """ " (mine.py, line 3)": the last line of one's own code that led to an error."""
+    found = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_OWN)
+        and "site-packages" not in frame.filename
+    ]
+    return f" ({found[-1].filename}, line {found[-1].lineno})" if found else ""
 
 
 def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:
@@ -93,13 +110,10 @@ def call(
         signature_of(constructor).bind(**given, **kwargs)
         return constructor(**given, **kwargs)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}{own_line(error)}") from error
     except Exception as error:  # of all kinds: it may be the user's program
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"{where}: {type(error).__name__}: {error} ({frame.filename}, line "
-            f"{frame.lineno})"
-        ) from error
+        kind = type(error).__name__
+        raise ConfigError(f"{where}: {kind}: {error}{own_line(error)}") from error
 
 
 def bind(

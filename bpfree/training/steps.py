@@ -78,6 +78,8 @@ def make_keys(seed: int) -> Keys:
 def init_variables(model: nn.Module, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
     """(params, model_state); `batch` gives the shapes. Consumes the key; traceable."""
     variables = dict(model.init(key, batch["x"]))
+    if not variables.get("params"):
+        raise ValueError("the model has no parameters to train")
     return variables.pop("params"), variables
 
 
