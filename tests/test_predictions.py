@@ -39,6 +39,18 @@ def digits(tmp_path_factory):
     return workdir
 
 
+def test_other_data_than_the_runs_are_said(digits, monkeypatch, capsys, tmp_path):
+    shutil.copytree(digits, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    header, *rest = path.read_text().splitlines(keepends=True)
+    known = json.loads(header)
+    known["data"] |= {"train": 7}
+    path.write_text("".join([json.dumps(known) + "\n", *rest]))
+    _, said = run(tmp_path / "run", monkeypatch, capsys)
+    (line,) = said
+    assert line.endswith("not the run's own data; they differ in data.train")
+
+
 def test_classes(digits, monkeypatch, capsys):
     found, said = run(digits, monkeypatch, capsys)
     assert said == [] and len(found["files"]) == 3

@@ -148,6 +148,15 @@ def test_a_checkpoint_of_a_version_with_other_states_is_refused(saved):
             checkpoint.restore(manager, words)
 
 
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(saved, capfd):
+    params = jax.tree.map(lambda p: jnp.zeros((*p.shape, 1), p.dtype), state(0).params)
+    message = r"step 16 \(parameter \S+ is \(.*\) in it and \(.*, 1\) in the model"
+    with checkpoint.opened(saved) as manager:
+        with pytest.raises(WorkdirError, match=message):
+            checkpoint.restore(manager, state(0)._replace(params=params))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_run_goes_on_from_the_previous_checkpoint(undisturbed, begun, capfd):
     cut(next((begun / "checkpoints" / "16").rglob("manifest.ocdbt")))
     resumed = fit(quick(), begun)

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -89,7 +90,9 @@ def restore(manager: Manager, template: TrainState) -> tuple[TrainState, Any] | 
     damaged: dict[int, str] = {}
     args = _Args(state=ocp.args.StandardRestore(template), feed=ocp.args.JsonRestore())
     for step in sorted(manager.all_steps(), reverse=True):
-        problem = _agreed_problem(_folder(manager, step))
+        problem = _agreed_problem(_folder(manager, step)) or _unlike(
+            _folder(manager, step) / "state", template
+        )
         if problem is None:
             try:
                 found = manager.restore(step, args=args)
@@ -185,6 +188,30 @@ def _problem(folder: Path) -> str | None:
     if wrong[0] not in expected:
         return f"{wrong[0]} does not belong to it"
     return f"{wrong[0]} is {'not as it was written' if wrong[0] in found else 'missing'}"
+
+
+def _unlike(folder: Path, template: TrainState) -> str | None:
+    """The first parameter that a checkpoint lacks or has in another shape.
+
+    Orbax would say so too, but in hundreds of lines.
+    """
+    try:
+        found = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree["params"])
+    except Exception:  # what is damaged is said where it is read
+        return None
+    wanted = _shapes(template.params)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            was, now = (tree.get(name, "missing") for tree in (found, wanted))
+            return f"parameter {name} is {was} in it and {now} in the model: another one"
+    return None
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of arrays; Orbax gives numbers in paths back as text."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _misfit(state: TrainState, template: TrainState) -> str | None:

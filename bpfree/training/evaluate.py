@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from bpfree.training import command_line, predictions
+from bpfree.training import command_line, predictions, resume
 from bpfree.training.cache import keep_compiled
 from bpfree.training.trained import Trained, load, scores
 from bpfree.training.workdir import can_write, workdir_errors
@@ -34,6 +34,8 @@ def main(words: list[str]) -> None:
     keep_compiled()
     workdir, part = Path(command_line.WORKDIR.value), _PART.value
     trained = load(workdir)
+    if changed := resume.other_data(workdir, trained.job.data.source):
+        _say(f"these are not the run's own data; they differ in {', '.join(changed)}")
     found = scores(trained, part)
     folder = _OUTPUT.value or (can_write(workdir) and workdir / "evaluation" / part)
     if folder:

@@ -32,20 +32,29 @@ def check(workdir: Path, wanted: Any, source: dict[str, Any]) -> None:
             f"{', '.join(sorted(changed))}. Choose another --workdir, or restore "
             f"the values in {workdir / 'config.json'}."
         )
-    begun = next(
-        (r["data"] for r in metrics.read(workdir) if r["kind"] == "header"), None
-    )
+    begun = _data(workdir)
     if begun is None:
         raise WorkdirError(
             f"{metrics.path_of(workdir)} has lost its header, so which data the run is "
             "on is unknown. Restore it, or choose another --workdir."
         )
-    changed = config.differences({**begun, "from": ""}, {**source, "from": ""}, "data")
-    if changed:
+    if changed := other_data(workdir, source):
         raise ConfigError(
             f"{workdir} holds a run on other data; these differ: {', '.join(changed)}. "
             f"Choose another --workdir, or restore the data: {begun}."
         )
+
+
+def other_data(workdir: Path, source: dict[str, Any]) -> list[str]:
+    """What differs between the data that a run is on, as far as it says, and others."""
+    begun = _data(workdir) or source
+    return config.differences({**begun, "from": ""}, {**source, "from": ""}, "data")
+
+
+def _data(workdir: Path) -> dict[str, Any] | None:
+    """The source of the data in a run's header; None if that is lost."""
+    records = metrics.read(workdir)
+    return next((r["data"] for r in records if r["kind"] == "header"), None)
 
 
 def _shortened(wanted: Any, num_steps: Any) -> Any:
