@@ -377,6 +377,18 @@ def command(tmp_path, sweep, *flags):
     )
 
 
+def test_a_get_sweep_that_fails_is_one_line_and_leaves_nothing(tmp_path):
+    class Wrong:
+        def __repr__(self):
+            return "[][0]"
+
+    out, err = command(tmp_path, Wrong()).communicate(timeout=300)
+    place = rf"\({re.escape(str(tmp_path))}/config.py, line \d+\)"
+    problem = "IndexError: list index out of range"
+    assert re.fullmatch(rf"bpfree-sweep: get_sweep\(\): {problem} {place}\n", err), err
+    assert out == "" and not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.slow
 def test_command_line(tmp_path):
     process = command(tmp_path, [{"seed": 0}, {"seed": 1}, {"batch_size": 0}])

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from bpfree.sweeps import points, report, result, schedule
 from bpfree.sweeps.ledger import Record
 from bpfree.training import command_line, config, config_files, job, resume
-from bpfree.training.names import ConfigError, imported
+from bpfree.training.names import ConfigError, config_errors, imported
 from bpfree.training.workdir import WorkdirError, replace, workdir_errors
 
 _WORKERS: flags.FlagHolder[Any] = flags.DEFINE_integer(
@@ -58,7 +58,10 @@ def main(words: list[str]) -> None:
 def _sweep() -> None:
     flags_ = _config_flags(sys.argv)
     file = config_files.load(flags_[0].partition("=")[2])
-    get_points = _function(file, "get_search" if _SEARCH.value else "get_sweep")
+    wanted = "get_search" if _SEARCH.value else "get_sweep"
+    get_points = _function(file, wanted)
+    with config_errors(f"{wanted}()"):
+        points = get_points()
     base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
     resume.check_place(workdir, sweep=True)
@@ -66,7 +69,7 @@ def _sweep() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         replace(workdir / "sweep.json", json.dumps({"flags": flags_}) + "\n")
     run = _search if _SEARCH.value else _points
-    total, records = run(base, get_points(), workdir, _start())
+    total, records = run(base, points, workdir, _start())
     print(_report())
     failed = [r for r in records if r["status"] == "failed"]
     if failed:
