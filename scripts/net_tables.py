@@ -52,6 +52,38 @@ def _pretrained(name: str, metric: str, title: str) -> str:
     return table(head, map(line, (arm for arm in MOVES if arm in rows))) + source(record)
 
 
+DEEP = {
+    "backprop": "`backprop()`, the twin",
+    "frozen": "`backprop()`, the last layer alone, the control",
+    "responses": "`learned_feedback()`",
+    "jvp": '`learned_feedback(teacher="jvp")`',
+}
+
+
+def depth_transformer() -> str:
+    """Arms of `scripts/depth.py`."""
+    record = records.read("depth_transformer")
+    rows = []
+    for r in record["rows"].values():
+        ends = [
+            record["rows"][f"{r['depth']} layers: {arm}"]["accuracy"]
+            for arm in ("frozen", "backprop")
+        ]
+        rows.append(
+            [
+                str(r["depth"]),
+                DEEP[r["arm"]],
+                f"{r['rate']:g}",
+                with_spread(r, "accuracy", 3),
+                f"{r['bits']:.3f} +- {r['bits_std']:.3f}",
+                f"{(r['accuracy'] - ends[0]) / (ends[1] - ends[0]):.2f}",
+                f"{r['ratio']:.2f} +- {r['ratio_std']:.2f}",
+            ]
+        )
+    head = ["blocks", "estimator", "rate", "test accuracy", "bits per character"]
+    return table([*head, "gap", "seconds over the twin's"], rows) + source(record)
+
+
 RULES = {
     "backprop": "backprop",
     "backprop early": "backprop, stopped after 1,300 steps",

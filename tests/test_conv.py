@@ -89,6 +89,7 @@ OPTIONS = (
     {"layerwise": True},
     {"chunk_size": 1},
     {"teacher": "losses"},
+    {"teacher": "jvp"},
     {"tangents": "weights"},
     {"rank": 1, "tangents": "weights"},
 )

@@ -107,7 +107,7 @@ def estimates(shrinkage, teacher="losses", repeats=2048):
 TRUTH = problems.gradient(problems.mlp_loss, PARAMS, BATCH)
 
 
-@pytest.mark.parametrize("teacher", ["losses", "responses"])
+@pytest.mark.parametrize("teacher", ["losses", "responses", "jvp"])
 def test_as_a_control_variate_it_is_unbiased_with_any_predictor(teacher):
     gate = mean_gate(estimates(1.0, teacher), TRUTH)
     assert gate.passed and gate.error < 0.05, gate
@@ -172,9 +172,59 @@ def test_losses_teach_the_squared_error_of_the_directional_derivative(predictor)
     )
 
 
-def test_responses_teach_the_weights_of_the_next_block():
+def deep_loss(params, batch):
+    """Three nodes: what moves at the first must not reach the last."""
+    h = bpfree.node(batch["x"] @ params["w1"] + params["b1"][None], "h")
+    m = bpfree.node(jnp.tanh(h) @ params["w2"] + params["b2"][None], "m")
+    y = bpfree.node(jnp.tanh(m) @ params["w3"], "y")
+    return jnp.sum((y - batch["t"]) ** 2, axis=1)
+
+
+DEEP = {k: PARAMS[k] for k in ("w1", "b1", "w2", "b2")} | {"w3": PARAMS["w1"].T}
+
+
+def misfit(weights, noise):
+    """Mean of |(V - W) times what moves at the kernel's input|^2 / 2, at two kernels."""
+    h = BATCH["x"] @ DEEP["w1"] + DEEP["b1"][None]
+    m = jnp.tanh(h) @ DEEP["w2"] + DEEP["b2"][None]
+    total = 0.0
+    for y, z, name in ((h, noise["h"], "w2"), (m, noise["m"], "w3")):
+        moved = (1 - jnp.tanh(y) ** 2)[None] * z.astype(jnp.float64)
+        total += ((moved @ (weights[name] - DEEP[name])) ** 2).sum(-1).mean() / 2
+    return total
+
+
+@pytest.mark.parametrize("teacher, same", [("jvp", True), ("responses", False)])
+def test_derivatives_teach_the_squared_error_of_each_block(teacher, same):
+    """The slope equals autodiff of the error, written out, whatever sigma is.
+
+    The gate sees what is not it: a noisy pass, in which the first node moves the last.
+    """
+    samples = 3
+    tx = feedback(
+        deep_loss, teacher=teacher, num_samples=samples, sigma=0.3, fit=optax.identity()
+    )
+    weights = jax.tree.map(lambda w: w + 0.3, tx.init(DEEP).inner.weights)
+    state = with_weights(tx, DEEP, weights)
+    after = tx.update(None, state, DEEP, batch=BATCH)[1].inner.weights
+    found = jax.tree.map(jnp.subtract, after, weights)
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
+    hidden = clean_pass(deep_loss, DEEP, BATCH).program.nodes[:-1]
+    noise = draw_chunk(rademacher(), key, jnp.arange(samples), hidden)
+    assert (relative_error(found, jax.grad(misfit)(weights, noise)) < 1e-12) == same
+
+
+def test_derivatives_leave_a_right_predictor_alone():
+    """There is no noise of a finite difference: nothing moves it."""
+    tx = feedback(deep_loss, teacher="jvp", fit=optax.identity())
+    after = tx.update(None, with_weights(tx, DEEP, DEEP), DEEP, batch=BATCH)[1]
+    assert_close(after.inner.weights, DEEP, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("teacher", ["responses", "jvp"])
+def test_responses_teach_the_weights_of_the_next_block(teacher):
     """From small random weights to the model's own, by noise alone."""
-    tx = feedback(sigma=1e-3, num_samples=8, fit=problems.adam(0.03))
+    tx = feedback(sigma=1e-3, num_samples=8, fit=problems.adam(0.03), teacher=teacher)
 
     @jax.jit
     def run(state):
@@ -281,7 +331,7 @@ def normed_loss(params, batch):
     return jnp.sum((h @ params["w2"] - batch["t"]) ** 2, axis=1)
 
 
-@pytest.mark.parametrize("teacher", ["losses", "responses"])
+@pytest.mark.parametrize("teacher", ["losses", "responses", "jvp"])
 def test_with_weight_noise_it_is_unbiased_too(teacher):
     params = {k: PARAMS[k] for k in ("w1", "w2")} | {"scale": jnp.arange(3.0) + 0.5}
     tx = feedback(

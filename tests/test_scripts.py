@@ -24,6 +24,7 @@ SMALL = {
     "compare_estimators": "--cost=4 --steps=1 --repeats=2 --seeds=1",
     "compare_training": "--data=digits --arms=backprop,np --steps=2 --seeds=1 --batch=4",
     "credit": "--samples=2 --repeats=2",
+    "depth": "--depths=1 --steps=1 --seeds=1 --width=4 --length=4 --batch=2 --rates=1e-3",
     "ep_depth": "--depths=2 --seeds=1 --batch=1 --narrow=64 --sweeps=1",
     "ep_feedback": "--seeds=1 --batch=1",
     "launcher_overhead": "--config=configs/digits.py:smoke --rounds=1 --steps=4",

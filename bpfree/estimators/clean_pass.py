@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from bpfree.program import passes, rewriting
@@ -85,6 +86,16 @@ def ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
     return _run(
         clean, params, values, lambda site, value, y: y if site.name in active else None
     )[1]
+
+
+def responses(clean: Clean, params, moves: NodeTree) -> NodeTree:
+    """How each block's end moves with the values before it, at these parameters."""
+
+    def ends(values):
+        return ends_of_blocks(clean, params, values)
+
+    directions = {**jax.tree.map(jnp.zeros_like, clean.values), **moves}
+    return jax.jvp(ends, (clean.values,), (directions,))[1]
 
 
 def kernel_inputs(clean: Clean, values: NodeTree) -> NodeTree:

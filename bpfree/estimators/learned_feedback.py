@@ -6,7 +6,7 @@ For each example, with noise z_k at the hidden nodes, g_hat the prediction and
     q_l = mean_k z_{l,k} r_k                                   unbiased for g_l - g_hat_l
 
 the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends mean r^2 / 2, or
-the misfit of its model of how noise at one node moves the next.
+the misfit of its model of how noise at one node moves the next (see `teachers`).
 """
 
 from collections.abc import Callable
@@ -51,6 +51,7 @@ from bpfree.sampling.seeds import as_key
 # What teaches the predictor -> the optimiser that fits it.
 TEACHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "responses": lambda: adam(1e-2, b1=0.5, b2=0.99),  # it must follow the model
+    "jvp": lambda: adam(1e-2, b1=0.5, b2=0.99),
     "losses": lambda: adam(1e-3),
 }
 
@@ -70,7 +71,7 @@ def learned_feedback(
     sigma: Number = 0.02,
     shrinkage: float = 0.0,
     predictor: predictors.Predictor | None = None,
-    teacher: Literal["responses", "losses"] = "responses",
+    teacher: Literal["responses", "losses", "jvp"] = "responses",
     fit: optax.GradientTransformation | None = None,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
@@ -107,8 +108,10 @@ def learned_feedback(
         one number for each noisy pass and example. "responses": it descends the squared
         error of its guess of how noise at a node moves the next node, one number for each
         entry of a node; it needs the node values of noisy passes, and the chained form.
-      fit: optimiser of the predictor; None is `optax.adam(1e-2, b1=0.5, b2=0.99)` for
-        "responses" and `optax.adam(1e-3)` for "losses".
+        "jvp": the same of how noise moves the next node by forward-mode derivatives of
+        the blocks; without shrinkage nothing then depends on sigma.
+      fit: optimiser of the predictor; None is `optax.adam(1e-3)` for "losses" and
+        `optax.adam(1e-2, b1=0.5, b2=0.99)` for the others.
       antithetic: pairs z, -z; with "losses" the curvature then cancels.
       loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
 
@@ -123,7 +126,8 @@ def learned_feedback(
 
     Reference: the signal is a control variate on node perturbation. Fitting feedback
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
-    learning without weight transport", NeurIPS 2019.
+    learning without weight transport", NeurIPS 2019; to forward-mode derivatives, GrAPE
+    (ICLR 2026).
 
     Example:
         >>> tx = bpfree.learned_feedback(loss_fn, example_batch=batch)
@@ -139,9 +143,9 @@ def learned_feedback(
             f"predictor={predictor!r} must be what bpfree.predictors.chained() or "
             "bpfree.predictors.direct(...) returns"
         )
-    if teacher == "responses" and predictor.respond is None:
+    if teacher != "losses" and predictor.respond is None:
         raise ValueError(
-            "teacher='responses' needs a predictor with a model of the blocks, such as "
+            f"teacher={teacher!r} needs a predictor with a model of the blocks, such as "
             "bpfree.predictors.chained(); with a direct one use teacher='losses'"
         )
     if not 0 <= shrinkage <= 1:
@@ -154,8 +158,9 @@ def learned_feedback(
     plan = antithetic_plan(plan) if antithetic else plan
     layout = make_layout(plan, num_samples, chunk_size, sharding)
 
+    noisy_passes = shrinkage > 0 or teacher != "jvp"
     # Without a residual the losses of noisy passes are not read, so examples may meet.
-    meet = shrinkage == 0 and teacher == "responses"
+    meet = shrinkage == 0 and teacher != "losses"
 
     def traced(args) -> Program:
         params, batch, key = (*args, None)[:3]
@@ -198,6 +203,9 @@ def learned_feedback(
             residual = teachers.residual_of(step)
             miss = teachers.filled(residual, predicted, -1 / losses.size)
             slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
+        elif teacher == "jvp":
+            residual = teachers.residual_of(step) if shrinkage > 0 else {}
+            slope = teachers.misfit_of_derivatives(step, predictor, older)
         else:
             residual, slope = teachers.residual_and_misfit(
                 step, predictor, older, residual=shrinkage > 0
@@ -207,7 +215,7 @@ def learned_feedback(
         )
         moved, fit_state = fit.update(slope, state.inner.fit, older)
         sizes = sizes_at(clean.program.sites, clean.values)
-        scales = {s.name: step.sigma for s in step.sites}
+        scales = {s.name: step.sigma for s in step.sites} if noisy_passes else {}
         fault = find_fault(clean.program, sizes, scales)
         inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
         return Estimate(pull(signal), losses, aux, fault, inner)

@@ -19,6 +19,7 @@ from bpfree.estimators.clean_pass import (
     kernel_inputs,
     losses_of,
     output_gradient,
+    responses,
     without_derivative,
 )
 from bpfree.program.tags import Site
@@ -90,11 +91,7 @@ def chained() -> Predictor:
         return {site.name: found[site.name] for site in clean.program.nodes}
 
     def respond(weights, clean, moves):
-        def ends(values):
-            return ends_of_blocks(clean, weights, values)
-
-        directions = {**jax.tree.map(jnp.zeros_like, clean.values), **moves}
-        return jax.jvp(ends, (clean.values,), (directions,))[1]
+        return responses(clean, weights, moves)
 
     def dead(clean):
         def ends(clean, values):

@@ -1,8 +1,16 @@
-"""What teaches a predictor of gradients: noisy passes of the nodes, in two ways.
+"""What teaches a predictor of gradients: noisy passes of the nodes, or derivatives.
 
 See `learned_feedback`, whose residual q is
 
     q_l = 1/K sum_k z_lk ((L_k - L_0) / sigma - sum_m z_mk . g_hat_m)
+
+With f_l the block of node l, of the values y that it reads, and V the predictor's
+weights, "responses" and "jvp" teach by the misfit of the nodes' changes c_l,
+
+    1 / (2 K B) sum_k sum_l |df_l(y; V) m_k - c_lk|^2
+
+    responses    m = change of the values in a noisy pass, c_l = m_l without noise at l
+    jvp          m = z,                                    c_l = df_l(y; theta) z
 """
 
 from functools import partial
@@ -72,21 +80,51 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy, moves, change = over_samples(step.layout, observe)(noise)
-
-        def respond(weights):
-            one = partial(predictor.respond, weights, step.clean)
-            guess = over_samples(step.layout, one)(moves)
-            return {name: guess[name] for name in names}
-
-        guess, vjp = jax.vjp(respond, weights)
-        slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
-        slope = jax.tree.map(at_least_float32, slope)
+        slope = _slope(step, predictor, weights, moves, change)
         return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
     credited, slope = sum_over_draws(chunk, step.layout)[0]
+    return mean_of(credited, _samples(step)), _mean_slope(step, slope, weights)
+
+
+def misfit_of_derivatives(step: Step, predictor, weights):
+    """The slope of the mean squared error of `respond` on the blocks' derivatives.
+
+    One forward derivative of the program cut at the nodes has those of all blocks: what
+    moves at a node ends in the blocks that read it.
+    """
+    params = step.clean.args[0]
+
+    def observe(noise):
+        values = step.clean.values
+        moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
+        return moves, clean_pass.responses(step.clean, params, moves)
+
+    def chunk(draws):
+        noise = draw_chunk(step.plan, step.key, draws, step.sites)
+        moves, change = over_samples(step.layout, observe)(noise)
+        return _slope(step, predictor, weights, moves, change), ()
+
+    slope = sum_over_draws(chunk, step.layout)[0]
+    return _mean_slope(step, slope, weights)
+
+
+def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
+    """By the weights, of half the squared error of the responses to these moves."""
+
+    def respond(weights):
+        one = partial(predictor.respond, weights, step.clean)
+        guess = over_samples(step.layout, one)(moves)
+        return {name: guess[name] for name in change}
+
+    guess, vjp = jax.vjp(respond, weights)
+    slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
+    return jax.tree.map(at_least_float32, slope)
+
+
+def _mean_slope(step: Step, slope, weights):
     slope = mean_of(slope, _samples(step) * step.losses.size)
-    slope = jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
-    return mean_of(credited, _samples(step)), slope
+    return jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
 
 
 @jax.jit  # one function in the program for all nodes of a shape, as those below

@@ -1,0 +1,210 @@
+"""Learned feedback in deep causal transformers: accuracy, and the time of a step.
+
+    python scripts/depth.py [--depths=12] [--arms=...] [--steps=300]
+        [--results=results/depth_transformer.json]
+    python scripts/depth.py --figure=scripts/figures/depth.png [--from=NAME,NAME]
+
+Characters of Python's own help text (`bpfree.data.characters`). Arms, all with Adam, the
+same batches and as many steps: "backprop", the twin; "frozen", backprop on the last layer
+alone, the control; "responses" and "jvp", the two teachers of learned feedback; on
+request "node perturbation" with as many samples as cost what "jvp" costs. The rate of
+each arm is the one of `--rates` with the best validation accuracy on a seed of its own;
+then seeds 0, 1, ... "Ratio": CPU seconds of a run over those of backprop's, which is in
+turn with it.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import records
+import trainer
+from absl import app, flags
+
+import bpfree
+from bpfree.data import characters
+from bpfree.models import transformer
+from bpfree.training import steps
+
+ALL = ["backprop", "frozen", "jvp", "responses"]
+DEPTHS = flags.DEFINE_list("depths", ["12"], "blocks of attention and MLP")
+ARMS = flags.DEFINE_list("arms", ALL, "which; the first is the twin")
+STEPS = flags.DEFINE_integer("steps", 300, "updates")
+WIDTH = flags.DEFINE_integer("width", 32, "of the residual stream; 4 heads")
+LENGTH = flags.DEFINE_integer("length", 32, "characters of an example")
+BATCH = flags.DEFINE_integer("batch", 16, "examples in a step")
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each arm")
+RATES = flags.DEFINE_list("rates", ["2e-3", "6e-3"], "the grid")
+RESULTS = flags.DEFINE_string("results", "", "where to write the rows, if anywhere")
+FIGURE = flags.DEFINE_string("figure", "", "draw the gaps of result files, run nothing")
+FROM = flags.DEFINE_list("from", ["depth_transformer"], "result files of the figure")
+SEARCH_SEED = 1000
+
+
+class Net(NamedTuple):
+    """A model with its data, on the device, and its loss function."""
+
+    model: Any
+    data: Any
+    loss_fn: Callable[..., Any]
+
+
+def make_net(depth: int) -> Net:
+    data = characters.load("python_topics", length=LENGTH.value)
+    model = transformer.Model(data.num_classes, WIDTH.value, depth)
+
+    def loss(logits, label):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return losses.mean(-1)
+
+    return Net(model, trainer.on_device(data), bpfree.supervised(model, loss))
+
+
+def first(net: Net):
+    """The batch whose shapes the estimators are made for, and shapes of parameters."""
+    batch = jax.tree.map(lambda a: a[: BATCH.value], net.data.train)
+    made = steps.init_variables
+    shapes = jax.eval_shape(lambda: made(net.model, jax.random.key(0), batch)[0])
+    return batch, shapes
+
+
+def make_arm(net: Net, arm: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """(seed -> estimator, optimiser -> optimiser)."""
+    batch, params = first(net)
+
+    def learned(teacher, seed):
+        return bpfree.learned_feedback(
+            net.loss_fn, example_batch=batch, teacher=teacher, seed=seed
+        )
+
+    def perturbed(samples, seed=0):
+        options = {"num_samples": samples, "sigma": 0.01, "seed": seed}
+        return bpfree.node_perturbation(net.loss_fn, **options)
+
+    if arm in ("responses", "jvp"):
+        return partial(learned, arm), lambda adam: adam
+    if arm == "node perturbation":
+        budget = bpfree.diagnostics.cost(learned("jvp", 0), params, batch)
+        count = bpfree.diagnostics.samples_for(perturbed, budget, params, batch)
+        return partial(perturbed, count), lambda adam: adam
+    control = only_last if arm == "frozen" else lambda adam: adam
+    return lambda seed: bpfree.backprop(net.loss_fn, seed=seed), control
+
+
+def only_last(adam):
+    """The optimiser of the readout; all else stays."""
+
+    def labels(params):
+        return {name: "moves" if name == "Dense_1" else "stays" for name in params}
+
+    return optax.multi_transform({"moves": adam, "stays": optax.set_to_zero()}, labels)
+
+
+def scores(net: Net, params, part) -> dict[str, jax.Array]:
+    """Accuracy of all positions, and bits per character."""
+    logits = net.model.apply({"params": params}, part["x"])
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, part["label"])
+    right = logits.argmax(-1) == part["label"]
+    return {"accuracy": right.mean(), "bits": nats.mean() / jnp.log(2)}
+
+
+def compile_run(net: Net, arm: str):
+    """`(seed, rate) -> parameters` at the end of a training; compiled here, once."""
+    make, wrap = make_arm(net, arm)
+
+    def run(seed, rate):
+        sizes = {"batch_size": BATCH.value, "num_steps": STEPS.value}
+        return trainer.train(
+            make, net.model, net.data, seed, rate, wrap=wrap, **sizes
+        ).params
+
+    compiled = jax.jit(run).lower(0, 1e-3).compile()
+    return lambda seed, rate: jax.block_until_ready(compiled(seed, rate))
+
+
+def compare(depth: int):
+    """Rows of the arms after each seed; the arms of a seed run one after the other."""
+    net = make_net(depth)
+    batch, params = first(net)
+    measure = jax.jit(partial(scores, net))
+    runs = {arm: compile_run(net, arm) for arm in ARMS.value}
+    rows: dict[str, dict[str, Any]] = {}
+    tests: dict[str, list[dict[str, float]]] = {arm: [] for arm in runs}
+    for arm, run in runs.items():
+        rates = list(map(float, RATES.value))
+        ends = [run(SEARCH_SEED, rate) for rate in rates]
+        found = [float(measure(p, net.data.validation)["accuracy"]) for p in ends]
+        cost = bpfree.diagnostics.cost(make_arm(net, arm)[0](0), params, batch)
+        row = {"depth": depth, "arm": arm, "steps": STEPS.value, "cost": cost}
+        row |= {"validation": [round(a, 4) for a in found]}
+        rows[arm] = row | {"rate": rates[int(np.nan_to_num(found).argmax())]}
+        print(rows[arm], flush=True)
+    for seed in range(SEEDS.value):
+        for arm, run in runs.items():
+            start = time.process_time()
+            end = run(seed, rows[arm]["rate"])
+            spent = time.process_time() - start
+            test = jax.tree.map(float, measure(end, net.data.test))
+            tests[arm].append(test | {"seconds": spent})
+        for arm, found in tests.items():
+            for name in ("accuracy", "bits"):
+                rows[arm] |= records.spread(name, [t[name] for t in found])
+            twin = tests[ARMS.value[0]]
+            over = [t["seconds"] / b["seconds"] for t, b in zip(found, twin, strict=True)]
+            rows[arm] |= records.spread("ratio", over)
+        print(seed, rows, flush=True)
+        yield seed, {f"{depth} layers: {arm}": row for arm, row in rows.items()}
+
+
+def gaps(rows: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """{arm: {depth: share of the way from the control to the twin}}, of accuracy."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows.values():
+        depth = row["depth"]
+        ends = [rows[f"{depth} layers: {a}"]["accuracy"] for a in ("frozen", "backprop")]
+        gap = (row["accuracy"] - ends[0]) / (ends[1] - ends[0])
+        found.setdefault(row["arm"], {})[depth] = gap
+    return found
+
+
+def draw(path: str, names: list[str]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = {k: r for name in names for k, r in records.read(name)["rows"].items()}
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for arm, points in gaps(rows).items():
+        if arm not in ("backprop", "frozen"):
+            depths = sorted(points)
+            axes.plot(depths, [points[d] for d in depths], "o-", label=arm)
+    axes.axhline(1, color="0.7", zorder=0)
+    axes.set(xlabel="blocks", ylabel="gap closed", xscale="log")
+    depths = sorted({row["depth"] for row in rows.values()})
+    axes.set_xticks(depths, map(str, depths), minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    if FIGURE.value:
+        return draw(FIGURE.value, FROM.value)
+    rows: dict[str, Any] = {}
+    for depth in map(int, DEPTHS.value):
+        for seed, found in compare(depth):
+            rows |= found
+            if RESULTS.value:
+                records.write(RESULTS.value, list(range(seed + 1)), rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
