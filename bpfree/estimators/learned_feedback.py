@@ -9,7 +9,6 @@ the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends mean r^2
 the misfit of its model of how noise at one node moves the next.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -48,11 +47,7 @@ from bpfree.sampling.scale import (
 )
 from bpfree.sampling.seeds import as_key
 
-# What teaches the predictor -> the optimiser that fits it.
-TEACHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "responses": lambda: adam(1e-2, b1=0.5, b2=0.99),  # it must follow the model
-    "losses": lambda: adam(1e-3),
-}
+TEACHERS = ("responses", "losses")
 
 
 class FeedbackState(NamedTuple):
@@ -106,9 +101,11 @@ def learned_feedback(
       teacher: what the predictor learns from. "losses": it descends the mean of r^2 / 2,
         one number for each noisy pass and example. "responses": it descends the squared
         error of its guess of how noise at a node moves the next node, one number for each
-        entry of a node; it needs the node values of noisy passes, and the chained form.
-      fit: optimiser of the predictor; None is `optax.adam(1e-2, b1=0.5, b2=0.99)` for
-        "responses" and `optax.adam(1e-3)` for "losses".
+        entry of a node, or, if it is direct, the last node. It needs the node values of
+        noisy passes.
+      fit: optimiser of the predictor; None is `optax.adam(1e-3)` for "losses" and, for
+        "responses", that of the predictor: `optax.adam(1e-2, b1=0.5, b2=0.99)` for
+        `chained()`.
       antithetic: pairs z, -z; with "losses" the curvature then cancels.
       loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
 
@@ -131,7 +128,7 @@ def learned_feedback(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("teacher", teacher, tuple(TEACHERS))
+    check_choice("teacher", teacher, TEACHERS)
     check_number(sigma)
     predictor = predictor or predictors.chained()
     if not isinstance(predictor, predictors.Predictor):
@@ -139,14 +136,9 @@ def learned_feedback(
             f"predictor={predictor!r} must be what bpfree.predictors.chained() or "
             "bpfree.predictors.direct(...) returns"
         )
-    if teacher == "responses" and predictor.respond is None:
-        raise ValueError(
-            "teacher='responses' needs a predictor with a model of the blocks, such as "
-            "bpfree.predictors.chained(); with a direct one use teacher='losses'"
-        )
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
-    fit = fit or TEACHERS[teacher]()
+    fit = fit or (predictor.fit() if teacher == "responses" else adam(1e-3))
     if not hasattr(fit, "update"):
         raise ValueError(f"fit={fit!r} must be an optimiser, such as optax.adam(1e-3)")
     nodes = frozen(nodes)
@@ -155,7 +147,8 @@ def learned_feedback(
     layout = make_layout(plan, num_samples, chunk_size, sharding)
 
     # Without a residual the losses of noisy passes are not read, so examples may meet.
-    meet = shrinkage == 0 and teacher == "responses"
+    taught_alone = teacher == "responses" and predictor.models == "blocks"
+    meet = shrinkage == 0 and taught_alone
 
     def traced(args) -> Program:
         params, batch, key = (*args, None)[:3]
@@ -249,7 +242,7 @@ def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> N
             "node for each example. Leave it out (nodes=), or use node_perturbation."
         )
     shared = [s.name for s in program.nodes if s.batch_axis is None]
-    if shared and predictor.respond is None:
+    if shared and predictor.models == "rest":
         raise ValueError(
             f"the nodes {shared} are shared by the batch (weight noise), and a direct "
             "predictor has a gradient for each example only. Use "
@@ -272,5 +265,5 @@ def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> N
         raise ValueError(
             f"after the nodes {dead} the predictor finds no derivative to carry "
             "feedback through (a threshold). Use "
-            "predictor=bpfree.predictors.direct(gate='learned'), teacher='losses'."
+            "predictor=bpfree.predictors.direct(gate='learned')."
         )

@@ -5,6 +5,7 @@ See `learned_feedback`, whose residual q is
     q_l = 1/K sum_k z_lk ((L_k - L_0) / sigma - sum_m z_mk . g_hat_m)
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -57,16 +58,17 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
     Without `residual` q is {}, and the noisy passes end at the last node.
     """
     names = [site.name for site in step.clean.program.nodes]
+    if predictor.models == "rest":
+        names = names[-1:]
 
     def observe(noise):
         deltas = {name: scaled(step.sigma, z) for name, z in noise.items()}
         out, values = passes.cut(step.noisy, step.clean.args, deltas)
         clean = step.clean.values
         change = {k: _change(values[k], clean[k], step.sigma) for k in names}
-        moves = {
-            k: c + noise[k].astype(c.dtype) if k in noise else c
-            for k, c in change.items()
-        }
+        moves = {k: z.astype(clean[k].dtype) for k, z in noise.items()}
+        if predictor.models == "blocks":
+            moves = {k: c + moves[k] if k in moves else c for k, c in change.items()}
         return split_aux(out)[0], moves, change
 
     def chunk(draws):
@@ -84,7 +86,11 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
         return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
     credited, slope = sum_over_draws(chunk, step.layout)[0]
-    slope = mean_of(slope, _samples(step) * step.losses.size)
+    count = _samples(step) * step.losses.size
+    if predictor.models == "rest":  # the noise that a change answers to: see `direct`
+        sizes = (math.prod(s.shape[a] for a in s.example_axes) for s in step.sites)
+        count += sum(sizes)
+    slope = mean_of(slope, count)
     slope = jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
     return mean_of(credited, _samples(step)), slope
 
