@@ -64,12 +64,12 @@ NETS = {
         _CONVNET(),
         "Dense_0",
         {
-            "chained": arms.Arm(bpfree.learned_feedback, None),
-            "direct, losses": arms.Arm(_feedback(predictor=direct(), **_LOSSES), 2),
-            "direct, responses": arms.Arm(_feedback(predictor=direct())),
             "direct, responses, learned gates": arms.Arm(
                 _feedback(predictor=direct(gate="learned"))
             ),
+            "direct, losses": arms.Arm(_feedback(predictor=direct(), **_LOSSES), 2),
+            "chained": arms.Arm(bpfree.learned_feedback, None),
+            "direct, responses": arms.Arm(_feedback(predictor=direct())),
         },
     ),
     "thresholds": Net(
@@ -111,13 +111,14 @@ def compiled_run(make, model, data, wrap):
     measure = trainer.measure(model)
 
     @jax.jit
-    def run(data, seed, rate):
+    def run(parts, seed, rate):
         sizes = {"batch_size": BATCH.value, "num_steps": STEPS.value}
-        state = trainer.train(make, model, data, seed, rate, wrap=wrap, **sizes)
-        parts = (data.validation, data.test)
-        return [measure(state.params, state.model_state, p)["accuracy"] for p in parts]
+        own = data._replace(train=parts[0])
+        state = trainer.train(make, model, own, seed, rate, wrap=wrap, **sizes)
+        end = state.params, state.model_state
+        return [measure(*end, part)["accuracy"] for part in parts[1:]]
 
-    return partial(run, data)
+    return partial(run, (data.train, data.validation, data.test))
 
 
 def compare(arm: arms.Arm, model, data, wrap=lambda adam: adam) -> dict:
