@@ -33,7 +33,7 @@ from bpfree.training import steps
 
 NET = flags.DEFINE_enum("net", "convnet", ["convnet", "thresholds"], "row of NETS")
 COST = flags.DEFINE_float("cost", 10, "inferences that a step may cost")
-STEPS = flags.DEFINE_integer("steps", 500, "updates")
+STEPS = flags.DEFINE_integer("steps", 1500, "updates")
 BATCH = flags.DEFINE_integer("batch", 64, "examples in a step")
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each arm")
 RATES = flags.DEFINE_list("learning_rates", ["3e-3"], "the grid")
