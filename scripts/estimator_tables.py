@@ -46,6 +46,31 @@ def learned_feedback() -> str:
     return table(head, rows) + source(record)
 
 
+def parallel_feedback() -> str:
+    return _gaps("parallel_feedback")
+
+
+def parallel_thresholds() -> str:
+    return _gaps("parallel_thresholds")
+
+
+def _gaps(name: str) -> str:
+    """Accuracies and gaps of `scripts/parallel_feedback.py`."""
+    record = records.read(name)
+    rows = [
+        [
+            name,
+            str(r["samples"]),
+            f"{r['cost']:.1f}",
+            with_spread(r, "accuracy"),
+            f"{r['gap']:.2f}" if "gap" in r else "",
+        ]
+        for name, r in record["rows"].items()
+    ]
+    head = ["feedback", "samples", "cost", "test accuracy", "gap"]
+    return table(head, rows) + source(record)
+
+
 def unbiased_feedback() -> str:
     """Test accuracies of `scripts/unbiased_feedback.py`."""
     record = records.read("unbiased_feedback")

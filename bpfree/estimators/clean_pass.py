@@ -1,11 +1,15 @@
-"""The clean pass as predictors read it."""
+"""Predictors of gradients, and the clean pass as they read it."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
+from bpfree.estimators.adam import adam
 from bpfree.program import passes, rewriting
 from bpfree.program.interpreter import Run
 from bpfree.program.reach import AFTER, reach
@@ -30,6 +34,35 @@ class Clean(NamedTuple):
     program: Program
     args: tuple
     values: NodeTree
+
+
+class Predictor(NamedTuple):
+    """How to predict the gradient at the nodes; an argument of `bpfree.learned_feedback`.
+
+    Attributes:
+      init: `(key, clean) -> weights`, from the shapes of `clean`; consumes the key.
+      predict: `(weights, clean) -> {node: dL_b/dy}`, shaped as the nodes; exact at the
+        last node, where it is the loss's own derivative.
+      respond: `(weights, clean, moves) -> {node: change of its value}` for small changes
+        `moves` of the values at the nodes.
+      dead: `clean -> names` of hidden nodes for which it has no derivative to work with.
+      models: what `respond` is a model of. "blocks": how the values at all nodes move the
+        ends of the blocks that read them. "rest": how noise at a node moves the last
+        node, by all that lies between.
+      fit: makes the optimiser that fits it to responses, if none is given.
+
+    Example:
+        >>> bpfree.predictors.direct().models
+        'rest'
+    """
+
+    init: Callable[[jax.Array, Clean], Any]
+    predict: Callable[[Any, Clean], NodeTree]
+    respond: Callable[[Any, Clean, NodeTree], NodeTree]
+    dead: Callable[[Clean], list[str]]
+    models: Literal["blocks", "rest"] = "blocks"
+    # It must follow a model that learns.
+    fit: Callable[[], optax.GradientTransformation] = partial(adam, 1e-2, b1=0.5, b2=0.99)
 
 
 def feeds_back(clean: Clean) -> bool:

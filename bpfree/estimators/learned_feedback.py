@@ -9,7 +9,6 @@ the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends mean r^2
 the misfit of its model of how noise at one node moves the next (see `teachers`).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -48,12 +47,7 @@ from bpfree.sampling.scale import (
 )
 from bpfree.sampling.seeds import as_key
 
-# What teaches the predictor -> the optimiser that fits it.
-TEACHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "responses": lambda: adam(1e-2, b1=0.5, b2=0.99),  # it must follow the model
-    "jvp": lambda: adam(1e-2, b1=0.5, b2=0.99),
-    "losses": lambda: adam(1e-3),
-}
+TEACHERS = ("responses", "jvp", "losses")
 
 
 class FeedbackState(NamedTuple):
@@ -107,11 +101,13 @@ def learned_feedback(
       teacher: what the predictor learns from. "losses": it descends the mean of r^2 / 2,
         one number for each noisy pass and example. "responses": it descends the squared
         error of its guess of how noise at a node moves the next node, one number for each
-        entry of a node; it needs the node values of noisy passes, and the chained form.
-        "jvp": the same of how noise moves the next node by forward-mode derivatives of
-        the blocks; without shrinkage nothing then depends on sigma.
+        entry of a node, or, if it is direct, the last node. It needs the node values of
+        noisy passes. "jvp": the same of how noise moves the next node, by forward-mode
+        derivatives of the blocks; without shrinkage nothing then depends on sigma. It
+        needs the chained form.
       fit: optimiser of the predictor; None is `optax.adam(1e-3)` for "losses" and
-        `optax.adam(1e-2, b1=0.5, b2=0.99)` for the others.
+        otherwise that of the predictor: `optax.adam(1e-2, b1=0.5, b2=0.99)` for
+        `chained()`.
       antithetic: pairs z, -z; with "losses" the curvature then cancels.
       loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
 
@@ -135,7 +131,7 @@ def learned_feedback(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("teacher", teacher, tuple(TEACHERS))
+    check_choice("teacher", teacher, TEACHERS)
     check_number(sigma)
     predictor = predictor or predictors.chained()
     if not isinstance(predictor, predictors.Predictor):
@@ -143,14 +139,14 @@ def learned_feedback(
             f"predictor={predictor!r} must be what bpfree.predictors.chained() or "
             "bpfree.predictors.direct(...) returns"
         )
-    if teacher != "losses" and predictor.respond is None:
+    if teacher == "jvp" and predictor.models != "blocks":
         raise ValueError(
-            f"teacher={teacher!r} needs a predictor with a model of the blocks, such as "
-            "bpfree.predictors.chained(); with a direct one use teacher='losses'"
+            "teacher='jvp' needs a predictor with a model of the blocks, such as "
+            "bpfree.predictors.chained(); with a direct one use teacher='responses'"
         )
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
-    fit = fit or TEACHERS[teacher]()
+    fit = fit or (adam(1e-3) if teacher == "losses" else predictor.fit())
     if not hasattr(fit, "update"):
         raise ValueError(f"fit={fit!r} must be an optimiser, such as optax.adam(1e-3)")
     nodes = frozen(nodes)
@@ -160,7 +156,7 @@ def learned_feedback(
 
     noisy_passes = shrinkage > 0 or teacher != "jvp"
     # Without a residual the losses of noisy passes are not read, so examples may meet.
-    meet = shrinkage == 0 and teacher != "losses"
+    meet = shrinkage == 0 and teacher != "losses" and predictor.models == "blocks"
 
     def traced(args) -> Program:
         params, batch, key = (*args, None)[:3]
@@ -271,7 +267,7 @@ def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> N
             "node for each example. Leave it out (nodes=), or use node_perturbation."
         )
     shared = [s.name for s in program.nodes if s.batch_axis is None]
-    if shared and predictor.respond is None:
+    if shared and predictor.models == "rest":
         raise ValueError(
             f"the nodes {shared} are shared by the batch (weight noise), and a direct "
             "predictor has a gradient for each example only. Use "
@@ -294,5 +290,5 @@ def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> N
         raise ValueError(
             f"after the nodes {dead} the predictor finds no derivative to carry "
             "feedback through (a threshold). Use "
-            "predictor=bpfree.predictors.direct(gate='learned'), teacher='losses'."
+            "predictor=bpfree.predictors.direct(gate='learned')."
         )

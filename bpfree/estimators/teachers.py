@@ -13,6 +13,7 @@ weights, "responses" and "jvp" teach by the misfit of the nodes' changes c_l,
     jvp          m = z,                                    c_l = df_l(y; theta) z
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -65,16 +66,17 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
     Without `residual` q is {}, and the noisy passes end at the last node.
     """
     names = [site.name for site in step.clean.program.nodes]
+    if predictor.models == "rest":
+        names = names[-1:]
 
     def observe(noise):
         deltas = {name: scaled(step.sigma, z) for name, z in noise.items()}
         out, values = passes.cut(step.noisy, step.clean.args, deltas)
         clean = step.clean.values
         change = {k: _change(values[k], clean[k], step.sigma) for k in names}
-        moves = {
-            k: c + noise[k].astype(c.dtype) if k in noise else c
-            for k, c in change.items()
-        }
+        moves = {k: z.astype(clean[k].dtype) for k, z in noise.items()}
+        if predictor.models == "blocks":
+            moves = {k: c + moves[k] if k in moves else c for k, c in change.items()}
         return split_aux(out)[0], moves, change
 
     def chunk(draws):
@@ -84,7 +86,8 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
         return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
     credited, slope = sum_over_draws(chunk, step.layout)[0]
-    return mean_of(credited, _samples(step)), _mean_slope(step, slope, weights)
+    slope = _mean_slope(step, predictor, slope, weights)
+    return mean_of(credited, _samples(step)), slope
 
 
 def misfit_of_derivatives(step: Step, predictor, weights):
@@ -106,7 +109,7 @@ def misfit_of_derivatives(step: Step, predictor, weights):
         return _slope(step, predictor, weights, moves, change), ()
 
     slope = sum_over_draws(chunk, step.layout)[0]
-    return _mean_slope(step, slope, weights)
+    return _mean_slope(step, predictor, slope, weights)
 
 
 def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
@@ -122,8 +125,12 @@ def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
     return jax.tree.map(at_least_float32, slope)
 
 
-def _mean_slope(step: Step, slope, weights):
-    slope = mean_of(slope, _samples(step) * step.losses.size)
+def _mean_slope(step: Step, predictor, slope, weights):
+    count = _samples(step) * step.losses.size
+    if predictor.models == "rest":  # the noise that a change answers to: see `direct`
+        sizes = (math.prod(s.shape[a] for a in s.example_axes) for s in step.sites)
+        count += sum(sizes)
+    slope = mean_of(slope, count)
     return jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
 
 
