@@ -17,7 +17,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from bpfree.choices import check_choice
-from bpfree.estimators import clean_pass, predictors, teachers
+from bpfree.estimators import clean_pass, predictable, predictors, teachers
 from bpfree.estimators.adam import adam
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
@@ -172,7 +172,8 @@ def learned_feedback(
         values = jax.eval_shape(shapes, *args)
         program = traced(args)
         clean = clean_pass.Clean(program, args, values)
-        _check(clean, predictor, sigma)
+        check_resolution(sigma, clean.program)
+        predictable.check(clean, predictor)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
 
@@ -182,7 +183,7 @@ def learned_feedback(
         warn_of_backpropagation(found, nodes)
         losses, aux = split_aux(out)
         older = state.inner.weights
-        predicted = _predicted(predictor, older, clean)
+        predicted = predictable.predicted(predictor, older, clean)
         noisy = clean.program.holding(clean.values)
         hidden = {site.name for site in clean_pass.hidden(clean.program)}
         step = teachers.Step(
@@ -234,61 +235,3 @@ def _clean_pass(program: Program, args):
         if s.name in values
     }
     return clean_pass.Clean(tangents.known(program), args, kept), out, pull
-
-
-def _predicted(predictor: predictors.Predictor, weights, clean: clean_pass.Clean):
-    try:
-        return predictor.predict(weights, clean)
-    except ValueError as error:
-        if not tags.contains(clean.program.jaxpr, lambda p: p.name == "while"):
-            raise
-        raise ValueError(
-            "learned_feedback carries its predictions through the derivative of what "
-            "stands between the nodes, and a while_loop (a fori_loop whose length is not "
-            "a number) there has none in reverse. Use scan or a fori_loop of known "
-            "length, or node_perturbation, which needs no derivative."
-        ) from error
-
-
-def _check(clean: clean_pass.Clean, predictor: predictors.Predictor, sigma) -> None:
-    program = clean.program
-    check_resolution(sigma, program)
-    if program.batch_size is None:
-        raise ValueError("learned_feedback needs one loss per example, (B,); got one")
-    if not clean_pass.hidden(program):
-        raise ValueError(
-            "learned_feedback needs a node before the last one: the last node's gradient "
-            "is the loss's own derivative, and there is nothing to learn"
-        )
-    if program.nodes[-1].batch_axis is None:
-        raise ValueError(
-            f"the last node, {program.nodes[-1].name!r}, is shared by the batch "
-            "(batch_axis=None); learned_feedback takes the loss's derivative at the last "
-            "node for each example. Leave it out (nodes=), or use node_perturbation."
-        )
-    shared = [s.name for s in program.nodes if s.batch_axis is None]
-    if shared and predictor.models == "rest":
-        raise ValueError(
-            f"the nodes {shared} are shared by the batch (weight noise), and a direct "
-            "predictor has a gradient for each example only. Use "
-            "predictor=bpfree.predictors.chained(), or leave them out (nodes=)."
-        )
-    if clean_pass.is_flat(clean):
-        raise ValueError(
-            f"the losses have no derivative at the last node, {program.nodes[-1].name!r} "
-            "(a count of errors, a threshold), so no error signal starts there. Use a "
-            "loss with a derivative, or node_perturbation, which needs none."
-        )
-    if clean_pass.feeds_back(clean):
-        raise ValueError(
-            f"the last node, {program.nodes[-1].name!r}, is read by the blocks of other "
-            "nodes (in a loop, at a later step), so the loss's own derivative is not its "
-            "whole gradient. Put a readout with its own node after the loop, or use "
-            "node_perturbation."
-        )
-    if dead := predictor.dead(clean):
-        raise ValueError(
-            f"after the nodes {dead} the predictor finds no derivative to carry "
-            "feedback through (a threshold). Use "
-            "predictor=bpfree.predictors.direct(gate='learned')."
-        )
