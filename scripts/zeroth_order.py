@@ -9,8 +9,8 @@ on validation, on a seed of its own, is the one with which the seeds 0, 1, ... a
 Cost counts the products of the estimator and those of the optimiser.
 
 Arms of weight noise of rank 1: Adam (the baseline); standardised losses and momentum
-(FZOO); smaller noise on the last layer; `partial_orthogonal` below. Arms of layer-wise node noise: equal samples for each node,
-and samples by measured variance and cost, K_l ~ sqrt(variance_l / cost_l).
+(FZOO); smaller noise on the last layer; `partial_orthogonal` below. Arms of layer-wise
+node noise: equal samples for each node, and samples by measured variance and cost, K_l ~ sqrt(variance_l / cost_l).
 """
 
 from collections.abc import Callable
