@@ -1,20 +1,23 @@
 """Better use of zeroth-order gradients, at equal cost: the rows that were tried.
 
-    BPFREE_DATA_DIR=... python scripts/zeroth_order.py [--arms=...]
-        [--results=results/zeroth_order.json]
+    BPFREE_DATA_DIR=... python scripts/zeroth_order.py [--tried="wp rank 1: Adam"]
 
-The MLP, data and steps of `scripts/compare_training.py`. Each arm is an estimator, an
-optimiser behind it and a grid of four learning rates, each twice the one before: the best
-on validation, on a seed of its own, is the one with which the seeds 0, 1, ... are run.
-Cost counts the products of the estimator and those of the optimiser.
+The MLP, data, steps and other flags of `scripts/compare_training.py`. Each arm is an
+estimator, an optimiser behind it and a grid of four learning rates, each twice the one
+before: the best on validation, on a seed of its own, is the one with which the seeds 0,
+1, ... are run. Cost counts the products of the estimator and those of the optimiser.
+Arms that a result file has already, and which are not tried again, stay in it.
 
 Arms of weight noise of rank 1: Adam (the baseline); standardised losses and momentum
 (FZOO); smaller noise on the last layer; `partial_orthogonal` below. Arms of layer-wise
-node noise: equal samples for each node, and samples by measured variance and cost, K_l ~ sqrt(variance_l / cost_l).
+node noise: equal samples for each node, and samples by measured variance and cost, K_l
+~ sqrt(variance_l / cost_l).
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import compare_training
@@ -228,10 +231,11 @@ def main(argv) -> None:
     model = compare_training.make_model(data.num_classes)
     loss_fn = bpfree.supervised(model, optax.softmax_cross_entropy_with_integer_labels)
     names = TRIED.value or ARMS
-    rows = {}
+    path = compare_training.RESULTS.value
+    rows = json.loads(Path(path).read_text())["rows"] if Path(path).is_file() else {}
     for name in names:
         rows[name] = compare(name, loss_fn, model, data)
-        if path := compare_training.RESULTS.value:
+        if path:
             records.write(path, list(range(compare_training.SEEDS.value)), rows)
 
 
