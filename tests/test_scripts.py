@@ -31,7 +31,6 @@ SMALL = {
     "norm_scales": "--seeds=2 --repeats=2 --num_samples=1",
     "pipeline": "--stages=2 --width=4 --batch=4 --parts=2 --samples=2",
     "scaling": "--samples=64 --batch=16",
-    "zeroth_order": "--data=digits --steps=2 --seeds=1 --batch=4 --widths=8",
     "time_parallel": "--cells=gru --lengths=4 --hidden=4 --batch=2 --rounds=1",
 }
 
