@@ -31,6 +31,21 @@ def training() -> str:
     return table(head, rows) + source(record)
 
 
+def zeroth_order(name: str = "zeroth_order") -> str:
+    """Test accuracies of `scripts/zeroth_order.py`."""
+    record = records.read(name)
+    rows = [
+        [n, f"{r['cost']:.1f}", f"{r['rate']:.2g}", with_spread(r, "accuracy")]
+        for n, r in record["rows"].items()
+    ]
+    head = ["estimator: what is behind it", "cost", "rate", "test accuracy"]
+    return table(head, rows) + source(record)
+
+
+def allocation() -> str:
+    return zeroth_order("allocation")
+
+
 def learned_feedback() -> str:
     record = records.read("learned_feedback")
     rows = [
