@@ -12,12 +12,12 @@ smoothed loss), `fashion_mnist.py:np` (node perturbation), `fashion_mnist.py:bp`
 small net on made-up data of the same shapes. Seeds: `--config.seed=1`.
 
 Test accuracy (10,000 images) of seeds 0, 1 and 2, each by the command above; their mean
-and standard deviation; and seconds of training, on two CPU cores shared with other jobs
-(load 1 to 8), JAX 0.10.2:
+and standard deviation; CPU, JAX 0.10.2 (`python scripts/launched.py --table=images`);
+and seconds of training of the third seed, on one core beside another job:
 
-    likelihood ratio  .8596 .8575 .8591  .8587 +- .0011   14 to 21 s
-    noisy             .8588 .8595 .8586  .8590 +- .0005   34 to 36 s
-    bp                .8993 .9006 .9019  .9006 +- .0013   8 to 9 s
+    likelihood ratio  .8606 .8592 .8595  .8598 +- .0007   24 s
+    noisy             .8589 .8613 .8574  .8592 +- .0020   33 s
+    bp                .8993 .9006 .9019  .9006 +- .0013    3 s
 
 Learning rate and preprocessing were compared for all three on validation, seed 0, 3
 epochs (likelihood ratio / noisy / bp): 1e-3 .834 .828 .880; 3e-3 .840 .833 .882; 3e-3
