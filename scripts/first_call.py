@@ -16,7 +16,6 @@ that traces and compiles one update, with imports.
 import argparse
 import multiprocessing
 import re
-import resource
 import statistics
 import time
 
@@ -140,10 +139,12 @@ def seconds(lower, clock) -> tuple[float, float]:
 
 
 def peak_mebibytes(name: str, depth: int, net: str) -> float:
-    """Of this process, which compiles one update."""
+    """Of this process, which compiles one update; Linux counts it from its start."""
     jax.config.update("jax_enable_compilation_cache", False)
     updates(depth, NETS[net])[name]().compile()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        int(re.findall(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[0]) / 1024
+    )
 
 
 def peaks(names, depth: int, net: str) -> dict[str, float]:
