@@ -39,6 +39,7 @@ ARMS = {
     "forward gradient nodes": Arm(bpfree.forward_gradient),
     "forward gradient weights": Arm(partial(bpfree.forward_gradient, tangents="weights")),
     "feedback responses": Arm(bpfree.learned_feedback, None),
+    "feedback jvp": Arm(partial(bpfree.learned_feedback, teacher="jvp"), None),
     "feedback losses": Arm(partial(bpfree.learned_feedback, **_LOSSES), 2),
     "feedback direct losses": Arm(
         partial(bpfree.learned_feedback, predictor=direct(), **_LOSSES), 2

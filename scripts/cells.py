@@ -19,6 +19,7 @@ CALLS = {
     "forward gradient nodes": "forward_gradient()",
     "forward gradient weights": 'forward_gradient(tangents="weights")',
     "feedback responses": "learned_feedback()",
+    "feedback jvp": 'learned_feedback(teacher="jvp")',
     "feedback losses": 'learned_feedback(teacher="losses", antithetic=True)',
     "feedback direct losses": 'learned_feedback(predictor=direct(), teacher="losses")',
 }
