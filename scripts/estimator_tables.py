@@ -179,9 +179,10 @@ def _programs(name: str) -> str:
     ]
     head = ["estimator", "operations", "over backprop"]
     if all("seconds_over" in row for _, row in rows):
-        head += ["processor time to trace and compile, over backprop"]
+        head += ["time to trace and compile, over backprop", "peak memory, MiB"]
         for line, (_, row) in zip(lines, rows, strict=True):
             line += [f"{row['seconds_over']:.1f} +- {row['seconds_over_std']:.1f}"]
+            line += [f"{row['peak_mebibytes']:.0f}"]
     return table(head, lines) + source(record)
 
 

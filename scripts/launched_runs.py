@@ -152,8 +152,8 @@ IMAGES = {
 }
 
 THRESHOLDS = {
-    "MNIST": {"accuracy": Run("threshold_mnist", seeds=1)},
-    "Fashion-MNIST": {"accuracy": Run("threshold_mnist", "fashion_mnist", seeds=1)},
+    "MNIST": {"accuracy": Run("threshold_mnist")},
+    "Fashion-MNIST": {"accuracy": Run("threshold_mnist", "fashion_mnist")},
 }
 
 CONVNET = {
