@@ -7,7 +7,7 @@ that noise turns them over. Variants: `threshold_mnist.py:fashion_mnist` and
 `threshold_mnist.py:smoke`, which needs no files: one step of a small net on made-up data
 of the same shapes. Where the data lie: see `mnist.py`.
 
-Test accuracy (10,000 images), seeds 0 to 2, their mean and standard deviation, and seconds
+Test accuracy (10,000 images), seeds 0 to 2, their mean and standard deviation, and time
 of training on one core, JAX 0.10.2 (`python scripts/launched.py --table=thresholds`):
 
     MNIST          .9559 .9568 .9571  .9566 +- .0006   41 to 70 s
