@@ -185,9 +185,8 @@ def named_keys(key: jax.Array, indices: jax.Array, names: Sequence[str]) -> jax.
     """`fold_in(fold_in(key, index), name_hash(name))` for each draw and name, (c, n)."""
     hashes = np.array([name_hash(name) for name in names], np.uint32)
     draws = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-    # Along one axis: XLA's CPU compiler unrolls short loops of hashing.
-    pairs = jnp.repeat(draws, len(hashes)), np.tile(hashes, len(indices))
-    return jax.vmap(jax.random.fold_in)(*pairs).reshape(len(indices), len(hashes))
+    fold_all = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold_all, (0, None))(draws, hashes)
 
 
 def _rounded_to(dtype: Any) -> Any:
