@@ -176,10 +176,8 @@ def main():
         for _ in range(args.rounds)
     ]
     memory = peaks(list(made), args.depth, args.net) if args.memory else {}
-    print(
-        f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}"
-        f"{'peak MiB':>10}"
-    )
+    head = f"{'':<28}{'operations':>16}{'trace s':>10}{'compile s':>11}{'over bp':>9}"
+    print(head + f"{'peak MiB':>10}" * args.memory)
     rows = {}
     for name, size in sizes.items():
         rows[name] = {"operations": size, "over_backprop": size / sizes["backprop"]}
