@@ -41,7 +41,7 @@ BATCH = flags.DEFINE_integer("batch", 16, "examples in a step")
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each arm")
 RATES = flags.DEFINE_list("rates", ["2e-3", "6e-3"], "the grid")
 RESULTS = flags.DEFINE_string("results", "", "where to write the rows, if anywhere")
-FIGURE = flags.DEFINE_string("figure", "", "draw the gaps of result files, run nothing")
+FIGURE = flags.DEFINE_string("figure", "", "draw accuracies of result files, run nothing")
 FROM = flags.DEFINE_list("from", ["depth_transformer"], "result files of the figure")
 SEARCH_SEED = 1000
 
@@ -161,32 +161,24 @@ def compare(depth: int):
         yield seed, {f"{depth} layers: {arm}": row for arm, row in rows.items()}
 
 
-def gaps(rows: dict[str, Any]) -> dict[str, dict[int, float]]:
-    """{arm: {depth: share of the way from the control to the twin}}, of accuracy."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows.values():
-        depth = row["depth"]
-        ends = [rows[f"{depth} layers: {a}"]["accuracy"] for a in ("frozen", "backprop")]
-        gap = (row["accuracy"] - ends[0]) / (ends[1] - ends[0])
-        found.setdefault(row["arm"], {})[depth] = gap
-    return found
-
-
 def draw(path: str, names: list[str]) -> None:
+    """Accuracy of each arm against depth, with the spread over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = {k: r for name in names for k, r in records.read(name)["rows"].items()}
+    rows = [r for name in names for r in records.read(name)["rows"].values()]
+    rows.sort(key=lambda row: row["depth"])
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for arm, points in gaps(rows).items():
-        if arm not in ("backprop", "frozen"):
-            depths = sorted(points)
-            axes.plot(depths, [points[d] for d in depths], "o-", label=arm)
-    axes.axhline(1, color="0.7", zorder=0)
-    axes.set(xlabel="blocks", ylabel="gap closed", xscale="log")
-    depths = sorted({row["depth"] for row in rows.values()})
+    for arm in ALL:
+        own = [row for row in rows if row["arm"] == arm]
+        depths, means, spreads = (
+            [row[k] for row in own] for k in ("depth", "accuracy", "accuracy_std")
+        )
+        axes.errorbar(depths, means, spreads, fmt="o-", capsize=3, label=arm)
+    axes.set(xlabel="blocks", ylabel="test accuracy", xscale="log")
+    depths = sorted({row["depth"] for row in rows})
     axes.set_xticks(depths, map(str, depths), minor=False)
     axes.minorticks_off()
     axes.legend()

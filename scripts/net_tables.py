@@ -62,7 +62,9 @@ DEEP = {
 
 def depth_transformer() -> str:
     """Arms of `scripts/depth.py`; the gap is from the control to the twin."""
-    found = [records.read(f"depth_transformer{depth}") for depth in ("", "_24")]
+    found = [
+        records.read(f"depth_transformer{depth}") for depth in ("_3", "_6", "", "_24")
+    ]
     lines = []
     for rows in (record["rows"] for record in found):
         for r in rows.values():
