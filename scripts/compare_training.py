@@ -87,7 +87,7 @@ def compare(name, loss_fn, model, data) -> dict:
     rates = np.asarray(list(map(float, RATES.value)), np.float32)
     start = time.perf_counter()
     chosen, _ = compiled(np.full(len(rates), SEARCH_SEED), rates)
-    best = rates[int(np.nan_to_num(np.asarray(chosen)).argmax())]
+    best = trainer.best(rates, chosen)
     _, test = compiled(np.arange(SEEDS.value), np.full(SEEDS.value, best))
     seconds = time.perf_counter() - start
     grid = " ".join(f"{v:.4f}" for v in chosen)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import records
 import trainer
@@ -92,17 +91,8 @@ def make_arm(net: Net, arm: str) -> tuple[Callable[[Any], Any], Callable[[Any], 
         budget = bpfree.diagnostics.cost(learned("jvp", 0), params, batch)
         count = bpfree.diagnostics.samples_for(perturbed, budget, params, batch)
         return partial(perturbed, count), lambda adam: adam
-    control = only_last if arm == "frozen" else lambda adam: adam
+    control = partial(trainer.only, "Dense_1") if arm == "frozen" else lambda adam: adam
     return lambda seed: bpfree.backprop(net.loss_fn, seed=seed), control
-
-
-def only_last(adam):
-    """The optimiser of the readout; all else stays."""
-
-    def labels(params):
-        return {name: "moves" if name == "Dense_1" else "stays" for name in params}
-
-    return optax.multi_transform({"moves": adam, "stays": optax.set_to_zero()}, labels)
 
 
 def scores(net: Net, params, part) -> dict[str, jax.Array]:
@@ -142,7 +132,7 @@ def compare(depth: int):
         cost = bpfree.diagnostics.cost(make_arm(net, arm)[0](0), params, batch)
         row = {"depth": depth, "arm": arm, "steps": STEPS.value, "cost": cost}
         row |= {"validation": [round(a, 4) for a in found]}
-        rows[arm] = row | {"rate": rates[int(np.nan_to_num(found).argmax())]}
+        rows[arm] = row | {"rate": trainer.best(rates, found)}
         print(rows[arm], flush=True)
     for seed in range(SEEDS.value):
         for arm, run in runs.items():

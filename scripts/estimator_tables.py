@@ -38,7 +38,7 @@ def zeroth_order(name: str = "zeroth_order") -> str:
         [n, f"{r['cost']:.1f}", f"{r['rate']:.2g}", with_spread(r, "accuracy")]
         for n, r in record["rows"].items()
     ]
-    head = ["estimator: what is behind it", "cost", "rate", "test accuracy"]
+    head = ["estimator: optimiser or noise", "cost", "rate", "test accuracy"]
     return table(head, rows) + source(record)
 
 

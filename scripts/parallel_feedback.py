@@ -90,17 +90,6 @@ NETS = {
 }
 
 
-def only(last: str, adam) -> optax.GradientTransformation:
-    """Adam that moves one layer of the parameters."""
-
-    def kind(path, leaf):
-        del leaf
-        return "moves" if path[0].key == last else "stays"
-
-    kinds = {"moves": adam, "stays": optax.set_to_zero()}
-    return optax.partition(kinds, partial(jax.tree_util.tree_map_with_path, kind))
-
-
 def supervised(model):
     loss = optax.softmax_cross_entropy_with_integer_labels
     return bpfree.supervised(model, loss)
@@ -139,7 +128,7 @@ def compare(arm: arms.Arm, model, data, wrap=lambda adam: adam) -> dict:
     rate = rates[0]
     if len(rates) > 1:
         found = [float(run(SEARCH_SEED, np.float32(rate))[0]) for rate in rates]
-        rate = rates[int(np.nan_to_num(found).argmax())]
+        rate = trainer.best(rates, found)
     ends = [run(seed, np.float32(rate)) for seed in range(SEEDS.value)]
     row = {"samples": samples, "cost": cost, "rate": rate}
     return row | records.spread("accuracy", [float(test) for _, test in ends])
@@ -160,7 +149,7 @@ def main(argv) -> None:
     backprop = arms.Arm(bpfree.backprop, None)
     cases = {
         "backprop": (backprop, net.twin),
-        "readout": (backprop, net.model, partial(only, net.last)),
+        "readout": (backprop, net.model, partial(trainer.only, net.last)),
         **{name: (arm, net.model) for name, arm in net.arms.items()},
     }
     for name, case in cases.items():

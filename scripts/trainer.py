@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bpfree.training import losses, steps
@@ -33,6 +34,20 @@ def adam(rate, num_steps) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(), optax.scale_by_schedule(schedule), optax.scale(-rate)
     )
+
+
+def only(layer: str, adam) -> optax.GradientTransformation:
+    """The optimiser of one layer of the parameters; all else stays."""
+
+    def labels(params):
+        return {name: "moves" if name == layer else "stays" for name in params}
+
+    return optax.partition({"moves": adam, "stays": optax.set_to_zero()}, labels)
+
+
+def best(rates, validation):
+    """The rate with the best validation accuracy; nan counts as 0."""
+    return rates[int(np.nan_to_num(np.asarray(validation)).argmax())]
 
 
 def measure(model):

@@ -172,7 +172,7 @@ def compare(name: str) -> dict:
     for arm, make in made.items():
         compiled = jax.jit(jax.vmap(partial(run, net, make, looks)))
         _, (chosen, _) = compiled(np.full(len(rates), SEARCH_SEED), rates)
-        rate = float(RATES.value[int(np.nan_to_num(np.asarray(chosen)).argmax())])
+        rate = float(trainer.best(RATES.value, chosen))
         seen, (_, test) = compiled(np.arange(SEEDS.value), np.full(SEEDS.value, rate))
         row = {"samples": samples if arm in ("unbiased", "James-Stein") else 1}
         row |= {"rate": rate} | records.spread("accuracy", test)

@@ -137,6 +137,13 @@ def descended(tx, weights):
     return jax.tree.map(lambda new, old: new - old, after.inner.weights, weights)
 
 
+def first_noise(clean, samples):
+    """The signs that an estimator of seed 0 draws in its first step, at hidden nodes."""
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
+    hidden = clean.program.nodes[:-1]
+    return draw_chunk(rademacher(), key, jnp.arange(samples), hidden)
+
+
 @pytest.mark.parametrize(
     "predictor", [predictors.chained(), direct()], ids=["chained", "direct"]
 )
@@ -152,9 +159,7 @@ def test_losses_teach_the_squared_error_of_the_directional_derivative(predictor)
     )
     weights = jax.tree.map(lambda w: w + 0.3, tx.init(PARAMS).inner.weights)
     clean = clean_pass(problems.mlp_loss, PARAMS, BATCH)
-    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
-    draws, nodes = jnp.arange(samples), clean.program.nodes[:1]
-    noise = draw_chunk(rademacher(), key, draws, nodes)["h"]
+    noise = first_noise(clean, samples)["h"]
     clean_losses = problems.mlp_loss(PARAMS, BATCH)
 
     def objective(weights):
@@ -208,9 +213,7 @@ def test_derivatives_teach_the_squared_error_of_each_block(teacher, same):
     state = with_weights(tx, DEEP, weights)
     after = tx.update(None, state, DEEP, batch=BATCH)[1].inner.weights
     found = jax.tree.map(jnp.subtract, after, weights)
-    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
-    hidden = clean_pass(deep_loss, DEEP, BATCH).program.nodes[:-1]
-    noise = draw_chunk(rademacher(), key, jnp.arange(samples), hidden)
+    noise = first_noise(clean_pass(deep_loss, DEEP, BATCH), samples)
     assert (relative_error(found, jax.grad(misfit)(weights, noise)) < 1e-12) == same
 
 
@@ -248,9 +251,7 @@ def test_a_direct_predictor_learns_the_error_of_the_last_nodes_response(gate):
     )
     weights = jax.tree.map(lambda w: w + 0.3, tx.init(PARAMS).inner.weights)
     clean = clean_pass(problems.mlp_loss, PARAMS, BATCH)
-    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
-    nodes = clean.program.nodes[:1]
-    noise = draw_chunk(rademacher(), key, jnp.arange(samples), nodes)["h"]
+    noise = first_noise(clean, samples)["h"]
     h, y = clean.values["h"], clean.values["y"]
     inject = bpfree.inject(problems.mlp_loss)
 

@@ -121,7 +121,7 @@ def ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
     )[1]
 
 
-def responses(clean: Clean, params, moves: NodeTree) -> NodeTree:
+def responses(params, clean: Clean, moves: NodeTree) -> NodeTree:
     """How each block's end moves with the values before it, at these parameters."""
 
     def ends(values):

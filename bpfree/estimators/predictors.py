@@ -58,16 +58,13 @@ def chained() -> Predictor:
         found = vjp(output_gradient(clean, standing))[0]
         return {site.name: found[site.name] for site in clean.program.nodes}
 
-    def respond(weights, clean, moves):
-        return responses(clean, weights, moves)
-
     def dead(clean):
         def ends(clean, values):
             return ends_of_blocks(clean, clean.args[0], values), losses_of(clean, values)
 
         return without_derivative(ends, clean, hidden(clean.program))
 
-    return Predictor(init, predict, respond, dead)
+    return Predictor(init, predict, responses, dead)
 
 
 def _small_like(key, leaf):

@@ -101,7 +101,7 @@ def misfit_of_derivatives(step: Step, predictor, weights):
     def observe(noise):
         values = step.clean.values
         moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
-        return moves, clean_pass.responses(step.clean, params, moves)
+        return moves, clean_pass.responses(params, step.clean, moves)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)

@@ -31,8 +31,7 @@ class Op(NamedTuple):
 
     @property
     def has_own_rule(self) -> bool:
-        """Whether its derivative is not that of what it computes."""
-        return self.name.startswith("custom_") or foreign.is_foreign(self.eqn.primitive)
+        return foreign.has_own_rule(self.eqn.primitive)
 
     def count(self, names: Set[str]) -> int:
         """How many operations of these names stand in its bodies, at any depth.

@@ -22,6 +22,11 @@ def is_foreign(primitive) -> bool:
     return module.split(".")[0] not in _OURS
 
 
+def has_own_rule(primitive) -> bool:
+    """Whether its derivative is not that of what it computes."""
+    return primitive.name.startswith("custom_") or is_foreign(primitive)
+
+
 def body_of(eqn) -> Any:
     """The jaxpr of what a foreign operation computes; None if nothing more is known."""
     if not is_foreign(eqn.primitive):

@@ -72,13 +72,10 @@ def _reach_eqn(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
     if union & DERIVED and name in PRODUCTS:
         value, other = ins if ins[0] & DERIVED else ins[1::-1]
         found = [not other & DATA or bool(value & AFTER)]
-    elif union & DERIVED and (tags.sub_jaxprs(eqn) or _is_closed(eqn.primitive)):
-        found = [True]
+    elif union & DERIVED:
+        own_rule = foreign.has_own_rule(eqn.primitive)
+        found = [True] if own_rule or tags.sub_jaxprs(eqn) else []
     return [union | (AFTER if found else 0)] * len(eqn.outvars), found
-
-
-def _is_closed(primitive) -> bool:
-    return primitive.name.startswith("custom_") or foreign.is_foreign(primitive)
 
 
 def _reach_branches(eqn, ins: list[int]) -> tuple[list[int], list[bool]]:
