@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bpfree.program import products
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_path, param_paths
 from bpfree.program.reach import moves_loss
@@ -153,7 +154,10 @@ def credit(weights: jax.Array, noise: Noise) -> dict[str, jax.Array]:
 
     def one(z):
         if not isinstance(z, Factors):
-            return jnp.tensordot(weights, z, 1, precision=lax.Precision.HIGHEST)
+            numbers = (([0], [0]), ([], []))
+            return products.dot_general(
+                weights, z, numbers, precision=lax.Precision.HIGHEST
+            )
         weighted = jnp.einsum("k,k...r->k...r", weights, z.left)
         return jnp.einsum(
             "k...r,knr->...n", weighted, z.right, precision=lax.Precision.HIGHEST

@@ -9,12 +9,13 @@ layers of ours, and what has no rule costs time, not correctness.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import rewriting, tags
+from bpfree.program import products, rewriting, tags
 
 
 class LowRank(NamedTuple):
@@ -89,18 +90,24 @@ def _dot(eqn, invals):
     on_lhs, on_rhs, out = _letters(numbers, _ndim(lhs), _ndim(rhs))
     matrix, indices = (lhs, on_lhs) if _is_low_rank(lhs) else (rhs, on_rhs)
     x, x_indices = (rhs, on_rhs) if _is_low_rank(lhs) else (lhs, on_lhs)
-    rank = _ndim(lhs) + _ndim(rhs)
     options = ("precision", "preferred_element_type")
-    term = jnp.einsum(
-        *(x, x_indices),
-        *(matrix.left, [*indices[:-1], rank]),
-        *(matrix.right, [indices[-1], rank]),
-        out,
-        optimize="optimal",
-        **{key: eqn.params[key] for key in options},
-    )
+    chosen = tuple((key, eqn.params[key]) for key in options)
+    letters = tuple(map(tuple, (x_indices, indices, out)))
+    term = _term(x, matrix.left, matrix.right, letters, chosen)
     base = [v.base if _is_low_rank(v) else v for v in (lhs, rhs)]
     return [tags.bind_eqn(eqn, base)[0] + term]
+
+
+@partial(jax.jit, static_argnums=(3, 4))  # one function for all products alike
+def _term(x, left, right, letters, options) -> jax.Array:
+    of_x, of_matrix, out = letters
+    rank = len(of_x) + len(of_matrix)
+
+    def einsum(x, left, right):
+        operands = x, of_x, left, (*of_matrix[:-1], rank), right, (of_matrix[-1], rank)
+        return jnp.einsum(*operands, out, optimize="optimal", **dict(options))
+
+    return rewriting.rewritten(einsum, products.bind)(x, left, right)
 
 
 def _ndim(x) -> int:

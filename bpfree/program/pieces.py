@@ -25,7 +25,8 @@ def pieces(x: jax.Array, places: Sequence[np.ndarray], axis: int) -> list[jax.Ar
 @partial(jax.jit, static_argnums=2)  # one function for all pieces of a size
 def _taken(x, own, axis: int) -> jax.Array:
     count = len(own)
-    own = jnp.repeat(own, 2 if count == 1 else 1)  # one index would be made a slice
+    if count == 1:  # one index, or one twice, would be made a slice or a constant
+        own = jnp.append(own, jnp.int32(0))
     rest = tuple(i for i in range(x.ndim) if i != axis)
     numbers = lax.GatherDimensionNumbers(rest, (axis,), (axis,))
     sizes = tuple(1 if i == axis else n for i, n in enumerate(x.shape))

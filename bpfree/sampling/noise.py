@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bpfree.program import products
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, name_hash
 from bpfree.sampling.words import SMALL, random_words
@@ -268,5 +269,7 @@ def weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
     own = [axis for axis in range(1, values.ndim) if weights.shape[axis] != 1]
     weights = weights.reshape(weights.shape[0], *(weights.shape[axis] for axis in own))
     batch = (list(range(1, weights.ndim)), own)
-    total = lax.dot_general(weights, values, (([0], [0]), batch), lax.Precision.HIGHEST)
+    numbers = (([0], [0]), batch)
+    exact = lax.Precision.HIGHEST
+    total = products.dot_general(weights, values, numbers, precision=exact)
     return jnp.moveaxis(total, range(len(own)), [axis - 1 for axis in own])
