@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from bpfree.estimators.adam import adam
-from bpfree.program import passes, rewriting
+from bpfree.program import passes, rewriting, tags
 from bpfree.program.interpreter import Run
 from bpfree.program.reach import AFTER, reach
 from bpfree.program.tags import Site
@@ -110,7 +110,12 @@ def losses_of(clean: Clean, values: NodeTree) -> jax.Array:
 
 
 def output_gradient(clean: Clean, values: NodeTree) -> NodeTree:
-    return jax.grad(lambda values: losses_of(clean, values).sum())(values)
+    def total(values):
+        return losses_of(clean, values).sum()
+
+    # What stands between the nodes is dropped before the rest is differentiated.
+    after_last, _ = rewriting.traced(total, (values,), tags.bind_eqn, rewriting.never)
+    return jax.grad(after_last)(values)
 
 
 def ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:

@@ -23,6 +23,7 @@ def once(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args):
         jaxpr, consts, out = rewriting.to_jaxpr(fn, args)
+        jaxpr = tags.pruned(jaxpr)
         found: dict[Any, list[Any]] = {}
 
         def bind(i, eqn, invals):

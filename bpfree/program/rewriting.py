@@ -51,6 +51,10 @@ def every(eqn, invals) -> bool:
     return True
 
 
+def never(eqn, invals) -> bool:
+    return False
+
+
 def replay(jaxpr, consts, args, bind: Bind, opens: Opens = every) -> list[Any]:
     """Evaluate a jaxpr with `bind(eqn, inputs)` for each equation, also those in jit."""
 
@@ -87,6 +91,7 @@ def traced(fn: Callable[..., Any], shapes, bind: Bind, opens: Opens = every):
     `fn` is traced here, once, whatever it is called with.
     """
     jaxpr, consts, out = to_jaxpr(fn, shapes)
+    jaxpr = tags.pruned(jaxpr)
 
     def run(*args):
         outs = replay(jaxpr, consts, jax.tree.leaves(args), bind, opens)

@@ -144,6 +144,12 @@ def dce(jaxpr, used_outputs: Sequence[bool]) -> tuple[Any, list[bool]]:
     return partial_eval.dce_jaxpr(jaxpr, list(used_outputs))[:2]
 
 
+def pruned(jaxpr):
+    """The jaxpr without equations that no output needs, with all of its inputs."""
+    needed = [True] * len(jaxpr.outvars)
+    return partial_eval.dce_jaxpr(jaxpr, needed, instantiate=True)[0]
+
+
 def varying(aval) -> tuple[str, ...]:
     """The axes of a `shard_map` around us over which a value differs."""
     manual = getattr(aval, "manual_axis_type", None)
