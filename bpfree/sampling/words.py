@@ -19,6 +19,8 @@ from bpfree.program.pieces import pieces
 
 SMALL = 2**13  # words; to hash a larger array takes longer than to compile that
 _NARROW = 2**11  # words along the last axis, for each of which an index is kept
+_MEDIUM = 2**19  # words; larger arrays of several shapes need too much memory at once
+_LANES = 128  # words at least in a block
 
 
 def random_words(
@@ -29,40 +31,70 @@ def random_words(
     """`entry(jax.random.bits(keys[k, i], shapes[i]))` for each i: (c, *shapes[i]).
 
     Small arrays that differ in their last axis alone are joined along it, so that their
-    other axes, the batch's among them, may be sharded.
+    other axes, the batch's among them, may be sharded. Others are cut into blocks of one
+    length behind their first two axes, which may be sharded.
 
     Args:
       keys: threefry keys (c, n).
       shapes: of n arrays of words, none of them ().
       entry: what is made of each word.
     """
-
-    def kind(shape: tuple[int, ...]) -> tuple[int, ...]:
-        joined = math.prod(shape) <= SMALL and shape[-1] <= _NARROW
-        return (*shape[:-1], -1) if joined else shape
-
-    kinds = [kind(shape) for shape in shapes]
+    kinds = [_kind(shape) for shape in shapes]
     found: dict[int, jax.Array] = {}
     for one in dict.fromkeys(kinds):
         alike = [i for i, other in enumerate(kinds) if other == one]
-        draw = _joined if one[-1] < 0 else _stacked
+        draw, _ = one
         words = draw(keys[:, np.array(alike)], [shapes[i] for i in alike], entry)
         found |= dict(zip(alike, words, strict=True))
     return [found[i] for i in range(len(shapes))]
 
 
-def _stacked(keys, shapes, entry) -> list[jax.Array]:
-    """In rows, the first two axes as they are: they may be sharded."""
-    draws, arrays = keys.shape
-    shape = shapes[0]
+def _kind(shape: tuple[int, ...]) -> tuple[Callable, tuple[int, ...]]:
+    """The function that draws an array, together with others of the same kind."""
+    size = math.prod(shape)
+    if size <= SMALL and shape[-1] <= _NARROW:
+        return _joined, shape[:-1]
+    rows = _rows(shape)
+    in_lanes = size // math.prod(rows) % _LANES == 0
+    return _in_blocks, rows if size <= _MEDIUM and in_lanes else shape
 
-    def one(key):
-        rows = (*shape[:2], math.prod(shape[2:]))
-        return entry(jax.random.bits(key, rows, jnp.uint32)).reshape(shape)
 
-    every = jax.vmap(one)(keys.reshape(-1))
-    first = np.arange(draws) * arrays
-    return pieces(every, [first + i for i in range(arrays)], 0)
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[: min(2, len(shape) - 1)]
+
+
+def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
+    """All blocks in rows of one array (draws x blocks, *rows, length of a block)."""
+    rows, draws = _rows(shapes[0]), len(keys)
+    widths = np.array([math.prod(shape) // math.prod(rows) for shape in shapes])
+    length = int(np.gcd.reduce(widths))
+    counts = widths // length
+    owner = np.repeat(np.arange(len(shapes)), counts)
+    firsts = np.cumsum(counts) - counts
+    start = (np.arange(len(owner)) - firsts[owner]) * length
+
+    def hashed(key, stride, start):
+        row = lax.iota(jnp.uint32, math.prod(rows)).reshape(*rows, 1)
+        column = lax.broadcasted_iota(jnp.uint32, (*rows, length), len(rows))
+        count = row * stride + start + column
+        return entry(_hashed(jax.random.key_data(key), count))
+
+    every = [np.tile(a.astype(np.uint32), draws) for a in (widths[owner], start)]
+    blocks = jax.vmap(hashed)(keys[:, owner].reshape(-1), *every)
+    first = np.arange(draws)[:, None] * len(owner)
+    places = [(first + f + np.arange(n)).ravel() for f, n in zip(firsts, counts)]
+    found = []
+    for own, shape in zip(pieces(blocks, places, 0), shapes, strict=True):
+        apart = own.reshape(draws, -1, *rows, length)
+        found.append(jnp.moveaxis(apart, 1, -2).reshape(draws, *shape))
+    return found
+
+
+def _hashed(key, count) -> jax.Array:
+    """The words of these numbers, of a key's two words; all broadcast."""
+    high, low = (jnp.broadcast_to(key[..., half], count.shape) for half in (0, 1))
+    first, second = threefry2x32_p.bind(high, low, jnp.zeros_like(count), count)
+    return first ^ second
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:
