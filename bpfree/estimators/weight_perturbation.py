@@ -210,8 +210,9 @@ class Run(NamedTuple):
 
 def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
     plan, pairs, layout, compared, rank, sigma, held = settings
-    clean, aux = split_aux(loss_fn(*args))
     traced = rewriting.to_jaxpr(loss_fn, args)
+    loss_fn = rewriting.evaluator(traced)
+    clean, aux = split_aux(loss_fn(*args))
     noisy = stops.held(loss_fn, args, traced) if held else loss_fn
     scale = scale_at(sigma, state.count)
     signs = jnp.asarray([1.0, -1.0][: pairs.group], jnp.float32)

@@ -23,6 +23,17 @@ def to_jaxpr(fn: Callable[..., Any], args) -> tuple[Any, Sequence[Any], Any]:
     return *tags.open_jaxpr(closed), out
 
 
+def evaluator(traced: tuple[Any, Sequence[Any], Any]) -> Callable[..., Any]:
+    """The function of `to_jaxpr(fn, args)`; its Python code does not run again."""
+    jaxpr, consts, out = traced
+
+    def run(*args):
+        outs = replay(jaxpr, consts, jax.tree.leaves(args), tags.bind_eqn, never)
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return run
+
+
 def reads(fn: Callable[..., Any], *args) -> list[bool]:
     """Whether the results of `fn(*args)` depend on each of the leaves of `args`."""
     jaxpr, _, _ = to_jaxpr(fn, args)
