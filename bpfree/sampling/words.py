@@ -77,7 +77,9 @@ def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
         row = lax.iota(jnp.uint32, math.prod(rows)).reshape(*rows, 1)
         column = lax.broadcasted_iota(jnp.uint32, (*rows, length), len(rows))
         count = row * stride + start + column
-        return entry(_hashed(jax.random.key_data(key), count))
+        words = jax.random.key_data(key)  # not broadcast: the loop would carry them
+        first, second = threefry2x32_p.bind(*words, jnp.zeros_like(count), count)
+        return entry(first ^ second)
 
     every = [np.tile(a.astype(np.uint32), draws) for a in (widths[owner], start)]
     blocks = jax.vmap(hashed)(keys[:, owner].reshape(-1), *every)
@@ -88,13 +90,6 @@ def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
         apart = own.reshape(draws, -1, *rows, length)
         found.append(jnp.moveaxis(apart, 1, -2).reshape(draws, *shape))
     return found
-
-
-def _hashed(key, count) -> jax.Array:
-    """The words of these numbers, of a key's two words; all broadcast."""
-    high, low = (jnp.broadcast_to(key[..., half], count.shape) for half in (0, 1))
-    first, second = threefry2x32_p.bind(high, low, jnp.zeros_like(count), count)
-    return first ^ second
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:
