@@ -134,12 +134,6 @@ def compare(arm: arms.Arm, model, data, wrap=lambda adam: adam) -> dict:
     return row | records.spread("accuracy", [float(test) for _, test in ends])
 
 
-def with_gap(row: dict, rows: dict) -> dict:
-    """The share of what backprop gains over the readout."""
-    low, high = (rows[name]["accuracy"] for name in ("readout", "backprop"))
-    return row | {"gap": (row["accuracy"] - low) / (high - low)}
-
-
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
@@ -159,7 +153,8 @@ def main(argv) -> None:
         arm, model, *wrap = case
         rows[name] = compare(arm, model, data, *wrap)
         if name in net.arms and {"backprop", "readout"} <= set(rows):
-            rows[name] = with_gap(rows[name], rows)
+            ends = (rows[end]["accuracy"] for end in ("readout", "backprop"))
+            rows[name]["gap"] = records.gap(rows[name]["accuracy"], *ends)
         print(name, rows[name], f"{time.perf_counter() - start:.0f} s", flush=True)
         if RESULTS.value:
             records.write(RESULTS.value, list(range(SEEDS.value)), rows)
