@@ -1,11 +1,6 @@
-"""The scale of the noise: fixed, scheduled, per node, or learned.
+"""The scale of the noise, sigma: one number, a schedule, or one of these for each node.
 
-Learned per channel j (the last axis of a node), by the likelihood ratio itself. With
-v = y + sigma eps, s the score and c the baseline,
-
-    dJ / d log sigma_j = E[ (L - c) sum over the channel's entries (s(eps) eps - 1) ],
-
-which for Gaussian noise is the rule eps^2 - 1.
+(`learned_scale` has a sigma that is learned.)
 
 A sigma too small for the precision in use is an error, not a silent zero gradient.
 
@@ -17,12 +12,10 @@ the estimate fades to zero. So the smallest safe sigma is eps rms(y) / 2 at each
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from bpfree.program import passes
@@ -31,33 +24,6 @@ from bpfree.program.trace import LossFn, NodeTree, Program, arguments, trace
 
 Number = float | jax.Array | Callable[[jax.Array], jax.Array]
 Sigma = Number | Mapping[str, Number]
-
-
-class Learned(NamedTuple):
-    """State of a learned sigma.
-
-    Attributes:
-      log_sigma: {node: (channels,)}, float32.
-      opt_state: of its own optimiser.
-    """
-
-    log_sigma: NodeTree
-    opt_state: Any
-
-
-def init_scales(sigma: Sigma, optimizer: optax.GradientTransformation | None, nodes):
-    """The estimator's own state: () unless sigma is learned.
-
-    `nodes` is called for the sites only if it is: `() -> tuple of Site`.
-    """
-    if optimizer is None:
-        return ()
-    sites = nodes()
-    first = scales(sigma, jnp.zeros((), jnp.int32), sites)
-    logs = {
-        s.name: jnp.full(_channels(s), jnp.log(first[s.name]), jnp.float32) for s in sites
-    }
-    return Learned(logs, optimizer.init(logs))
 
 
 def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> NodeTree:
@@ -72,38 +38,6 @@ def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> NodeTree:
             f"{sorted(names)}"
         )
     return {name: scale_at(value, step) for name, value in sigma.items()}
-
-
-def current_scales(sigma: Sigma, state, step, nodes: tuple[Site, ...]) -> NodeTree:
-    """The scales of this step: {node: () or (channels,)}."""
-    if isinstance(state, Learned):
-        return {s.name: jnp.exp(state.log_sigma[s.name]) for s in nodes}
-    return scales(sigma, step, nodes)
-
-
-def updated_scales(state, slopes: NodeTree, optimizer):
-    """The state after a step along `slopes`, {node: dJ / d log sigma}."""
-    if not isinstance(state, Learned):
-        return state
-    updates, opt_state = optimizer.update(slopes, state.opt_state, state.log_sigma)
-    return Learned(optax.apply_updates(state.log_sigma, updates), opt_state)
-
-
-def scale_slopes(weights, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
-    """The sum over samples, examples and entries of weights (s(eps) eps - 1).
-
-    Args:
-      weights: {node: centred losses over the batch size, broadcasting to its noise}.
-      noise: {node: (K, *node shape)}.
-    """
-    found = {}
-    for site in nodes:
-        z = noise[site.name]
-        excess = score(z) * z - 1
-        own = weights[site.name] * excess
-        rest = tuple(range(z.ndim - len(_channels(site))))
-        found[site.name] = own.sum(rest)
-    return found
 
 
 def of_each(fn, sigma: NodeTree) -> NodeTree:
@@ -127,12 +61,6 @@ def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     """sigma * value, with a sigma () or (channels,) that belongs to the last axis."""
     lead = range(value.ndim - sigma.ndim if sigma.ndim else 0)
     return lax.expand_dims(sigma, lead) * value
-
-
-def _channels(site: Site) -> tuple[int, ...]:
-    """Shape of a learned sigma: the last axis, unless that is the batch's."""
-    last = len(site.shape) - 1
-    return () if last < 0 or site.batch_axis == last else site.shape[-1:]
 
 
 def scale_at(sigma: Number, step) -> jax.Array:
