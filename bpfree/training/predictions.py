@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bpfree.training.losses import aligned
+from bpfree.training.loss_functions import aligned
 
 
 def predicted(outputs: np.ndarray, label: np.ndarray) -> np.ndarray:
