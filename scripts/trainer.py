@@ -29,6 +29,13 @@ def train(
     return steps.advance(task, num_steps, state, data.train)[0]
 
 
+def shapes(model, example):
+    """The shapes of the model's parameters, for inputs like those of the example."""
+    return jax.eval_shape(
+        lambda: steps.init_variables(model, jax.random.key(0), example)[0]
+    )
+
+
 def adam(rate, num_steps) -> optax.GradientTransformation:
     """Adam with a cosine schedule; the rate may be traced."""
     schedule = optax.cosine_decay_schedule(1.0, num_steps)
