@@ -209,7 +209,7 @@ def test_a_step_on_w_is_a_step_on_a_with_the_gradient_times_r_r():
     gradient = problems.gradient(loss_fn, params, BATCH)
     _, _, updates = compiled(tx)(params, state, BATCH)
     layouts = decorrelation.inputs.layers(
-        loss_fn, PARAMS, BATCH, decorrelation.rows.Structure(block=4)
+        loss_fn, PARAMS, BATCH, decorrelation.layout.Structure(block=4)
     )
     assert [layout.sizes for layout in layouts.values()] == [(2, 6, 4), (2, 3, 3)]
     for name in layouts:

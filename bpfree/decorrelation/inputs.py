@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree.decorrelation.layout import Layout
-from bpfree.decorrelation.rows import PRODUCTS, Draw, Found, Kernel, Structure
+from bpfree.decorrelation.layout import Layout, Structure
+from bpfree.decorrelation.rows import PRODUCTS, Draw, Found, Kernel
 from bpfree.decorrelation.windows import drawn
 from bpfree.program import rewriting, tags
 from bpfree.program.marking import param_paths

@@ -1,8 +1,7 @@
 """The kernels of a loss function that `decorrelate` works on."""
 
 from bpfree.decorrelation import inputs
-from bpfree.decorrelation.layout import Layout
-from bpfree.decorrelation.rows import Structure
+from bpfree.decorrelation.layout import Layout, Structure
 from bpfree.program.names import NameFilter, chosen_names
 from bpfree.program.trace import LossFn
 

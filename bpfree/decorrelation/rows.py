@@ -11,16 +11,9 @@ from typing import NamedTuple
 
 import jax
 
-from bpfree.decorrelation.layout import Layout, make_layout
+from bpfree.decorrelation.layout import Layout, Structure, make_layout
 from bpfree.decorrelation.windows import drawn, windows
 from bpfree.program.trace import name_hash
-
-
-class Structure(NamedTuple):
-    """What of a kernel's inputs shares a matrix; see `layout.make_layout`."""
-
-    block: int | None = None
-    channel_only: bool = False
 
 
 class Draw(NamedTuple):
@@ -112,6 +105,5 @@ def _layout_of(
         ins=axes(ins),
         offsets=axes(offsets),
         groups=groups,
-        block=structure.block,
-        channel_only=structure.channel_only,
+        structure=structure,
     )

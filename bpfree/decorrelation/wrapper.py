@@ -20,9 +20,8 @@ from jax import lax
 from bpfree.decorrelation import direct, inputs, rules
 from bpfree.decorrelation.inputs import leaves
 from bpfree.decorrelation.kernels import chosen_layers
-from bpfree.decorrelation.layout import Layout
+from bpfree.decorrelation.layout import Layout, Structure
 from bpfree.decorrelation.moments import product
-from bpfree.decorrelation.rows import Structure
 from bpfree.decorrelation.rule import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 from bpfree.estimators.objective import check_loss_fn

@@ -23,9 +23,9 @@ from bpfree.diagnostics.recommendation import Candidate, Make, Recommendation
 from bpfree.estimators.base import EstimatorTransformation
 from bpfree.estimators.likelihood_ratio import likelihood_ratio
 from bpfree.estimators.node_perturbation import node_perturbation
-from bpfree.estimators.objective import split
+from bpfree.estimators.objective import mean_loss, split
 from bpfree.estimators.weight_perturbation import weight_perturbation
-from bpfree.program.trace import LossFn, split_aux
+from bpfree.program.trace import LossFn
 from bpfree.sampling.seeds import as_key
 
 _RATES = 2.0 ** np.arange(-12, 9)  # in units of loss / |estimate|^2
@@ -140,13 +140,13 @@ def _descents(tx: EstimatorTransformation, repeats: int, key, params, batch):
     """(mean loss, unit of the rates, mean losses after a step (repeats, rates))."""
     state = tx.init(params)
 
-    def mean_loss(params, key):
+    def loss(params, key):
         _, args = split(tx.loss_fn, key, params, batch)
-        return split_aux(tx.loss_fn(params, *args[1:]))[0].mean()
+        return mean_loss(tx.loss_fn, args)(params)[0]
 
     def estimate(key):
         found = tx.estimator.estimate(key, params, batch, state).gradient
-        return found, mean_loss(params, key)
+        return found, loss(params, key)
 
     keys = jax.random.split(key, repeats)
     estimates, losses = jax.lax.map(estimate, keys)
@@ -158,7 +158,7 @@ def _descents(tx: EstimatorTransformation, repeats: int, key, params, batch):
 
         def one(rate):
             move = lambda p, g: p - rate.astype(p.dtype) * g  # noqa: E731
-            return mean_loss(jax.tree.map(move, params, estimate), key)
+            return loss(jax.tree.map(move, params, estimate), key)
 
         return jax.lax.map(one, jnp.asarray(_RATES, jnp.float32) * unit)
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 from bpfree.equilibrium import linear
 from bpfree.equilibrium.energy import Dynamics, Phases, States
 from bpfree.equilibrium.pooling import Pool
+from bpfree.equilibrium.states import total
 
 Fn = Callable[..., jax.Array]
 Feedback = float | jax.Array
@@ -123,7 +124,7 @@ def dynamics(bound: Bound) -> Dynamics:
         if beta is not None and i == net.depth - 1:
             signal = _cost_signal(bound, h[i])
             terms.append(-beta.astype(signal.dtype) * signal)
-        return sum(terms[1:], terms[0])
+        return total(terms)
 
     return Dynamics(
         bound.states,
@@ -146,24 +147,24 @@ def weighted(bound: Bound, phases: Sequence[Phases]) -> jax.Array:
     An edge from the input is linear in the states, so theirs are summed over the phases
     first: one product per layer.
     """
-    net, total = bound.net, []
+    net, terms = bound.net, []
     for e in net.edges:
         scale = net.scale(e.target - net.depth, bound.x)
         if e.source == 0:
             signal = scale * sum(_weighted_sum(p, e.target - 1) for p in phases)
-            total.append((bound.output(e, bound.x) * signal).sum())
+            terms.append((bound.output(e, bound.x) * signal).sum())
             continue
         for p in phases:
             z = jax.vmap(partial(bound.output, e))(p.states[e.source - 1])
             target = p.states[e.target - 1]
             target = _as(p.weights, target) * target
-            total.append(scale * (z * target).real.sum())
+            terms.append(scale * (z * target).real.sum())
     for p in phases:
         losses = jax.vmap(lambda h: bound.cost(bound.readout.forward(h)))(p.states[-1])
-        total.append(
+        terms.append(
             -(_as(p.weights, losses) * _as(p.points, losses) * losses).real.sum()
         )
-    return sum(total[1:], total[0])
+    return total(terms)
 
 
 def _weighted_sum(p: Phases, i: int) -> jax.Array:

@@ -201,10 +201,13 @@ def run(
             _end([handle for handle, _ in running.values()])
 
 
-def _end(handles: Sequence[Handle], patience: float = 60) -> None:
+_PATIENCE = 60  # seconds in which workers may save and stop
+
+
+def _end(handles: Sequence[Handle]) -> None:
     for handle in handles:
         handle.terminate()
-    until = time.monotonic() + patience
+    until = time.monotonic() + _PATIENCE
     while any(h.poll() is None for h in handles) and time.monotonic() < until:
         time.sleep(0.05)
 

@@ -149,7 +149,7 @@ class _Hunt(NamedTuple):
         trial, _ = self.running[name]
         folder = worker.folder_of(self.book.workdir, name)
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
-        for log in _logs(folder):
+        for log in metrics.read_logs(folder):
             if log["step"] not in known:
                 trial.report(log[metrics.measured(log)[0]], log["step"])
                 if name not in self.pruned and trial.should_prune():
@@ -187,10 +187,6 @@ class _Hunt(NamedTuple):
         return self.study.get_trials(deepcopy=False, states=(state,))
 
 
-def _logs(folder: Path) -> list[metrics.Record]:
-    return metrics.logs_of(metrics.read(folder))
-
-
 def _last(folder: Path) -> str:
-    logs = _logs(folder)
+    logs = metrics.read_logs(folder)
     return f"step {logs[-1]['step']}" if logs else "its start"

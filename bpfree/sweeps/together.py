@@ -168,5 +168,5 @@ def _results(runs, placed, state, complaints) -> list[Result]:
             results.append(failed(complaints[i]))
             continue
         summary = metrics.summarize(workdir, int(state.step), *_of_point(i, found))
-        results.append(done(summary, metrics.logs_of(metrics.read(workdir)), metric))
+        results.append(done(summary, metrics.read_logs(workdir), metric))
     return results

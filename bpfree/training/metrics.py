@@ -92,6 +92,11 @@ def logs_of(records: list[Record]) -> list[Record]:
     return [record for record in records if record["kind"] == "log"]
 
 
+def read_logs(workdir: Path) -> list[Record]:
+    """The log points of the run in a directory; raises what `read` raises."""
+    return logs_of(read(workdir))
+
+
 def summarize(
     workdir: Path, step: int, test: Mapping[str, Any], validation: Mapping[str, Any]
 ) -> Record:

@@ -194,10 +194,5 @@ def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics
 
 
 def lowered(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
-    """The function of (state, *args), to be compiled; it takes the state's buffers."""
+    """The function of (state, *args), to be compiled; its calls donate the state."""
     return jax.jit(function, donate_argnums=0).lower(state, *args)
-
-
-def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
-    """The function of (state, *args) compiled; it takes the state's buffers over."""
-    return lowered(function, state, *args).compile()
