@@ -65,7 +65,7 @@ def load(
         return {"x": x, "label": part.labels}
 
     train, test = map(batch, found)
-    return places.dataset(name, entry, record, *places.halves(train), test)
+    return places.dataset(name, entry, record, *places.without_end(train), test)
 
 
 def numbers(text: str, vocabulary: int) -> list[int]:

@@ -64,6 +64,7 @@ def precise(leaf) -> Any:
 
 
 def mark(matrices: jax.Array) -> jax.Array:
+    """A v (G, O) of matrices A (G, O, d), for one fixed normal vector v: a checksum."""
     probe = jax.random.normal(jax.random.key(3), matrices.shape[-1:], precise(matrices))
     return product(matrices.astype(probe.dtype), probe[:, None])[..., 0]
 

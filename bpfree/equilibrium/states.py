@@ -22,6 +22,7 @@ def norm(states: States) -> jax.Array:
 
 
 def minus(a: States, b: States) -> States:
+    """a - b, in the dtypes of a; b may have one phase for all of a's."""
     return tuple(x - y.astype(x.dtype) for x, y in zip(a, b, strict=True))
 
 
@@ -36,4 +37,5 @@ def apart(states: States) -> States:
 
 
 def rms(per_example: jax.Array) -> jax.Array:
+    """Root mean square of all entries, ()."""
     return jnp.sqrt(jnp.square(per_example).mean())

@@ -101,10 +101,15 @@ NAMES = {
 
 
 def weigher(baseline: Baseline, layout: Layout, evaluate: Table):
-    """`(draws, () -> their table) -> their weights`; or trees of several tables.
+    """The function that a loop over chunks of draws asks for the weights of a chunk.
 
     Args:
-      evaluate: `draws -> their table`, for a baseline of all draws.
+      evaluate: `draws -> their table of losses`. A baseline of all draws (`whole`) calls
+        it here, for all of them, before the loop that credits them begins.
+
+    Returns: `(draws, table) -> weights`, `table` being a function without arguments that
+    evaluates these draws; a `whole` baseline does not call it. A tree of several tables
+    gives a tree of weights.
     """
     if not baseline.whole:
         return lambda draws, table: jax.tree.map(baseline.weights, table())

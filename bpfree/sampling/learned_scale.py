@@ -31,9 +31,13 @@ class Learned(NamedTuple):
 
 
 def init_scales(sigma: Sigma, optimizer: optax.GradientTransformation | None, nodes):
-    """The estimator's own state: () unless sigma is learned.
+    """What the estimator's state holds of sigma: a `Learned`, or () if it is not learned.
 
-    `nodes` is called for the sites only if it is: `() -> tuple of Site`.
+    Args:
+      sigma: where the learning begins.
+      optimizer: of log sigma; None if sigma is not learned.
+      nodes: `() -> tuple of Site`, called only if sigma is learned, because finding the
+        nodes takes an example of a batch.
     """
     if optimizer is None:
         return ()

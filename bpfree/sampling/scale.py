@@ -41,13 +41,13 @@ def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> NodeTree:
 
 
 def of_each(fn, sigma: NodeTree) -> NodeTree:
-    """{node: fn(its sigma)}, computed once for nodes that share one array."""
+    """{node: fn(its sigma)}. Nodes often share one array; fn is applied to it once."""
     found = {id(value): fn(value) for value in sigma.values()}
     return {name: found[id(value)] for name, value in sigma.items()}
 
 
 def least_at(sites: Sequence[Site], sigma: NodeTree) -> jax.Array:
-    """The least sigma at each site, (n,); infinite where there is none."""
+    """The least sigma at each site, over its channels, (n,); infinite without noise."""
     none = jnp.float32(jnp.inf)
     given = [sigma.get(site.name, none) for site in sites]
     each = {id(s): s for s in given}
@@ -64,6 +64,7 @@ def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def scale_at(sigma: Number, step) -> jax.Array:
+    """The value () of a number or a schedule at this step; ValueError for an array."""
     value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
     if value.ndim:
         raise ValueError(f"sigma must be one number, got shape {value.shape}")
@@ -148,9 +149,10 @@ def smallest_at(name: str, loss_fn: LossFn, params, batch, key) -> float:
 
 
 def rms(values: Sequence[jax.Array]) -> jax.Array:
-    """Root mean square of each array, (n,); not finite just where an entry is not.
+    """Root mean square of each array, (n,).
 
-    Of values whose squares overflow it is the largest.
+    Where the sum of the squares overflows, the largest magnitude stands in for it. So the
+    result is finite if and only if all entries of the array are.
     """
     found = [_square_and_largest(value) for value in values]
     kind = max((largest.dtype for _, largest in found), key=lambda dtype: dtype.itemsize)
@@ -170,7 +172,8 @@ def _square_and_largest(value: jax.Array) -> tuple[jax.Array, jax.Array]:
 def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:
     """Root mean square of the values at each site, (n,); 0 where there are none.
 
-    A share of a statistic that is not finite shows in the statistic.
+    Sites of the kind "shares" count as having none: a share of a statistic of the batch
+    that is not finite makes the statistic itself not finite, which has a site of its own.
     """
     checked = {s.name for s in sites if s.kind != "shares"} & values.keys()
     known = [i for i, site in enumerate(sites) if site.name in checked]
@@ -181,5 +184,6 @@ def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
+    """float16 and bfloat16 as float32; wider types as they are."""
     narrow = jnp.finfo(x.dtype).bits < 32
     return x.astype(jnp.float32) if narrow else x

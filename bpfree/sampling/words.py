@@ -52,7 +52,11 @@ def random_words(
 
 
 def _stacked(keys, shapes, entry) -> list[jax.Array]:
-    """In rows, the first two axes as they are: they may be sharded."""
+    """Arrays of one shape, hashed by one `vmap` over their keys.
+
+    The words are drawn with the axes behind the second joined, and the first two left as
+    they are, because these may be sharded.
+    """
     draws, arrays = keys.shape
     shape = shapes[0]
 
@@ -66,7 +70,10 @@ def _stacked(keys, shapes, entry) -> list[jax.Array]:
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:
-    """Side by side along the last axis; the joined words are hashed by all devices."""
+    """Arrays that differ in their last axis, joined along it and hashed by one call.
+
+    Every word is counted as in its own array, and hashed with the key of its own array.
+    """
     lead, widths, draws = shapes[0][:-1], [shape[-1] for shape in shapes], len(keys)
     owner = np.repeat(np.arange(len(shapes)), widths)
     stride = np.repeat(np.array(widths, np.uint32), widths)

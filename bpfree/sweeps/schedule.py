@@ -137,7 +137,7 @@ def write_point(folder: Path, point: Point) -> None:
 
 
 def lost(folder: Path, status: int) -> result.Result:
-    """Of a worker that ended without a word."""
+    """The result of a point whose worker ended before it wrote one."""
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; SIGKILL is what a machine out of memory sends" * (status == -9)

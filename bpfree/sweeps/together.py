@@ -24,7 +24,12 @@ from bpfree.training.steps import TrainState
 
 
 def _each(group: Group, function: Callable[..., Any], *axes: int | None, **out: Any):
-    """`function(task, state, ...)` of all points, of (states, numbers, ...)."""
+    """`function(task, state, ...)`, vmapped over the points: of (states, numbers, ...).
+
+    Args:
+      axes: `in_axes` of the function's further arguments.
+      out: further arguments of `vmap`.
+    """
 
     def one(state, numbers, *rest):
         return function(group.draft(numbers).task, state, *rest)

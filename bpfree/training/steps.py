@@ -131,7 +131,8 @@ def piece(
     """`count` updates on rows of `train`, and the sum of their losses (); traceable.
 
     Args:
-      length: no count is larger; one program serves all counts.
+      length: the largest count. It is static; the count is an argument of the program, so
+        that pieces of any length run without another compilation.
       count: int32 ().
     """
     size = train["label"].shape[0]
