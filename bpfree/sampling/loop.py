@@ -171,11 +171,11 @@ def own_kernels(layout: Layout, function: Callable) -> Callable:
 
 
 def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Program:
-    """The program of noisy passes; with a sharded batch, its convolutions do not gather it.
+    """The program of noisy passes, whose convolutions do not gather a sharded batch.
 
-    For this, `partition.samples_inside` binds the equations that noise reaches. The others
-    have no axis of samples and are bound as they stand, because what `samples_inside`
-    makes of an equation without samples has no derivative.
+    For this, `partition.samples_inside` binds the equations that noise reaches. The rest
+    has no axis of samples and is bound as it stands, because what `samples_inside` makes
+    of an equation without samples has no derivative.
 
     Args:
       moved: names of the nodes with noise.
