@@ -53,7 +53,7 @@ def load(
     """
     changes, entry = flip_and_crop(flip, crop), SETS[name]
     found, record = places.read(
-        name, entry, dir, lambda splits: tfds.read(name, splits, lazy)
+        name, entry, dir, lambda splits: tfds.read(name, splits, lazy=lazy)
     )
     if isinstance(found.train, Examples) and preprocess != "none":
         raise ValueError(

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree.estimators.reading import find_state
-from bpfree.sweeps.group import STACKED, Group, check, make_group
+from bpfree.sweeps.group import STACKED, Group, complaint, make_group
 from bpfree.sweeps.result import Result, done, failed
 from bpfree.training import blocks, checkpoint, job, metrics, resume, steps
 from bpfree.training.steps import TrainState
@@ -99,7 +99,7 @@ def fit_together(runs: Runs) -> list[Result]:
     Raises ConfigError where the points cannot share a program, and what `fit` raises.
     """
     group = make_group(runs.configs)
-    complaints = check(runs.configs, group.data)
+    complaints = [complaint(made, group.data) for made in runs.configs]
     placed = place(group)
     with checkpoint.opened(runs.home) as manager:
         state = (checkpoint.restore(manager, placed.state) or (placed.state, None))[0]
