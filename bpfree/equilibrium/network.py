@@ -46,9 +46,11 @@ class Net(NamedTuple):
     label: str
 
     def activation_of(self, i: int) -> Fn:
+        """Of the state at position i, from 0."""
         return self.output_activation if i == self.depth - 1 else self.activation
 
     def shaped(self, x: jax.Array) -> jax.Array:
+        """Inputs (B, ...) as images, if the net says their shape."""
         return x.reshape(x.shape[0], *self.image) if self.image else x
 
     def scale(self, layers: int, like: jax.Array) -> jax.Array:
@@ -67,6 +69,7 @@ class Bound(NamedTuple):
     label: jax.Array
 
     def output(self, edge: Edge, h: jax.Array) -> jax.Array:
+        """P(W * h + b) of an edge, the argument of Phi that its target meets."""
         return edge.pooled(self.maps[edge.name].forward(h))
 
     def cost(self, outputs: jax.Array) -> jax.Array:
@@ -74,6 +77,7 @@ class Bound(NamedTuple):
 
 
 def bind(net: Net, params, batch) -> Bound:
+    """The net with the linear maps of its parameters, and zeros of its states' shapes."""
     x = net.shaped(batch[net.x])
     x = x.astype(params[net.edges[0].name]["kernel"].dtype)
     maps: dict[str, linear.Linear] = {}
@@ -100,6 +104,7 @@ def readout_of(net: Net, params, last: jax.Array) -> linear.Linear:
 
 
 def dynamics(bound: Bound) -> Dynamics:
+    """What a sweep evaluates. A product W h is kept until h changes."""
     net, maps = bound.net, bound.maps
     inner = [e for e in net.edges if e.source > 0]
     constant: dict[int, jax.Array] = {}  # the drive of the input, the same in all sweeps

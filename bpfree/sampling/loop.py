@@ -47,6 +47,7 @@ class Layout(NamedTuple):
 
     @property
     def mesh_size(self) -> int:
+        """Devices on all axes of the mesh, those of the batch included."""
         return 1 if self.sharding is None else self.sharding.mesh.size
 
 
@@ -239,6 +240,7 @@ def make_layout(
 
 
 def whole_number(name: str, value) -> int:
+    """The value as an int; ValueError for what is none, such as 2.0."""
     try:
         return operator.index(value)
     except TypeError:

@@ -72,6 +72,7 @@ class Task(NamedTuple):
 
 
 def make_keys(seed: int) -> Keys:
+    """The keys of a run; the seed may be traced."""
     return Keys(*jax.random.split(as_key(seed), len(Keys._fields)))
 
 
@@ -89,6 +90,7 @@ def with_state(batch: Batch, model_state: Any) -> Batch:
 
 
 def init_state(task: Task, params: Any, model_state: Any) -> TrainState:
+    """The state before the first update."""
     opt_state = jax.jit(task.transformation.init)(params)
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
 
