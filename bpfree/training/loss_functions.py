@@ -21,12 +21,8 @@ def cross_entropy(outputs: Any, label: jax.Array) -> jax.Array:
             f"cross_entropy takes labels that are whole numbers, not {label.dtype}; "
             "config.loss='squared_error' takes real ones"
         )
-    if one_array(outputs).shape[:-1] != label.shape:
-        raise ValueError(
-            f"the model's outputs have shape {outputs.shape}, and the labels "
-            f"{label.shape}: cross_entropy takes one label for each row of logits"
-        )
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, label)
+    rows = logits(outputs, label)
+    return optax.softmax_cross_entropy_with_integer_labels(rows, label)
 
 
 def squared_error(outputs: Any, label: jax.Array) -> jax.Array:
@@ -52,6 +48,16 @@ def one_array(outputs: Any) -> Any:
         f"the model's outputs are a {type(outputs).__name__}, not one array: return the "
         "array, or name a loss of your own that takes them (config.loss)"
     )
+
+
+def logits(outputs: Any, label: Any) -> Any:
+    """The outputs; raises ValueError unless they are a row (classes,) for each label."""
+    if one_array(outputs).shape[:-1] != label.shape:
+        raise ValueError(
+            f"the model's outputs have shape {outputs.shape}, and the labels "
+            f"{label.shape}: classes need one label for each row of logits"
+        )
+    return outputs
 
 
 def aligned(outputs: Any, label: Any) -> Any:

@@ -136,15 +136,12 @@ def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> F
     @functools.wraps(function)
     def checked(outputs: Any, label: jax.Array) -> jax.Array:
         found = bound(outputs, label)
-        if not hasattr(found, "shape"):
+        shape = getattr(found, "shape", None)
+        if shape is None or shape != label.shape[: len(shape)]:
+            what = "no shape" if shape is None else f"shape {shape}"
             raise ValueError(
-                f"{section.get('name')} gives a {type(found).__name__}: it must be one "
-                "number for each example, or for each label"
-            )
-        if found.shape != label.shape[: found.ndim]:
-            raise ValueError(
-                f"{section.get('name')} of outputs {outputs.shape} and labels "
-                f"{label.shape} has shape {found.shape}: it must be one number for each "
+                f"{section.get('name')} of outputs {jax.tree.map(jnp.shape, outputs)} "
+                f"and labels {label.shape} has {what}: it must be one number for each "
                 "example, or for each label"
             )
         return found
