@@ -179,7 +179,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
 
     def report(state, block):
         _check_fault(job, run.manager, state)
-        log = block.log(job.task.batch_size, job.num_samples)
+        log = block.log(job.task.batch_size, job.chain.num_samples)
         write(run.workdir, "log", log)
         run.show(log)
         if look_every and not block.stop:
