@@ -54,7 +54,7 @@ def random_words(
 def _stacked(keys, shapes, entry) -> list[jax.Array]:
     """Arrays of one shape, hashed by one `vmap` over their keys.
 
-    The words are drawn with the axes behind the second joined, and the first two left as
+    The words are drawn with the axes after the second joined, and the first two left as
     they are, because these may be sharded.
     """
     draws, arrays = keys.shape

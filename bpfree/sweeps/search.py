@@ -98,14 +98,14 @@ def search(
     workdir = Path(workdir).absolute()
     with claimed(workdir):
         book = schedule.Book(workdir, {}, report)
-        hunt = _Hunt(study, space, make_point, book, trials, {}, {})
-        hunt.take_up()
+        under_way = _Search(study, space, make_point, book, trials, {}, {})
+        under_way.take_up()
         slots = schedule.make_slots(workers, trials)
-        schedule.run(hunt.ask, slots, workdir, start, hunt.tell, hunt.look)
+        schedule.run(under_way.ask, slots, workdir, start, under_way.tell, under_way.look)
     return ledger.read(workdir)
 
 
-class _Hunt(NamedTuple):
+class _Search(NamedTuple):
     """A search under way: trials that run, by the name of their point."""
 
     study: Any

@@ -2,7 +2,7 @@
 
 Orbax gives a checkpoint its name when it is whole, so a killed run leaves none half
 written. Damage that comes later it may not see: one changed bit of an array can be
-restored without a word, and a file next to them be read in their stead. So every
+restored silently, and a file next to them be read in their stead. So every
 checkpoint gets a file SHA256SUMS, compared before anything of it is read.
 (`sha256sum -c SHA256SUMS` does the same.)
 
@@ -219,7 +219,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def _misfit(state: TrainState, template: TrainState) -> str | None:
-    """The first leaf of another type, which Orbax restores without a word."""
+    """The first leaf of another type, which Orbax restores silently."""
     expected = jax.tree.leaves(template)
     for (name, a), b in zip(by_path(state).items(), expected, strict=True):
         if a.dtype != b.dtype:

@@ -1,4 +1,4 @@
-"""Blocks of training steps that run on the device without a word from the host.
+"""Blocks of training steps that run on the device, without the host between them.
 
 Everything random is a function of (seed, step): a resumed run repeats the
 undisturbed one.
