@@ -98,7 +98,7 @@ def search(
     workdir = Path(workdir).absolute()
     with claimed(workdir):
         book = schedule.Book(workdir, {}, report)
-        under_way = _Search(study, space, make_point, book, trials, {}, {})
+        under_way = _Search(study, space, make_point, book, trials, {}, set())
         under_way.take_up()
         slots = schedule.make_slots(workers, trials)
         schedule.run(under_way.ask, slots, workdir, start, under_way.tell, under_way.look)
@@ -114,7 +114,7 @@ class _Search(NamedTuple):
     book: schedule.Book
     trials: int
     running: dict[str, tuple[Any, Point]]
-    pruned: dict[str, bool]
+    pruned: set[str]
 
     def take_up(self) -> None:
         """Queue again what a killed search of this directory had begun."""
@@ -153,7 +153,7 @@ class _Search(NamedTuple):
             if log["step"] not in known:
                 trial.report(log[metrics.measured(log)[0]], log["step"])
                 if name not in self.pruned and trial.should_prune():
-                    self.pruned[name] = True
+                    self.pruned.add(name)
                     handle.terminate()
 
     def tell(self, names: Sequence[str], status: int) -> None:
