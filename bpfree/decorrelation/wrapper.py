@@ -198,7 +198,7 @@ def _at(tree, paths: Collection[str], fn: Callable[[str, Any], Any]) -> Any:
     def one(path, leaf):
         return fn(name, leaf) if (name := param_path(path)) in paths else leaf
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree.map_with_path(one, tree)
 
 
 def _through(layout: Layout, fn, state, leaf: jax.Array) -> jax.Array:

@@ -213,7 +213,7 @@ def _shapes(tree: Any) -> dict[str, Any]:
 
 def by_path(tree: Any) -> dict[str, Any]:
     """{path: leaf}, paths as text: Orbax reads the numbers in a path back as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree.leaves_with_path(tree)
     name = partial(jax.tree_util.keystr, simple=True, separator="/")
     return {name(path): leaf for path, leaf in leaves}
 

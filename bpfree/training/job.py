@@ -112,7 +112,7 @@ def draft(
             shapes, state_shapes = jax.eval_shape(init, keys.init)
         except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
             raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for path, leaf in jax.tree.leaves_with_path(shapes):
         if leaf.size == 0:
             raise ConfigError(
                 f"config.model={settings.model}: a size of 0 makes the parameter "
