@@ -68,7 +68,7 @@ def save(manager: Manager, state: TrainState, position: Any = None) -> None:
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise WorkdirError(
             f"the checkpoint of step {step} could not be written: {_line(error)}. "
-            f"{advice(_folder(manager), error)}"
+            + advice(error)
         ) from error
 
 
