@@ -52,11 +52,7 @@ def random_words(
 
 
 def _stacked(keys, shapes, entry) -> list[jax.Array]:
-    """Arrays of one shape, hashed by one `vmap` over their keys.
-
-    The words are drawn with the axes after the second joined, and the first two left as
-    they are, because these may be sharded.
-    """
+    """In rows, the first two axes as they are: they may be sharded."""
     draws, arrays = keys.shape
     shape = shapes[0]
 
@@ -70,10 +66,7 @@ def _stacked(keys, shapes, entry) -> list[jax.Array]:
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:
-    """Arrays that differ in their last axis, joined along it and hashed by one call.
-
-    Every word is counted as in its own array, and hashed with the key of its own array.
-    """
+    """Side by side along the last axis; the joined words are hashed by all devices."""
     lead, widths, draws = shapes[0][:-1], [shape[-1] for shape in shapes], len(keys)
     owner = np.repeat(np.arange(len(shapes)), widths)
     stride = np.repeat(np.array(widths, np.uint32), widths)
