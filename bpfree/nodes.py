@@ -116,11 +116,10 @@ def record(loss_fn: LossFn, nodes: NodeFilter = None) -> Callable:
         program = trace(loss_fn, params, batch, key, nodes)
 
         def visit(site, y, deltas):
-            wanted = site.kind == "input" or site.name in program.active
-            return y, ({site.name: y} if wanted else {})
+            seen = site.kind == "input" or site.name in program.active
+            return y, {site.name: y} if seen else {}
 
-        args = arguments(loss_fn, params, batch, key)
-        out, taps = evaluate(program, Run(visit), args)
+        out, taps = evaluate(program, Run(visit), arguments(loss_fn, params, batch, key))
         values = {s.name: taps.pop(s.name) for s in program.nodes}
         return out, values, {name.removeprefix(tags.INPUT): x for name, x in taps.items()}
 
@@ -245,8 +244,7 @@ def _check_tree(program: Program, tree: NodeTree, what: str) -> None:
             raise ValueError(
                 f"{what} for unknown node {name!r}; the nodes are {sorted(shapes)}"
             )
-        if np.shape(value) != shapes[name]:
+        if (shape := np.shape(value)) != shapes[name]:
             raise ValueError(
-                f"{what} of node {name!r} has shape {np.shape(value)}, "
-                f"the node has {shapes[name]}"
+                f"{what} of node {name!r} has shape {shape}, the node has {shapes[name]}"
             )

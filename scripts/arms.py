@@ -64,3 +64,14 @@ def at_cost(
         return make(), 1
     samples = bpfree.diagnostics.samples_for(make, budget, params, batch, group=arm.group)
     return make(samples), samples
+
+
+def seeded(
+    arm: Arm, budget: float, loss_fn: Callable, params: Any, batch: Any
+) -> tuple[Callable[[Any], Any], int, float]:
+    """(seed -> the estimator of `at_cost`, its num_samples, its cost)."""
+    _, samples = at_cost(arm, budget, loss_fn, params, batch)
+    counts = {} if arm.group is None else {"num_samples": samples}
+    make = partial(arm.make, loss_fn, example_batch=batch, **counts)
+    cost = bpfree.diagnostics.cost(make(seed=0), params, batch)
+    return lambda seed: make(seed=seed), samples, cost

@@ -23,7 +23,6 @@ from absl import app, flags
 import bpfree
 from bpfree.data import digits, images
 from bpfree.models import convnet, mlp
-from bpfree.training import steps
 
 DATA = flags.DEFINE_string("data", "fashion_mnist", "digits, or an image set by name")
 PREPROCESS = flags.DEFINE_string("preprocess", "centre", "none, centre, standardise, zca")
@@ -72,17 +71,10 @@ def compile_runs(make, model, data):
 
 def compare(name, loss_fn, model, data) -> dict:
     example = jax.tree.map(lambda a: jnp.asarray(a[: BATCH.value]), data.train)
-    params = jax.eval_shape(
-        lambda: steps.init_variables(model, jax.random.key(0), example)[0]
+    params = trainer.shapes(model, example)
+    make, samples, cost = arms.seeded(
+        arms.ARMS[name], COST.value, loss_fn, params, example
     )
-    arm = arms.ARMS[name]
-    _, samples = arms.at_cost(arm, COST.value, loss_fn, params, example)
-
-    def make(seed):
-        counts = {} if arm.group is None else {"num_samples": samples}
-        return arm.make(loss_fn, example_batch=example, seed=seed, **counts)
-
-    cost = bpfree.diagnostics.cost(make(0), params, example)
     compiled = compile_runs(make, model, data)
     rates = np.asarray(list(map(float, RATES.value)), np.float32)
     start = time.perf_counter()

@@ -80,7 +80,7 @@ def train_by_ep(ready, settings):
     def compare(params, state, batch):
         """(estimate, truth); the state's adapted factor is used and not changed."""
         found = find_state(state)
-        estimate = ready.estimator.estimator.estimate(
+        estimate = ready.chain.estimator.estimator.estimate(
             from_words(found.key), params, batch, found
         ).gradient
         return estimate, exact.update(None, exact.init(params), params, batch=batch)[0]

@@ -40,7 +40,7 @@ def _pretrained(name: str, metric: str, title: str) -> str:
 
     def line(arm):
         r = rows[arm]
-        gap = f"{(r[metric] - start) / (end - start):.2f}"
+        gap = f"{records.gap(r[metric], start, end):.2f}"
         if arm == "untouched":
             return [*MOVES[arm], "", "", "", "", f"{r[metric]:.3f}", ""]
         crossed = "all" if r["carried"] is None else str(r["carried"])
@@ -74,7 +74,7 @@ def depth_transformer() -> str:
             )
             line = [str(r["depth"]), DEEP[r["arm"]], f"{r['rate']:g}"]
             line += [with_spread(r, name, 3) for name in ("accuracy", "bits")]
-            line += [f"{(r['accuracy'] - start) / (end - start):.2f}"]
+            line += [f"{records.gap(r['accuracy'], start, end):.2f}"]
             lines.append([*line, with_spread(r, "ratio", 2)])
     head = ["blocks", "estimator", "rate", "test accuracy", "bits per character"]
     text = table([*head, "gap", "seconds over the twin's"], lines)

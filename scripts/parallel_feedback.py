@@ -29,7 +29,6 @@ import bpfree
 from bpfree.data import images
 from bpfree.estimators.predictors import direct
 from bpfree.models import convnet, mlp
-from bpfree.training import steps
 
 NET = flags.DEFINE_enum("net", "convnet", ["convnet", "thresholds"], "row of NETS")
 COST = flags.DEFINE_float("cost", 10, "inferences that a step may cost")
@@ -114,16 +113,8 @@ def compare(arm: arms.Arm, model, data, wrap=lambda adam: adam) -> dict:
     """Samples, cost, rate and accuracy of an arm."""
     loss_fn = supervised(model)
     example = jax.tree.map(lambda a: a[: BATCH.value], data.train)
-    params = jax.eval_shape(
-        lambda: steps.init_variables(model, jax.random.key(0), example)[0]
-    )
-    _, samples = arms.at_cost(arm, COST.value, loss_fn, params, example)
-
-    def make(seed):
-        counts = {} if arm.group is None else {"num_samples": samples}
-        return arm.make(loss_fn, example_batch=example, seed=seed, **counts)
-
-    cost = bpfree.diagnostics.cost(make(0), params, example)
+    params = trainer.shapes(model, example)
+    make, samples, cost = arms.seeded(arm, COST.value, loss_fn, params, example)
     run, rates = compiled_run(make, model, data, wrap), list(map(float, RATES.value))
     rate = rates[0]
     if len(rates) > 1:
@@ -132,12 +123,6 @@ def compare(arm: arms.Arm, model, data, wrap=lambda adam: adam) -> dict:
     ends = [run(seed, np.float32(rate)) for seed in range(SEEDS.value)]
     row = {"samples": samples, "cost": cost, "rate": rate}
     return row | records.spread("accuracy", [float(test) for _, test in ends])
-
-
-def with_gap(row: dict, rows: dict) -> dict:
-    """The share of what backprop gains over the readout."""
-    low, high = (rows[name]["accuracy"] for name in ("readout", "backprop"))
-    return row | {"gap": (row["accuracy"] - low) / (high - low)}
 
 
 def main(argv) -> None:
@@ -159,7 +144,8 @@ def main(argv) -> None:
         arm, model, *wrap = case
         rows[name] = compare(arm, model, data, *wrap)
         if name in net.arms and {"backprop", "readout"} <= set(rows):
-            rows[name] = with_gap(rows[name], rows)
+            ends = (rows[end]["accuracy"] for end in ("readout", "backprop"))
+            rows[name]["gap"] = records.gap(rows[name]["accuracy"], *ends)
         print(name, rows[name], f"{time.perf_counter() - start:.0f} s", flush=True)
         if RESULTS.value:
             records.write(RESULTS.value, list(range(SEEDS.value)), rows)

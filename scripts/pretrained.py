@@ -95,7 +95,7 @@ def carried(made: job.Job, arm: str) -> int | None:
 def measure(arm: str, data) -> dict[str, Any]:
     settings = read(arm)
     made = job.assemble(settings, data)
-    cost = bpfree.diagnostics.cost(made.estimator, made.params, made.batch)
+    cost = bpfree.diagnostics.cost(made.chain.estimator, made.params, made.batch)
     num_steps = int(BUDGET.value / cost)
     run = compile_arm(settings, data, num_steps)
     metric = job.find_metrics(settings)[0]

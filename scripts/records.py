@@ -42,6 +42,15 @@ def spread(name: str, values: Any) -> dict[str, float]:
     return found
 
 
+def gap(value: float, control: float, twin: float) -> float:
+    """The share of the way from the control's value to the twin's.
+
+    The twin is the same net trained by backprop, and the control is what the method must
+    beat: the last layer trained alone, or the net before any training.
+    """
+    return (value - control) / (twin - control)
+
+
 def read(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text())
 

@@ -60,7 +60,7 @@ def compiled(made: dict, text: str, batch: int):
         return steps.scan_steps(ready.task, state, batch, lambda b: b)
 
     arguments = mesh.put(devices, state), mesh.assemble(devices, batch, parts)
-    return ready, steps.compiled(step, *arguments)
+    return ready, steps.lowered(step, *arguments).compile()
 
 
 def cost(program) -> Cost:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from bpfree.training import losses, steps
+from bpfree.training.loss_functions import cross_entropy
 
 
 def train(
@@ -26,6 +27,13 @@ def train(
     task = steps.Task(model, tx, measure(model), data.augment, keys, batch_size)
     state = steps.TrainState(jnp.int32(0), params, model_state, tx.init(params))
     return steps.advance(task, num_steps, state, data.train)[0]
+
+
+def shapes(model, example):
+    """The shapes of the model's parameters, for inputs like those of the example."""
+    return jax.eval_shape(
+        lambda: steps.init_variables(model, jax.random.key(0), example)[0]
+    )
 
 
 def adam(rate, num_steps) -> optax.GradientTransformation:
@@ -52,7 +60,7 @@ def best(rates, validation):
 
 def measure(model):
     """`(params, model_state, batch) -> {"accuracy": ()}`."""
-    return losses.measure(losses.find_metrics({}, ()), model, losses.cross_entropy)
+    return losses.measure(losses.find_metrics({}, ()), model, cross_entropy)
 
 
 def on_device(data):

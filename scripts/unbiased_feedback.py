@@ -156,9 +156,7 @@ def compare(name: str) -> dict:
     loss = optax.softmax_cross_entropy_with_integer_labels
     net = Net(model, data, bpfree.supervised(model, loss))
     example = jax.tree.map(lambda a: jnp.asarray(a[: BATCH.value]), data.train)
-    shapes = jax.eval_shape(
-        lambda: steps.init_variables(model, jax.random.key(0), example)[0]
-    )
+    shapes = trainer.shapes(model, example)
     made, samples, cost = estimators(net, example, shapes)
     rates = np.asarray(list(map(float, RATES.value)), np.float32)
     looks = list(map(int, LOOKS.value))

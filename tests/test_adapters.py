@@ -18,6 +18,30 @@ def loss(outputs, labels):
     return ((rows - labels[:, None]) ** 2).sum(1)
 
 
+def check_layers(objective, params, batch, names):
+    """All layers are nodes, shared by the batch in norms; every parameter learns."""
+    sites = bpfree.nodes.trace(objective, params, batch).nodes
+    assert sorted(s.name for s in sites) == sorted(names)
+    shared = {s.name for s in sites if s.batch_axis is None}  # weight noise
+    assert shared == {s.name for s in sites if "orm" in s.name}
+    assert all(s.shape[s.batch_axis] == SIZE for s in sites if s.name not in shared)
+    pulled, truth = problems.pulled_and_truth(objective, params, batch)
+    assert jax.tree.structure(pulled) == jax.tree.structure(params)
+    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
+    for path, g in jax.tree_util.tree_leaves_with_path(truth):
+        assert g.any(), jax.tree_util.keystr(path)
+
+
+def check_draws(objective, params, batch):
+    """Its draws are a function of the key, and the pullback uses the same ones."""
+    key = jax.random.key(5)
+    pulled, truth = problems.pulled_and_truth(objective, params, batch, key)
+    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
+    same, other = (objective(params, batch, k) for k in (key, jax.random.key(6)))
+    assert_close(same, objective(params, batch, key), rtol=0.0)
+    assert not jnp.allclose(same, other)
+
+
 def problem(name, **options):
     model, x, _ = MODELS[name]
     batch = {"x": x, "label": jnp.asarray([0.5, -1.0, 2.0])}
@@ -28,15 +52,7 @@ def problem(name, **options):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_is_a_node_and_the_pullback_is_exact(name):
     objective, params, batch = problem(name)
-    sites = bpfree.nodes.trace(objective, params, batch).nodes
-    assert sorted(s.name for s in sites) == sorted(MODELS[name][2])
-    shared = {s.name for s in sites if s.batch_axis is None}  # weight noise
-    assert shared == {s.name for s in sites if "orm" in s.name}
-    assert all(s.shape[s.batch_axis] == SIZE for s in sites if s.name not in shared)
-    pulled, truth = problems.pulled_and_truth(objective, params, batch)
-    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
-    for path, g in jax.tree_util.tree_leaves_with_path(truth):
-        assert g.any(), jax.tree_util.keystr(path)
+    check_layers(objective, params, batch, MODELS[name][2])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -109,12 +125,7 @@ def test_dropout_draws_from_the_key():
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     params = model.init(keys, x)["params"]
     objective = bpfree.supervised(model, loss, rngs=("dropout",))
-    key = jax.random.key(5)
-    pulled, truth = problems.pulled_and_truth(objective, params, batch, key)
-    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
-    same, other = (objective(params, batch, k) for k in (key, jax.random.key(6)))
-    assert_close(same, objective(params, batch, key), rtol=0.0)
-    assert not jnp.allclose(same, other)
+    check_draws(objective, params, batch)
     with pytest.raises(ValueError, match="PRNG key"):
         bpfree.record(objective)(params, batch)
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from bpfree.data import characters, raw
 from bpfree.training import losses
+from bpfree.training.loss_functions import cross_entropy
 
 NAME = "python_topics"
 
@@ -80,10 +81,10 @@ def test_losses_and_accuracy_over_all_positions():
     x, label = np.array([[0, 1, 2], [3, 4, 0]]), np.array([[1, 1, 4], [0, 2, 1]])
     table = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
     batch = {"x": jnp.asarray(x), "label": jnp.asarray(label)}
-    measure = losses.measure(losses.find_metrics({}, ()), _Table(), losses.cross_entropy)
+    measure = losses.measure(losses.find_metrics({}, ()), _Table(), cross_entropy)
     found = jax.jit(lambda b: measure({"table": table}, {}, b))(batch)["accuracy"]
     np.testing.assert_allclose(found, np.mean(table.argmax(1)[x] == label), rtol=1e-6)
     each = np.log(np.exp(table).sum(1))[x] - table[x, label]
-    mean = jax.jit(losses.of_examples(losses.cross_entropy, "example"))
+    mean = jax.jit(losses.of_examples(cross_entropy, "example"))
     np.testing.assert_allclose(mean(table[x], label), each.mean(1), rtol=1e-5)
     np.testing.assert_allclose(mean(table[x[:, 0]], label[:, 0]), each[:, 0], rtol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from bpfree.data import catalogue, raw, text
 from bpfree.training import ConfigError, config, fit, job
-from tests.test_data_files import TFDS, bare_machine, tfds  # noqa: F401
+from tests.test_data_files import TFDS, bare_machine, settings, tfds  # noqa: F401
 
 assert TFDS
 LABELS = np.arange(24) % 4
@@ -90,26 +90,13 @@ def test_a_bad_file_and_a_missing_set_are_named(news):
 def test_mistakes_in_a_config(mistake, message, news):
     data = {"name": "ag_news_5k", "dir": str(news.parent), **mistake}
     with pytest.raises(ConfigError, match=message):
-        job.prepare(config.read(settings(data)))
-
-
-def settings(data):
-    return {
-        "seed": 0,
-        "data": data,
-        "model": {"name": "mlp", "hidden": (4,)},
-        "batch_size": 4,
-        "num_steps": 2,
-        "log_every": 2,
-        "checkpoint_every": 2,
-        "chain": (("backprop", {}), ("sgd", {"learning_rate": 0.1})),
-    }
+        job.prepare(config.read(settings(**data)))
 
 
 def test_bags_train(news, tmp_path):
     data = {"name": "ag_news_5k", "dir": str(news.parent), "form": "bag"}
     with jax.numpy_dtype_promotion("standard"):
-        result = fit(settings(data | {"vocabulary": 30}), tmp_path / "run")
+        result = fit(settings(**data, vocabulary=30), tmp_path / "run")
     assert result.params["Dense_0"]["kernel"].shape == (30, 4)
 
 

@@ -209,7 +209,7 @@ def test_a_step_on_w_is_a_step_on_a_with_the_gradient_times_r_r():
     gradient = problems.gradient(loss_fn, params, BATCH)
     _, _, updates = compiled(tx)(params, state, BATCH)
     layouts = decorrelation.inputs.layers(
-        loss_fn, PARAMS, BATCH, decorrelation.inputs.Structure(block=4)
+        loss_fn, PARAMS, BATCH, decorrelation.layout.Structure(block=4)
     )
     assert [layout.sizes for layout in layouts.values()] == [(2, 6, 4), (2, 3, 3)]
     for name in layouts:
@@ -276,7 +276,7 @@ def test_a_part_of_the_batch_is_evenly_spaced_and_leaves_state_alone():
         return ((batch["x"] * batch["state"][None]) @ params["w"]).sum(1)
 
     batch = {"x": jnp.arange(24.0).reshape(8, 3), "state": jnp.ones(3)}
-    part = decorrelation.wrapper._part(
+    part = decorrelation.inputs.evenly_spaced(
         with_state, {"w": jnp.ones((3, 2))}, batch, 0.5, ("state",)
     )
     np.testing.assert_array_equal(part["x"], batch["x"][::2])

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from bpfree.decorrelation import find_layers, inputs
-from bpfree.decorrelation.inputs import Structure
+from bpfree.decorrelation.layout import Structure
 
 KEY = jax.random.key(0)
 

@@ -18,6 +18,7 @@ from bpfree.training import (
     load,
     losses,
 )
+from bpfree.training.loss_functions import absolute_error, squared_error
 from bpfree.training.trained import scores
 from tests.test_sweeps import record as finished
 from tests.test_training import ROOT, lines, standard_promotion
@@ -97,20 +98,18 @@ def own(folder, name, **more):
 
 def test_values_entry_by_entry():
     outputs, label = jnp.array([[1.0], [4.0]]), jnp.array([2.0, 2.0])
-    np.testing.assert_array_equal(losses.squared_error(outputs, label), [1, 4])
-    np.testing.assert_array_equal(losses.absolute_error(outputs, label), [1, 2])
+    np.testing.assert_array_equal(squared_error(outputs, label), [1, 4])
+    np.testing.assert_array_equal(absolute_error(outputs, label), [1, 2])
     np.testing.assert_array_equal(
-        losses.squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]])), [[1, 4]]
+        squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]])), [[1, 4]]
     )
     with pytest.raises(ValueError, match=r"shape \(2, 1\), and the labels \(3,\)"):
-        losses.squared_error(outputs, jnp.zeros(3))
+        squared_error(outputs, jnp.zeros(3))
 
 
 def test_the_mean_of_an_example_or_one_for_each_of_its_labels():
     outputs, label = jnp.arange(6.0).reshape(2, 3), jnp.zeros((2, 3))
-    each, mean = (
-        losses.of_examples(losses.squared_error, n) for n in ("step", "example")
-    )
+    each, mean = (losses.of_examples(squared_error, n) for n in ("step", "example"))
     np.testing.assert_array_equal(each(outputs, label), outputs**2)
     np.testing.assert_allclose(mean(outputs, label), [5 / 3, 50 / 3])
 

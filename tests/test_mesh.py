@@ -144,11 +144,12 @@ def program(text, num_samples=16, hidden=(64,), **estimator):
         for c in mesh.columns(devices, 64)
     ]
     batch = mesh.assemble(devices, 64, parts)
-    return made, steps.compiled(
+    lowered = steps.lowered(
         lambda state, batch: steps.scan_steps(made.task, state, batch, lambda b: b),
         mesh.put(devices, state),
         batch,
     )
+    return made, lowered.compile()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from bpfree.estimators import predictors
 from bpfree.models import transformer, vit
 from bpfree.program import passes
 from bpfree.program.trace import trace
-from bpfree.training.losses import cross_entropy
+from bpfree.training.loss_functions import cross_entropy
 from tests import problems
 from tests.statistics import assert_close
 

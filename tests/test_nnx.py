@@ -14,7 +14,7 @@ from tests import problems
 from tests import statistics as gates
 from tests.nnx_models import MODELS, Dropped, inputs, model
 from tests.statistics import assert_close
-from tests.test_adapters import loss
+from tests.test_adapters import check_draws, check_layers, loss
 
 LABELS = jnp.asarray([0.5, -1.0, 2.0])
 SIZE = 3
@@ -37,16 +37,7 @@ def problem(name, **options):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_is_a_node_and_the_pullback_is_exact(name):
     objective, params, batch, _ = problem(name)
-    sites = bpfree.nodes.trace(objective, params, batch).nodes
-    assert sorted(s.name for s in sites) == sorted(MODELS[name][1])
-    shared = {s.name for s in sites if s.batch_axis is None}  # weight noise
-    assert shared == {s.name for s in sites if "orm" in s.name}
-    assert all(s.shape[s.batch_axis] == SIZE for s in sites if s.name not in shared)
-    pulled, truth = problems.pulled_and_truth(objective, params, batch)
-    assert jax.tree.structure(pulled) == jax.tree.structure(params)
-    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
-    for path, g in jax.tree_util.tree_leaves_with_path(truth):
-        assert g.any(), jax.tree_util.keystr(path)
+    check_layers(objective, params, batch, MODELS[name][1])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -113,12 +104,7 @@ def test_the_objective_outlives_changes_of_the_model():
 
 def test_dropout_draws_from_the_key():
     objective, params, batch, made = problem("dropout", rngs=("default",))
-    key = jax.random.key(5)
-    pulled, truth = problems.pulled_and_truth(objective, params, batch, key)
-    assert_close(pulled, truth, rtol=1e-9, atol=1e-12)
-    same, other = (objective(params, batch, k) for k in (key, jax.random.key(6)))
-    assert_close(same, objective(params, batch, key), rtol=0.0)
-    assert not jnp.allclose(same, other)
+    check_draws(objective, params, batch)
     with pytest.raises(ValueError, match="no random streams .*it has .'default'"):
         bpfree.supervised(made, loss, rngs=("dropout",))
 

@@ -116,7 +116,9 @@ def test_a_product_with_a_vector_is_one_of_matrices_on_cpu_alone(name):
     product = jax.jit(lambda x, y: products.dot_general(x, y, numbers))
     plain = jax.jit(lambda x, y: jax.lax.dot_general(x, y, numbers))
     np.testing.assert_allclose(product(lhs, rhs), plain(lhs, rhs), rtol=1e-5, atol=1e-6)
-    rows = re.findall(r"dot_general .*-> tensor<([\dx]*)xf64>", lowered(product, lhs, rhs))
+    rows = re.findall(
+        r"dot_general .*-> tensor<([\dx]*)xf64>", lowered(product, lhs, rhs)
+    )
     assert len(rows) == 1
     size = np.prod([int(n) for n in rows[0].split("x")])
     assert size == plain(lhs, rhs).size * (1 if name == "matrices" else 2)

@@ -186,12 +186,16 @@ def test_an_unknown_search():
 # ------------------------------------------------------------------------------ cluster
 
 
-def test_options_that_submitit_refuses():
+def test_options_that_submitit_refuses(tmp_path, monkeypatch):
+    """They are tried before anything runs, and leave no folder where one stands."""
     pytest.importorskip("submitit")
     from bpfree.sweeps import cluster
 
+    monkeypatch.chdir(tmp_path)
+    cluster.make_start("local", {"timeout_min": 5})
     with pytest.raises(ConfigError, match="--cluster=local: .*hours"):
         cluster.make_start("local", {"hours": 3})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

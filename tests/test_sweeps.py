@@ -28,6 +28,7 @@ from bpfree.sweeps import (
 )
 from bpfree.sweeps.worker import folder_of
 from bpfree.training import ConfigError, WorkdirError, fit, losses
+from bpfree.training.loss_functions import accuracy
 from tests.test_training import ROOT, small, standard_promotion
 
 assert standard_promotion  # a fixture for every test of this module, too
@@ -48,7 +49,7 @@ def get_config():
 """
 
 
-ACCURACY = losses.Metric("accuracy", False, losses.accuracy)
+ACCURACY = losses.Metric("accuracy", False, accuracy)
 MEASURED = ("validation/accuracy", "test/accuracy")
 
 

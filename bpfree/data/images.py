@@ -53,7 +53,7 @@ def load(
     """
     changes, entry = flip_and_crop(flip, crop), SETS[name]
     found, record = places.read(
-        name, entry, dir, lambda splits: tfds.read(name, splits, lazy)
+        name, entry, dir, lambda splits: tfds.read(name, splits, lazy=lazy)
     )
     if isinstance(found.train, Examples) and preprocess != "none":
         raise ValueError(
@@ -61,14 +61,14 @@ def load(
             "loader='grain' this set is read one by one: use preprocess='none'"
         )
     parts = (*_split(found.train), _batch(found.test))
-    data = places.dataset(name, entry, record, *parts, augment=changes)
+    data = places.dataset(name, entry, record, *parts, changes)
     return preprocessed(data, preprocess, epsilon)
 
 
 def _split(train: Part | Examples) -> tuple[Batch | Examples, Batch]:
     """The training part without its end, and that end, for validation."""
     if not isinstance(train, Examples):
-        return places.halves(_batch(train))
+        return places.without_end(_batch(train))
     size = len(train) - places.held_out(len(train))
     rows = [train[i] for i in range(size, len(train))]
     end = Part(*(np.stack([e[k] for e in rows]) for k in ("image", "label")))

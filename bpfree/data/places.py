@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.data import Batch, Dataset, Examples, made_up, raw, tfds
+from bpfree.data import Augment, Batch, Dataset, Examples, made_up, raw, tfds
 from bpfree.data.catalogue import Entry
 
 FromTfds = Callable[[tuple[str, ...]], tuple[Any, dict[str, Any]]]
@@ -82,8 +82,8 @@ def held_out(size: int) -> int:
     return min(HELD_OUT, size // 10)
 
 
-def halves(train: Batch) -> tuple[Batch, Batch]:
-    """The training part without its end, and that end, for validation."""
+def without_end(train: Batch) -> tuple[Batch, Batch]:
+    """The training part without its last examples, and these, for validation."""
     count = held_out(len(train["label"]))
     kept = {k: v[:-count] for k, v in train.items()}
     return kept, {k: v[-count:] for k, v in train.items()}
@@ -96,7 +96,7 @@ def dataset(
     train: Batch | Examples,
     validation: Batch,
     test: Batch,
-    **fields: Any,
+    augment: Augment | None = None,
 ) -> Dataset:
     """The parts as a `Dataset`, with the record of where they are from."""
     count = len(validation["label"])
@@ -105,4 +105,4 @@ def dataset(
     if entry.note:
         source["note"] = entry.note
     classes = entry.num_classes
-    return Dataset(train, validation, test, classes, source, **fields).counted()
+    return Dataset(train, validation, test, classes, source, augment).counted()

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from bpfree.data import Batch, Dataset
+from bpfree.data import Augment, Batch, Dataset
 
 Kind = Literal["none", "centre", "standardise", "zca"]
 EPSILON = 1e-2  # pixels are scaled to 0 .. 1
@@ -99,7 +99,9 @@ def _map(affine: Affine, batch: Batch) -> Batch:
     return {**batch, "x": apply(affine, batch["x"])}
 
 
-def then(augment, affine: Affine):
+def then(augment: Augment, affine: Affine) -> Augment:
+    """The augmentation, followed by the preprocessing of what it returns."""
+
     def augment_then_preprocess(key: jax.Array, batch: Batch) -> Batch:
         return _map(affine, augment(key, batch))
 

@@ -21,7 +21,12 @@ class DataError(ValueError):
 
 
 class Part(NamedTuple):
-    """Images uint8 (N, height, width, channels) and labels int32 (N,)."""
+    """Examples and their labels int32 (N,).
+
+    Attributes:
+      images: uint8 (N, height, width, channels); of texts, strings (N,); of recordings,
+        arrays (events, 4), (N,).
+    """
 
     images: np.ndarray
     labels: np.ndarray

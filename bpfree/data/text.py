@@ -12,10 +12,8 @@ so nothing is fitted to the data, and unknown words do not exist; two words may 
 number. Number 0 is "no word".
 """
 
-import hashlib
 import re
 import zlib
-from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -57,7 +55,9 @@ def load(
             f"vocabulary={vocabulary} must be at least 2, and length={length} at least 1"
         )
     entry = TEXTS[name]
-    found, record = places.read(name, entry, dir, lambda splits: _from_tfds(name, splits))
+    found, record = places.read(
+        name, entry, dir, lambda splits: tfds.read(name, splits, _title_and_description)
+    )
 
     def batch(part: Part) -> Batch:
         words = [numbers(text, vocabulary) for text in part.images]
@@ -65,7 +65,7 @@ def load(
         return {"x": x, "label": part.labels}
 
     train, test = map(batch, found)
-    return places.dataset(name, entry, record, *places.halves(train), test)
+    return places.dataset(name, entry, record, *places.without_end(train), test)
 
 
 def numbers(text: str, vocabulary: int) -> list[int]:
@@ -90,25 +90,7 @@ def bags(words: list[list[int]], vocabulary: int) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
 
 
-def _from_tfds(name: str, splits: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    builder, sources = tfds.opened(name, splits)
-    with tfds.dataset_errors(builder.data_dir):
-        parts = tuple(_part(source) for source in sources)
-    digests = {s: _digest(p.images) for s, p in zip(splits, parts, strict=True)}
-    return parts, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
-
-
-def _part(source: Any) -> Part:
-    """Title and description joined by a space."""
-    examples = [source[i] for i in range(len(source))]
-    pairs = ([_string(e[k]) for k in ("title", "description")] for e in examples)
-    texts = np.array([" ".join(pair) for pair in pairs], object)
-    return Part(texts, np.array([e["label"] for e in examples], np.int32))
-
-
-def _string(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode()
-
-
-def _digest(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+def _title_and_description(example: Any) -> str:
+    """Both joined by a space."""
+    found = (example[key] for key in ("title", "description"))
+    return " ".join(v if isinstance(v, str) else v.decode() for v in found)

@@ -1,8 +1,8 @@
-"""Image sets that TFDS has prepared as array_record; TensorFlow is not needed to read."""
+"""Sets that TFDS has prepared as array_record; TensorFlow is not needed to read them."""
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,23 @@ class Missing(DataError):
     """TFDS is not installed, or has no prepared copy."""
 
 
+def image(example: dict[str, Any]) -> np.ndarray:
+    """What an example of an image set holds besides its label."""
+    return np.asarray(example["image"])
+
+
 def read(
-    name: str, splits: tuple[str, ...], lazy: bool = False
+    name: str,
+    splits: tuple[str, ...],
+    content: Callable[[dict[str, Any]], Any] = image,
+    lazy: bool = False,
 ) -> tuple[Raw, dict[str, Any]]:
     """A prepared copy, in memory, and what the record says of it.
 
     Args:
       name: as TFDS knows it, such as "imagenet_resized/32x32".
       splits: TFDS's names of the training and the test part.
+      content: what is read of an example, next to its label: an image, or a text.
       lazy: leave the training part on the disk; it becomes `Examples` of raw
         {"image", "label"}, and has no checksum.
 
@@ -30,17 +39,17 @@ def read(
     ~/tensorflow_datasets. Examples come in TFDS's own, fixed, shuffled order. Nothing is
     downloaded. Raises Missing; or DataError if the copy cannot be read.
     """
-    builder, sources = opened(name, splits)
-    with dataset_errors(builder.data_dir):
+    builder, sources = _opened(name, splits)
+    with _errors(builder.data_dir):
         in_memory = list(zip(splits, sources, strict=True))[lazy:]
-        parts = {split: _part(source) for split, source in in_memory}
+        parts = {split: _part(source, content) for split, source in in_memory}
     digests = {split: _digest(part) for split, part in parts.items()}
     train: Any = parts.get(splits[0]) or _examples(sources[0], builder.data_dir)
     found = Raw(train, parts[splits[1]])
     return found, {"from": f"TFDS, {builder.info.full_name}", "sha256": digests}
 
 
-def opened(name: str, splits: tuple[str, ...]) -> tuple[Any, Any]:
+def _opened(name: str, splits: tuple[str, ...]) -> tuple[Any, Any]:
     """The builder of a set, and its prepared parts, unread; raises Missing."""
     try:
         import tensorflow_datasets as tfds
@@ -55,7 +64,7 @@ def opened(name: str, splits: tuple[str, ...]) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def dataset_errors(place: Any) -> Iterator[None]:
+def _errors(place: Any) -> Iterator[None]:
     """Errors of reading the copy in a folder, as a DataError that names it."""
     try:
         yield
@@ -68,25 +77,25 @@ def dataset_errors(place: Any) -> Iterator[None]:
 
 def _examples(source: Sequence[dict[str, Any]], place: Any) -> Examples:
     def read(i):
-        with dataset_errors(place):
+        with _errors(place):
             example = source[i]
-        return {
-            "image": np.asarray(example["image"]),
-            "label": np.int32(example["label"]),
-        }
+        return {"image": image(example), "label": np.int32(example["label"])}
 
     return Examples(len(source), read)
 
 
-def _part(source: Sequence[dict[str, Any]]) -> Part:
-    first = np.asarray(source[0]["image"])
-    images = np.empty((len(source), *first.shape), np.uint8)
+def _part(source: Sequence[dict[str, Any]], content: Callable[..., Any]) -> Part:
+    first = content(source[0])
+    kind = object if isinstance(first, str) else np.uint8
+    contents = np.empty((len(source), *np.shape(first)), kind)
     labels = np.empty(len(source), np.int32)
     for i in range(len(source)):
         example = source[i]
-        images[i], labels[i] = example["image"], example["label"]
-    return Part(images, labels)
+        contents[i], labels[i] = content(example), example["label"]
+    return Part(contents, labels)
 
 
 def _digest(part: Part) -> str:
+    if part.images.dtype == object:
+        return hashlib.sha256("\n".join(part.images).encode()).hexdigest()
     return hashlib.sha256(part.images.tobytes() + part.labels.tobytes()).hexdigest()

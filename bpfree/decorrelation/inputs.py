@@ -7,60 +7,20 @@ custom derivatives are read, those of `cond` and `while` are not; a kernel stack
 `scan` keeps its stack, and a kernel of several products pools their inputs.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bpfree.decorrelation.layout import Layout, make_layout
-from bpfree.decorrelation.windows import drawn, windows
+from bpfree.decorrelation.layout import Layout, Structure
+from bpfree.decorrelation.rows import PRODUCTS, Draw, Found, Kernel
+from bpfree.decorrelation.windows import drawn
 from bpfree.program import rewriting, tags
 from bpfree.program.marking import param_paths
-from bpfree.program.trace import arguments, name_hash
+from bpfree.program.trace import arguments, check_losses, split_aux
 
 _OPENED = tags.REMAT | {"custom_jvp_call", "custom_vjp_call"}
-
-
-class Structure(NamedTuple):
-    """What of a kernel's inputs shares a matrix; see `layout.make_layout`."""
-
-    block: int | None = None
-    channel_only: bool = False
-
-
-class Draw(NamedTuple):
-    """Which rows are read: at most `cap` of a product, drawn with `key`."""
-
-    key: jax.Array
-    cap: int
-
-    def of(self, path: str) -> "Draw":
-        return Draw(jax.random.fold_in(self.key, name_hash(path)), self.cap)
-
-
-class Kernel(NamedTuple):
-    """A parameter on its way to a product.
-
-    Attributes:
-      value: what it is here.
-      path: of the parameter.
-      axes: the parameter's axis that each axis of `value` is.
-      stack: (axis, size) of those that enclosing scans have taken away.
-    """
-
-    value: jax.Array
-    path: str
-    axes: tuple[int, ...]
-    stack: tuple[tuple[int, int], ...] = ()
-
-
-class Found(NamedTuple):
-    """Inputs of one kernel: rows (g, n, d) as its product reads them, and its layout."""
-
-    rows: jax.Array
-    layout: Layout | None  # None: two products that read the kernel differently
 
 
 Taps = dict[str, Found]
@@ -88,6 +48,25 @@ def record(
     loss_key, draw_key = jax.random.split(key)
     taps = _read(loss_fn, params, batch, loss_key, Draw(draw_key, cap), Structure())
     return {path: layout.inputs(taps[path].rows) for path, layout in layouts.items()}
+
+
+def evenly_spaced(loss_fn, params, batch, fraction: float, shared: Sequence[str]) -> Any:
+    """A share of the batch's examples, evenly spaced; `shared` keys hold no examples."""
+    args = arguments(loss_fn, params, batch, jax.random.key(0))
+    losses, _ = split_aux(jax.eval_shape(loss_fn, *args))
+    size = check_losses(losses, axes=2)
+    if size is None or fraction == 1:
+        return batch
+    kept = max(1, round(fraction * size))
+    stride = size // kept
+
+    def cut(leaf):
+        whole = jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != size
+        return leaf if whole else leaf[: kept * stride : stride]
+
+    if not isinstance(batch, Mapping):
+        return jax.tree.map(cut, batch)
+    return {k: v if k in shared else jax.tree.map(cut, v) for k, v in batch.items()}
 
 
 def leaves(params) -> dict[str, Any]:
@@ -124,9 +103,9 @@ def _reader(taps: Taps, draw: Draw, structure: Structure) -> rewriting.Bind:
         outs = tags.bind_eqn(eqn, _plain(invals))
         if kernels and name in _FOLLOWED:
             return [_FOLLOWED[name](kernels[0]._replace(value=outs[0]), eqn)]
-        if len(kernels) == 1 and name in _PRODUCTS:
+        if len(kernels) == 1 and name in PRODUCTS:
             path = kernels[0].path
-            found = _PRODUCTS[name](eqn, invals, draw.of(path), structure)
+            found = PRODUCTS[name](eqn, invals, draw.of(path), structure)
             if found is not None:
                 taps[path] = _pooled(taps.get(path), found)
         return outs
@@ -195,67 +174,3 @@ def _slice(x: Any, value: jax.Array) -> Any:
         return value
     taken = (x.axes[0], x.value.shape[0])
     return Kernel(value, x.path, x.axes[1:], (*x.stack, taken))
-
-
-# ----------------------------------------------------------------------- the products
-
-
-def _dot(eqn, invals, draw: Draw, structure: Structure) -> Found | None:
-    side = int(isinstance(invals[1], Kernel))
-    kernel, x = invals[side], invals[1 - side]
-    contracted, batched = eqn.params["dimension_numbers"]
-    if not contracted[0]:
-        return None
-    ins, stack = contracted[side], batched[side]
-    outs = [i for i in range(kernel.value.ndim) if i not in (*ins, *stack)]
-    x_ins, x_stack = contracted[1 - side], batched[1 - side]
-    free = [i for i in range(x.ndim) if i not in (*x_ins, *x_stack)]
-    g, n, d = (math.prod(x.shape[i] for i in part) for part in (x_stack, free, x_ins))
-    rows = x.transpose([*x_stack, *free, *x_ins]).reshape(g, n, d)
-    layout = _layout_of(kernel, structure, blocks=stack, outs=outs, ins=ins)
-    return Found(drawn(rows, *draw), layout)
-
-
-def _conv(eqn, invals, draw: Draw, structure: Structure) -> Found | None:
-    x, kernel = invals
-    params = eqn.params
-    if not isinstance(kernel, Kernel) or params["batch_group_count"] > 1:
-        return None
-    groups = params["feature_group_count"]
-    out, channel, *space = params["dimension_numbers"].rhs_spec
-    layout = _layout_of(
-        kernel, structure, outs=[out], ins=[channel], offsets=space, groups=groups
-    )
-    sizes = tuple(kernel.value.shape[i] for i in space)
-    rows = windows(x, sizes, params, *draw)  # (n, channels, offsets)
-    return Found(rows.reshape(len(rows), groups, -1).swapaxes(0, 1), layout)
-
-
-_PRODUCTS: dict[str, Callable[..., Found | None]] = {
-    "dot_general": _dot,
-    "conv_general_dilated": _conv,
-}
-
-
-def _layout_of(
-    kernel: Kernel, structure: Structure, outs, ins, blocks=(), offsets=(), groups=1
-) -> Layout:
-    """The layout of the parameter, from the axes of the product's operand."""
-    sizes = {
-        **dict(zip(kernel.axes, kernel.value.shape, strict=True)),
-        **dict(kernel.stack),
-    }
-
-    def axes(part):
-        return [kernel.axes[i] for i in part]
-
-    return make_layout(
-        [sizes[i] for i in range(len(sizes))],
-        blocks=[axis for axis, _ in kernel.stack] + axes(blocks),
-        outs=axes(outs),
-        ins=axes(ins),
-        offsets=axes(offsets),
-        groups=groups,
-        block=structure.block,
-        channel_only=structure.channel_only,
-    )

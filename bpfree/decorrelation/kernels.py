@@ -1,13 +1,9 @@
 """The kernels of a loss function that `decorrelate` works on."""
 
-from collections.abc import Callable, Collection
-
 from bpfree.decorrelation import inputs
-from bpfree.decorrelation.inputs import Structure
-from bpfree.decorrelation.layout import Layout
-from bpfree.program.trace import LossFn, chosen_names
-
-Layers = Callable[[str], bool] | Collection[str] | None
+from bpfree.decorrelation.layout import Layout, Structure
+from bpfree.program.names import NameFilter, chosen_names
+from bpfree.program.trace import LossFn
 
 
 def find_layers(
@@ -33,7 +29,7 @@ def find_layers(
 
 
 def chosen_layers(
-    loss_fn, params, batch, structure: Structure, layers: Layers
+    loss_fn, params, batch, structure: Structure, layers: NameFilter
 ) -> dict[str, Layout]:
     """{path: layout} of those that `layers` names; ValueError if it leaves none."""
     found = inputs.layers(loss_fn, params, batch, structure)

@@ -12,6 +12,20 @@ from typing import NamedTuple
 import jax
 
 
+class Structure(NamedTuple):
+    """Which inputs of a kernel share a matrix.
+
+    Attributes:
+      block: the largest d. A wider product is cut into equal parts of its first input
+        axis, as few as do (its length may have no divisors: then there are many). None:
+        no limit.
+      channel_only: all positions of a convolution's window share one (C, C) matrix.
+    """
+
+    block: int | None = None
+    channel_only: bool = False
+
+
 class Layout(NamedTuple):
     """How the entries of a kernel stand in (G, O, d).
 
@@ -60,8 +74,7 @@ def make_layout(
     ins: Sequence[int],
     groups: int,
     offsets: Sequence[int],
-    block: int | None,
-    channel_only: bool,
+    structure: Structure,
 ) -> Layout:
     """The layout of a kernel.
 
@@ -69,14 +82,12 @@ def make_layout(
       shape: of the kernel.
       blocks, outs, ins, offsets: its axes: stacked, output, input channels, window.
       groups: into which the first output axis is cut.
-      block: the largest d; a wider product is cut into equal parts of its first input
-        axis, as few as do (its length may have no divisors: then there are many).
-      channel_only: one statistic for all offsets.
     """
     channels = math.prod(shape[i] for i in ins)
     window = math.prod(shape[i] for i in offsets)
-    channel_only = channel_only and window > 1
-    parts = _parts(shape[ins[0]], channels * (1 if channel_only else window), block)
+    channel_only = structure.channel_only and window > 1
+    width = channels * (1 if channel_only else window)
+    parts = _parts(shape[ins[0]], width, structure.block)
     pieces = {i: [size] for i, size in enumerate(shape)}
     if groups > 1:
         pieces[outs[0]] = [groups, shape[outs[0]] // groups]

@@ -16,13 +16,9 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def transpose(a: jax.Array) -> jax.Array:
-    return jnp.swapaxes(a, -1, -2)
-
-
 def second_moment(x: jax.Array) -> jax.Array:
     """S (G, d, d)."""
-    return product(transpose(x), x) / x.shape[1]
+    return product(x.mT, x) / x.shape[1]
 
 
 def variances(x: jax.Array) -> jax.Array:
@@ -35,7 +31,7 @@ def times(x: jax.Array, m: jax.Array) -> jax.Array:
     2 n d^2 + 2 d^2 k."""
     n, d, k = x.shape[1], x.shape[2], m.shape[2]
     if 2 * n * k < n * d + d * k:
-        return product(transpose(x), product(x, m)) / n
+        return product(x.mT, product(x, m)) / n
     return product(second_moment(x), m)
 
 
@@ -69,11 +65,7 @@ def correlation(x: jax.Array) -> jax.Array:
     live = (v > 0).astype(x.dtype)
     scaled = x / jnp.sqrt(jnp.where(v > 0, v, 1))[:, None]
     # The squares of x^T x and of x x^T have the same sum.
-    gram = (
-        product(transpose(scaled), scaled)
-        if d < n
-        else product(scaled, transpose(scaled))
-    )
+    gram = product(scaled.mT, scaled) if d < n else product(scaled, scaled.mT)
     features = live.sum(1)
     energy = jnp.sum((gram / n) ** 2, (1, 2)) - features
     pairs = features * (features - 1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree.decorrelation.moments import product, transpose
+from bpfree.decorrelation.moments import product
 
 
 class Rule(NamedTuple):
@@ -41,7 +41,7 @@ def by_matrix(state, m: jax.Array) -> jax.Array:
 
 def by_transpose(state, m: jax.Array) -> jax.Array:
     """m R^T: the gradient at A = W R as the one at W."""
-    return product(m, transpose(state.matrix))
+    return product(m, state.matrix.mT)
 
 
 def identities(blocks: int, d: int, dtype) -> jax.Array:

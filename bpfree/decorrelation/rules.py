@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.decorrelation import moments
-from bpfree.decorrelation.moments import product, transpose
+from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rule import Rule, by_matrix, by_transpose, identities
 
 
@@ -208,7 +208,7 @@ def _moving(make: Callable, rate: float | None, preserve: bool, scaled=False) ->
         return Moving(identities(blocks, d, dtype), still, loss)
 
     def move(state: Moving, rows: jax.Array) -> Moving:
-        x = product(rows, transpose(state.matrix))
+        x = product(rows, state.matrix.mT)
         bracket = make(x)
         eta = safe_rate(bracket, x, rate)
         eta = jnp.where(state.rate > 0, jnp.minimum(eta, state.rate), eta)

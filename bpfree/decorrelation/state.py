@@ -64,6 +64,7 @@ def precise(leaf) -> Any:
 
 
 def mark(matrices: jax.Array) -> jax.Array:
+    """A v (G, O) of matrices A (G, O, d), for one fixed normal vector v: a checksum."""
     probe = jax.random.normal(jax.random.key(3), matrices.shape[-1:], precise(matrices))
     return product(matrices.astype(probe.dtype), probe[:, None])[..., 0]
 
@@ -75,7 +76,7 @@ def first_edit(state: DecorrelationState, params, found: dict[str, Layout]) -> j
     for path, left in state.marks.items():
         matrices = found[path].matrices(kernels[path])
         eps = float(jnp.finfo(matrices.dtype).eps)
-        size = jnp.sqrt(jnp.sum(matrices.astype(left.dtype) ** 2, 2))
+        size = jnp.linalg.norm(matrices.astype(left.dtype), axis=2)
         bound = 64 * eps * (size + jnp.abs(left)) * matrices.shape[2] ** 0.5
         changed |= jnp.any(jnp.abs(mark(matrices) - left) > bound)
     return jnp.where((state.edited < 0) & changed, state.count, state.edited)

@@ -9,7 +9,7 @@ For a kernel A (G, O, d) with inputs z, and R the rule's matrix for it,
 so any estimator can feed it, and evaluation and export need nothing.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,16 +18,17 @@ import optax
 from jax import lax
 
 from bpfree.decorrelation import direct, inputs, rules
-from bpfree.decorrelation.inputs import Structure, leaves
-from bpfree.decorrelation.kernels import Layers, chosen_layers
-from bpfree.decorrelation.layout import Layout
+from bpfree.decorrelation.inputs import leaves
+from bpfree.decorrelation.kernels import chosen_layers
+from bpfree.decorrelation.layout import Layout, Structure
 from bpfree.decorrelation.moments import product
 from bpfree.decorrelation.rule import Rule
 from bpfree.decorrelation.state import DecorrelationState, first_edit, mark, precise
 from bpfree.estimators.objective import check_loss_fn
 from bpfree.estimators.placement import has_masked
 from bpfree.program.marking import param_path
-from bpfree.program.trace import LossFn, arguments, check_losses, split_aux
+from bpfree.program.names import NameFilter
+from bpfree.program.trace import LossFn
 
 RULES: dict[str, Callable[[], Rule]] = {
     "copi": rules.copi,
@@ -45,7 +46,7 @@ def decorrelate(
     *,
     example_batch: Any,
     rule: RuleName | Rule = "foof",
-    layers: Layers = None,
+    layers: NameFilter = None,
     every: int = 10,
     until: int | None = None,
     fraction: float = 1.0,
@@ -139,7 +140,7 @@ def decorrelate(
     def moved(state: DecorrelationState, params, batch, found) -> dict[str, Any]:
         def move():
             key = jax.random.fold_in(jax.random.key(0), state.count)
-            part = _part(loss_fn, params, batch, fraction, shared)
+            part = inputs.evenly_spaced(loss_fn, params, batch, fraction, shared)
             rows = inputs.record(loss_fn, params, part, key, cap, found)
             return {
                 p: chosen.move(s, rows[p].astype(s.matrix.dtype))
@@ -197,7 +198,7 @@ def _at(tree, paths: Collection[str], fn: Callable[[str, Any], Any]) -> Any:
     def one(path, leaf):
         return fn(name, leaf) if (name := param_path(path)) in paths else leaf
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree.map_with_path(one, tree)
 
 
 def _through(layout: Layout, fn, state, leaf: jax.Array) -> jax.Array:
@@ -215,25 +216,6 @@ def _fold(updates, weights, states, params, found):
         return found[p].kernel(folded).astype(u.dtype) - kernels[p]
 
     return _at(updates, found, to_folded), weights
-
-
-def _part(loss_fn, params, batch, fraction: float, shared: Sequence[str]) -> Any:
-    """Evenly spaced examples of the batch."""
-    args = arguments(loss_fn, params, batch, jax.random.key(0))
-    losses, _ = split_aux(jax.eval_shape(loss_fn, *args))
-    size = check_losses(losses, axes=2)
-    if size is None or fraction == 1:
-        return batch
-    kept = max(1, round(fraction * size))
-    stride = size // kept
-
-    def cut(leaf):
-        whole = jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != size
-        return leaf if whole else leaf[: kept * stride : stride]
-
-    if not isinstance(batch, Mapping):
-        return jax.tree.map(cut, batch)
-    return {k: v if k in shared else jax.tree.map(cut, v) for k, v in batch.items()}
 
 
 # ------------------------------------------------------------------------------ checks

@@ -17,7 +17,8 @@ along g. Its expectation is exact; where there is no bias it is negative half of
 from bpfree.diagnostics.alignment import Alignment, Report
 from bpfree.diagnostics.cost import cost, products, samples_for
 from bpfree.diagnostics.measuring import make_meter, measure
-from bpfree.diagnostics.recommending import Candidate, Recommendation, recommend
+from bpfree.diagnostics.recommendation import Candidate, Recommendation
+from bpfree.diagnostics.recommending import recommend
 
 __all__ = [
     "Alignment",

@@ -11,6 +11,7 @@ from jax import lax
 from bpfree.equilibrium.energy import Dynamics, Energy, States
 from bpfree.equilibrium.free_phase import equilibrium
 from bpfree.equilibrium.relaxation import Relaxation, check_relaxation
+from bpfree.equilibrium.states import total
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
@@ -138,7 +139,7 @@ def recurrent_backprop(
         def surrogate(params):
             moved = _jacobi(energy.bind(params, batch), h)
             terms = [(a * m).sum() for a, m in zip(adjoint, moved, strict=True)]
-            return mean_cost(params, h) + sum(terms[1:], terms[0])
+            return mean_cost(params, h) + total(terms)
 
         gradient = jax.grad(surrogate)(params)
         return Estimate(gradient, energy.cost(params, h, batch))

@@ -38,8 +38,8 @@ def kept(found: Relaxed, predicted: States, free: States) -> States:
     """Complex phases that went astray go back to their prediction, example by example.
 
     The quadrature of an extrapolated polynomial is the centred rule, so an example for
-    which the circle is too large falls back to N = 2. Not under noise, which the
-    estimated error would be of.
+    which the circle is too large falls back to N = 2. It is of no use for noisy drives:
+    the estimated error would be that of the noise.
     """
     moved = norm(minus(predicted, free))
     astray = ~(found.error <= ASTRAY * moved).all(0, keepdims=True)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from bpfree.equilibrium import linear
 from bpfree.equilibrium.energy import Dynamics, Phases, States
 from bpfree.equilibrium.pooling import Pool
+from bpfree.equilibrium.states import total
 
 Fn = Callable[..., jax.Array]
 Feedback = float | jax.Array
@@ -45,9 +46,11 @@ class Net(NamedTuple):
     label: str
 
     def activation_of(self, i: int) -> Fn:
+        """Of the state at position i, from 0."""
         return self.output_activation if i == self.depth - 1 else self.activation
 
     def shaped(self, x: jax.Array) -> jax.Array:
+        """Inputs (B, ...) as images, if the net says their shape."""
         return x.reshape(x.shape[0], *self.image) if self.image else x
 
     def scale(self, layers: int, like: jax.Array) -> jax.Array:
@@ -66,6 +69,7 @@ class Bound(NamedTuple):
     label: jax.Array
 
     def output(self, edge: Edge, h: jax.Array) -> jax.Array:
+        """P(W * h + b) of an edge, the argument of Phi that its target meets."""
         return edge.pooled(self.maps[edge.name].forward(h))
 
     def cost(self, outputs: jax.Array) -> jax.Array:
@@ -73,6 +77,7 @@ class Bound(NamedTuple):
 
 
 def bind(net: Net, params, batch) -> Bound:
+    """The net with the linear maps of its parameters, and zeros of its states' shapes."""
     x = net.shaped(batch[net.x])
     x = x.astype(params[net.edges[0].name]["kernel"].dtype)
     maps: dict[str, linear.Linear] = {}
@@ -99,6 +104,7 @@ def readout_of(net: Net, params, last: jax.Array) -> linear.Linear:
 
 
 def dynamics(bound: Bound) -> Dynamics:
+    """What a sweep evaluates. A product W h is kept until h changes."""
     net, maps = bound.net, bound.maps
     inner = [e for e in net.edges if e.source > 0]
     constant: dict[int, jax.Array] = {}  # the drive of the input, the same in all sweeps
@@ -123,7 +129,7 @@ def dynamics(bound: Bound) -> Dynamics:
         if beta is not None and i == net.depth - 1:
             signal = _cost_signal(bound, h[i])
             terms.append(-beta.astype(signal.dtype) * signal)
-        return sum(terms[1:], terms[0])
+        return total(terms)
 
     return Dynamics(
         bound.states,
@@ -146,24 +152,24 @@ def weighted(bound: Bound, phases: Sequence[Phases]) -> jax.Array:
     An edge from the input is linear in the states, so theirs are summed over the phases
     first: one product per layer.
     """
-    net, total = bound.net, []
+    net, terms = bound.net, []
     for e in net.edges:
         scale = net.scale(e.target - net.depth, bound.x)
         if e.source == 0:
             signal = scale * sum(_weighted_sum(p, e.target - 1) for p in phases)
-            total.append((bound.output(e, bound.x) * signal).sum())
+            terms.append((bound.output(e, bound.x) * signal).sum())
             continue
         for p in phases:
             z = jax.vmap(partial(bound.output, e))(p.states[e.source - 1])
             target = p.states[e.target - 1]
             target = _as(p.weights, target) * target
-            total.append(scale * (z * target).real.sum())
+            terms.append(scale * (z * target).real.sum())
     for p in phases:
         losses = jax.vmap(lambda h: bound.cost(bound.readout.forward(h)))(p.states[-1])
-        total.append(
+        terms.append(
             -(_as(p.weights, losses) * _as(p.points, losses) * losses).real.sum()
         )
-    return sum(total[1:], total[0])
+    return total(terms)
 
 
 def _weighted_sum(p: Phases, i: int) -> jax.Array:

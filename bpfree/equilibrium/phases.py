@@ -26,7 +26,7 @@ from bpfree.equilibrium.relaxation import (
     relax,
     settles,
 )
-from bpfree.equilibrium.states import apart, minus, norm, rms
+from bpfree.equilibrium.states import apart, minus, norm, rms, total
 from bpfree.program import devices
 
 
@@ -186,15 +186,15 @@ def response(
       coefficients: of `nudging`, or of its coarser rule.
     """
     which = [part for part in (nudging.real, nudging.complex) if part]
-    total = []
+    moved = []
     for n, free in enumerate(solution.free.states):
         terms = []
         for part, phases in zip(which, solution.phases, strict=True):
             change = phases.states[n] - free.astype(phases.states[n].dtype)
             weights = _numbers(coefficients, part, change.dtype)
             terms.append(jnp.tensordot(weights, change, 1).real)
-        total.append(sum(terms[1:], terms[0]) / solution.radius)
-    return tuple(total)
+        moved.append(total(terms) / solution.radius)
+    return tuple(moved)
 
 
 def _numbers(numbers, which, dtype) -> jax.Array:

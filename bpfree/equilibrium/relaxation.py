@@ -225,9 +225,15 @@ def settles(
     displacement: Callable[[States], States],
     count_all: bool = True,
 ) -> Settled | None:
-    """The `settled` of these settings: error against displacement, or None.
+    """The argument `settled` of `relax`; None if the settings have no tolerance.
 
-    Without `count_all` the batch does not wait for examples that have gone astray.
+    The batch has settled when its estimated error is below the tolerance times its
+    displacement, both as root mean squares over the examples.
+
+    Args:
+      displacement: of states, against which their error is judged.
+      count_all: False: examples that have gone astray (`ASTRAY`) do not count, so that
+        the others do not wait for them.
     """
     if settings.tolerance is None:
         return None

@@ -19,8 +19,8 @@ from bpfree.estimators.runs import Run
 from bpfree.program import passes
 from bpfree.program.trace import NodeTree
 from bpfree.sampling.loop import over_samples
-from bpfree.sampling.noise import credit
 from bpfree.sampling.scale import at_least_float32
+from bpfree.sampling.weighting import credit
 
 NORMS = ("global", "per_layer")
 

@@ -29,14 +29,10 @@ from bpfree.estimators.runs import Run
 from bpfree.estimators.settings import Settings, make_settings
 from bpfree.program import passes, tags
 from bpfree.program.trace import NodeTree, split_aux
+from bpfree.sampling.learned_scale import init_scales, updated_scales
 from bpfree.sampling.loop import copies, over_samples, sum_over_devices
-from bpfree.sampling.noise import weighted_sum
-from bpfree.sampling.scale import (
-    at_least_float32,
-    init_scales,
-    sizes_at,
-    updated_scales,
-)
+from bpfree.sampling.scale import at_least_float32, sizes_at
+from bpfree.sampling.weighting import weighted_sum
 
 
 class Found(NamedTuple):

@@ -26,8 +26,8 @@ from bpfree.program.loops import in_segments, with_starts
 from bpfree.program.tags import Site
 from bpfree.program.trace import Program, name_hash, split_aux
 from bpfree.sampling.loop import sum_over_draws
-from bpfree.sampling.noise import weighted_sum
 from bpfree.sampling.scale import rms, scaled, sizes_at
+from bpfree.sampling.weighting import weighted_sum
 
 SEGMENT = 16  # steps of a loop that are pulled side by side, from a carry that is kept
 

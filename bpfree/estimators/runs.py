@@ -15,9 +15,10 @@ from bpfree.program.singly import singly
 from bpfree.program.trace import NodeTree, Program, trace
 from bpfree.sampling import baselines
 from bpfree.sampling.credit import check_segments, rows_of, rule_weights
+from bpfree.sampling.learned_scale import current_scales, scale_slopes
 from bpfree.sampling.loop import Layout, laid_out, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
-from bpfree.sampling.scale import current_scales, of_each, scale_slopes, scaled, scales
+from bpfree.sampling.scale import of_each, scaled, scales
 
 
 class Run(NamedTuple):

@@ -1,6 +1,6 @@
 """What a perturbation estimator is made of, checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -122,15 +122,13 @@ def _check_learned(sigma: Sigma | None, optimizer) -> None:
         )
 
 
-def find_baseline(
-    baseline: str | Table | Baseline, names: Sequence[str] = tuple(baselines.NAMES)
-) -> Baseline:
+def find_baseline(baseline: str | Table | Baseline) -> Baseline:
     """The baseline of a name, or of a function of the table of all L_k - L_0."""
     if isinstance(baseline, Baseline):
         return baseline
     if callable(baseline):
         return Baseline(baseline)
-    check_choice("baseline", baseline, tuple(names))
+    check_choice("baseline", baseline, baselines.NAMES)
     return baselines.NAMES[baseline]
 
 

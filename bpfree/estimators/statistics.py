@@ -31,8 +31,9 @@ from bpfree.program import passes
 from bpfree.program.tags import SHARES
 from bpfree.program.trace import NodeTree, Program
 from bpfree.sampling.loop import Layout, sum_over_draws
-from bpfree.sampling.noise import credit, draw_chunk
+from bpfree.sampling.noise import draw_chunk
 from bpfree.sampling.scale import rms, scaled
+from bpfree.sampling.weighting import credit
 
 
 def answered(run: Run) -> Program:

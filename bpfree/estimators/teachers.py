@@ -25,8 +25,9 @@ from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
 from bpfree.sampling.loop import Layout, mean_of, over_samples, sum_over_draws
-from bpfree.sampling.noise import Plan, credit, draw_chunk
+from bpfree.sampling.noise import Plan, draw_chunk
 from bpfree.sampling.scale import at_least_float32, scaled
+from bpfree.sampling.weighting import credit
 
 
 class Step(NamedTuple):

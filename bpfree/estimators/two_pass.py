@@ -27,8 +27,8 @@ from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
 from bpfree.sampling.loop import mean_of, over_samples, sum_over_draws
-from bpfree.sampling.noise import per_sample
 from bpfree.sampling.scale import at_least_float32, scales, sizes_at
+from bpfree.sampling.weighting import per_sample
 
 
 class _Pair(NamedTuple):

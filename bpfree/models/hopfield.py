@@ -14,10 +14,10 @@ from bpfree.choices import check_choice
 from bpfree.equilibrium import Energy, Relaxation
 from bpfree.equilibrium.layered import Activation
 
-POOLS: dict[str, Callable[..., equilibrium.Pool]] = {
-    "softmax": equilibrium.softmax_pool,
-    "average": equilibrium.average_pool,
-    "max": equilibrium.max_pool,
+POOLS: dict[str, Callable[[float], equilibrium.Pool]] = {
+    "softmax": lambda temperature: equilibrium.softmax_pool(2, temperature),
+    "average": lambda temperature: equilibrium.average_pool(2),
+    "max": lambda temperature: equilibrium.max_pool(2),
 }
 
 
@@ -54,11 +54,12 @@ class Model:
     def objective(self) -> Energy:
         """The energy; weights start truncated normal with deviation 1/sqrt(fan-in)."""
         check_choice("pool", self.pool, POOLS)
+        pool = POOLS[self.pool](self.temperature)
         layers: list[Any] = []
         for width, padded, pooled in self.convolutions():
             padding = "SAME" if padded else "VALID"
             module = nn.Conv(width, (3, 3), padding=padding, kernel_init=_kernel)
-            layers.append((module, self._pool()) if pooled else module)
+            layers.append((module, pool) if pooled else module)
         layers += [nn.Dense(width, kernel_init=_kernel) for width in self.hidden]
         readout = nn.Dense(self.num_classes, kernel_init=_kernel)
         return equilibrium.layered(
@@ -80,11 +81,6 @@ class Model:
                 "of each for every convolution"
             )
         return list(zip(self.channels, padded, pooled, strict=True))
-
-    def _pool(self) -> equilibrium.Pool:
-        if self.pool == "softmax":
-            return equilibrium.softmax_pool(2, self.temperature)
-        return POOLS[self.pool]()
 
     def init(self, key: jax.Array, x: jax.Array) -> dict[str, Any]:
         """{"params": ...} for inputs of the shape of x."""

@@ -24,24 +24,21 @@ def dot_general(lhs, rhs, numbers, **options) -> jax.Array:
     Args:
       numbers: ((lhs, rhs axes that are summed), (lhs, rhs axes of the batch)).
     """
-    lengths = [
+    rows, columns = (
         math.prod(n for axis, n in enumerate(x.shape) if axis not in (*summed, *batch))
         for x, summed, batch in zip((lhs, rhs), *numbers, strict=True)
-    ]
-    product = partial(lax.dot_general, dimension_numbers=numbers, **options)
-    if (
-        sorted(lengths)[0] > 1
-        or lengths == [1, 1]
-        or max(lhs.size, rhs.size) > SMALL
-    ):
-        return product(lhs, rhs)
+    )
+    with_vector = (rows == 1) != (columns == 1)
+    if not with_vector or max(lhs.size, rhs.size) > SMALL:
+        return lax.dot_general(lhs, rhs, numbers, **options)
     hashable = tuple(tuple(map(tuple, pair)) for pair in numbers)
-    return _of_vector(lhs, rhs, hashable, lengths[0] == 1, tuple(options.items()))
+    return _of_vector(lhs, rhs, hashable, rows == 1, tuple(options.items()))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))  # one function for all products alike
 def _of_vector(lhs, rhs, numbers, is_row: bool, options) -> jax.Array:
-    product = partial(lax.dot_general, dimension_numbers=numbers, **dict(options))
+    def product(lhs, rhs):
+        return lax.dot_general(lhs, rhs, numbers, **dict(options))
 
     def of_matrices(lhs, rhs):
         # An operand's new axis is the last of its own in the result.

@@ -3,10 +3,8 @@
 `trace` turns a loss function with marked nodes into a `Program`; `passes` runs it.
 """
 
-import fnmatch
 import inspect
 import zlib
-from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -15,11 +13,12 @@ import jax.numpy as jnp
 
 from bpfree.program import rewriting, tags
 from bpfree.program.marking import with_nodes
+from bpfree.program.names import NameFilter, chosen_names, numbered
 from bpfree.program.tags import Site
 
 NodeTree = dict[str, jax.Array]
 LossFn = Callable[..., Any]
-NodeFilter = Callable[[str], bool] | Collection[str] | None
+NodeFilter = NameFilter
 
 
 class Program(NamedTuple):
@@ -123,7 +122,7 @@ def trace(
     jaxpr, consts, out, batch_size = _with_nodes(
         loss_fn, args, loss_axes, credited, rows=rows, hold_stops=hold_stops
     )
-    sites = _with_names(tags.find_sites(jaxpr))
+    sites = numbered(tags.find_sites(jaxpr))
     names = [s.name for s in sites if s.kind == "node"]
     active = frozenset(chosen_names(names, nodes, "nodes"))
     if not active:
@@ -146,7 +145,7 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
     """Names of all marks, with rules of credit and without them."""
     args = arguments(loss_fn, params, batch, key)
     found = (_with_nodes(loss_fn, args, 2, credited)[0] for credited in (False, True))
-    sites = (site for jaxpr in found for site in _with_names(tags.find_sites(jaxpr)))
+    sites = (site for jaxpr in found for site in numbered(tags.find_sites(jaxpr)))
     return {site.name for site in sites}
 
 
@@ -180,40 +179,6 @@ def arguments(loss_fn: LossFn, params, batch, key) -> tuple:
     if key is None:
         raise ValueError("this loss function takes a PRNG key: pass key=")
     return params, batch, key
-
-
-def chosen_names(names: list[str], wanted: NodeFilter, what: str) -> list[str]:
-    """All names; or those of a predicate, or of names and glob patterns.
-
-    Raises ValueError for a pattern that no name fits.
-    """
-    if wanted is None:
-        return names
-    if callable(wanted):
-        return list(filter(wanted, names))
-    patterns = {wanted} if isinstance(wanted, str) else set(wanted)
-    found = {p: fnmatch.filter(names, p) for p in patterns}
-    if unknown := sorted(p for p, fitting in found.items() if not fitting):
-        raise ValueError(f"unknown {what} {unknown}; the {what} are {names}")
-    return [name for name in names if any(name in each for each in found.values())]
-
-
-def _with_names(sites: list[Site]) -> tuple[Site, ...]:
-    seen: Counter = Counter()
-    named = []
-    for site in sites:
-        name = site.name or f"node_{seen[None]}"
-        seen[None] += site.name is None
-        calls = seen[site.kind, name]
-        seen[site.kind, name] += 1
-        named.append(site._replace(name=f"{name}#{calls}" if calls else name))
-    for name, count in Counter(site.name for site in named).items():
-        if count > 1:
-            raise ValueError(
-                f"two marks have the name {name!r} (repeated names are numbered #1, #2, "
-                "..., and all kinds of marks share their names): rename one of them."
-            )
-    return tuple(named)
 
 
 def check_losses(losses, axes: int = 1) -> int | None:

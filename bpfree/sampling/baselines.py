@@ -9,7 +9,6 @@ The samples of a draw share noise (an antithetic pair). A term stays unbiased if
 weight is the loss less something that does not depend on the noise of its draw.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,16 +72,10 @@ def _centred_ranks(table: jax.Array) -> jax.Array:
     Equal losses share a rank, and those that are not finite the worst.
     """
 
-    def ranks(losses):
-        order = jnp.sort(losses)
-        below = jnp.searchsorted(order, losses, side="left")
-        not_above = jnp.searchsorted(order, losses, side="right")
-        return (below + not_above - 1).astype(jnp.float32) / 2
-
     losses = jnp.where(jnp.isfinite(table), table, jnp.inf)
-    losses = losses.reshape(-1, math.prod(table.shape[2:]))
-    found = jax.vmap(ranks, 1, 1)(losses)
-    return (found / (len(losses) - 1) - 0.5).reshape(table.shape)
+    losses = losses.reshape(-1, *table.shape[2:])
+    ranks = jax.scipy.stats.rankdata(losses, axis=0).astype(jnp.float32) - 1
+    return (ranks / (len(losses) - 1) - 0.5).reshape(table.shape)
 
 
 CLEAN = Baseline(lambda table: table, whole=False)
@@ -101,10 +94,15 @@ NAMES = {
 
 
 def weigher(baseline: Baseline, layout: Layout, evaluate: Table):
-    """`(draws, () -> their table) -> their weights`; or trees of several tables.
+    """The function that a loop over chunks of draws asks for the weights of a chunk.
 
     Args:
-      evaluate: `draws -> their table`, for a baseline of all draws.
+      evaluate: `draws -> their table of losses`. A baseline of all draws (`whole`) calls
+        it here, for all of them, before the loop that credits them begins.
+
+    Returns: `(draws, table) -> weights`, `table` being a function without arguments that
+    evaluates these draws; a `whole` baseline does not call it. A tree of several tables
+    gives a tree of weights.
     """
     if not baseline.whole:
         return lambda draws, table: jax.tree.map(baseline.weights, table())

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.sampling.noise import Plan, _once
+from bpfree.sampling.noise import Plan, drawn_once
 
 GROUP = 64  # samples coupled at most: they are drawn, and evaluated, side by side
 _DEGREES = 5.0  # of freedom of Student's t
@@ -24,7 +24,8 @@ def laplace() -> Plan:
     """Laplace noise of variance 1 (scale 1/sqrt(2)); its score is sqrt(2) sign(eps)."""
 
     def draw(key, shape, batch_axis):
-        return _once(jax.random.laplace(key, (1, *shape), jnp.float32)) / math.sqrt(2)
+        noise = jax.random.laplace(key, (1, *shape), jnp.float32)
+        return drawn_once(noise) / math.sqrt(2)
 
     return Plan(1, draw, score=lambda noise: math.sqrt(2) * jnp.sign(noise))
 
@@ -41,7 +42,7 @@ def student_t() -> Plan:
         z = jax.random.normal(normals, (2, 1, *shape), jnp.float32)
         e = jax.random.exponential(exponentials, (2, 1, *shape), jnp.float32)
         chi_squared = 2 * e.sum(0) + z[1] ** 2
-        return _once(z[0] * jnp.sqrt((_DEGREES - 2) / chi_squared))
+        return drawn_once(z[0] * jnp.sqrt((_DEGREES - 2) / chi_squared))
 
     def score(noise):
         return (_DEGREES + 1) * noise / (_DEGREES - 2 + noise**2)
@@ -74,7 +75,7 @@ def sobol(size: int) -> Plan:
 
         bits = jax.vmap(one)(jax.random.split(key, examples)) >> 9
         uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)  # exact
-        noise = _once(jax.scipy.special.ndtri(uniform))
+        noise = drawn_once(jax.scipy.special.ndtri(uniform))
         return _join(jnp.moveaxis(noise, 1, 0), rest, batch_axis)
 
     return Plan(size, draw, score=lambda noise: noise)
@@ -99,7 +100,7 @@ def orthogonal(size: int) -> Plan:
         length = jnp.linalg.norm(normals, axis=-2)  # independent of all directions
         noise = q * (sign * length)[..., None, :]
         noise = noise.swapaxes(-2, -1).reshape(examples, sets * count, width)[:, :size]
-        return _join(_once(jnp.moveaxis(noise, 1, 0)), rest, batch_axis)
+        return _join(drawn_once(jnp.moveaxis(noise, 1, 0)), rest, batch_axis)
 
     return Plan(size, draw, score=lambda noise: noise)
 

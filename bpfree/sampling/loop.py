@@ -47,6 +47,7 @@ class Layout(NamedTuple):
 
     @property
     def mesh_size(self) -> int:
+        """Devices on all axes of the mesh, those of the batch included."""
         return 1 if self.sharding is None else self.sharding.mesh.size
 
 
@@ -158,8 +159,11 @@ def copies(layout: Layout, function: Callable) -> Callable:
 
 
 def own_kernels(layout: Layout, function: Callable) -> Callable:
-    """`function`, whose kernels have samples, for `sum_over_draws`: no device convolves
-    what another one has."""
+    """`function` for `sum_over_draws`, where each sample has kernels of its own.
+
+    `vmap` over such samples makes a convolution with groups, whose inputs the partitioner
+    would gather on every device. Here every device convolves its own samples only.
+    """
     if layout.devices == 1:
         return function
     assert layout.sharding is not None
@@ -168,10 +172,11 @@ def own_kernels(layout: Layout, function: Callable) -> Callable:
 
 
 def laid_out(program: Program, layout: Layout, moved: Collection[str]) -> Program:
-    """The program of noisy passes, their samples where a sharded batch is not gathered.
+    """The program of noisy passes, whose convolutions do not gather a sharded batch.
 
-    Only what noise reaches has samples; the rest is bound as it stands, because what
-    `samples_inside` makes of an equation without samples has no derivative.
+    For this, `partition.samples_inside` binds the equations that noise reaches. The rest
+    has no axis of samples and is bound as it stands, because what `samples_inside` makes
+    of an equation without samples has no derivative.
 
     Args:
       moved: names of the nodes with noise.
@@ -235,6 +240,7 @@ def make_layout(
 
 
 def whole_number(name: str, value) -> int:
+    """The value as an int; ValueError for what is none, such as 2.0."""
     try:
         return operator.index(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Perturbation plans, and what weights make of their noise.
+"""Perturbation plans: how noise is drawn.
 
 A plan draws perturbations as a function of (key, draw index, node) and of nothing else:
 not of the chunk size, the device count or the order of calls. One draw yields a small
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpfree.program import products
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, name_hash
 from bpfree.sampling.words import SMALL, random_words
@@ -75,7 +74,7 @@ def gaussian(share: int = 1) -> Plan:
 
     def draw(key, shape, batch_axis):
         magnitude_key, sign_key = jax.random.split(key)
-        magnitude = _once(jax.random.normal(magnitude_key, shape, jnp.float32))
+        magnitude = drawn_once(jax.random.normal(magnitude_key, shape, jnp.float32))
 
         def one(key):
             return packed_signs(key, shape, batch_axis) * magnitude
@@ -134,7 +133,7 @@ def _words(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
 
 
 def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
-    words = _once(words).reshape(_words(shape, batch_axis))
+    words = drawn_once(words).reshape(_words(shape, batch_axis))
     places = np.arange(_WORD, dtype=np.uint32).reshape((1,) * words.ndim + (-1,))
     top_bit = (words[..., None] >> places) << (_WORD - 1)
     one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
@@ -158,10 +157,10 @@ def _normals(words: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _as_drawn(normals: jax.Array, *_) -> jax.Array:
-    return _once(normals).astype(jnp.float32)
+    return drawn_once(normals).astype(jnp.float32)
 
 
-def _once(random: jax.Array) -> jax.Array:
+def drawn_once(random: jax.Array) -> jax.Array:
     """Keeps XLA from fusing the generator into every reader, each hashing again."""
     return lax.optimization_barrier(random)
 
@@ -225,51 +224,3 @@ def draw_arrays(
 @partial(jax.jit, static_argnums=(0, 2, 3))  # one function for all arrays of a kind
 def _each(draw: Draw, sources, shape: tuple[int, ...], batch_axis: int | None):
     return jax.vmap(lambda source: draw(source, shape, batch_axis))(sources)
-
-
-def broadcast(weights: jax.Array, ndim: int, batch_axis: int | None) -> jax.Array:
-    """The weights with `ndim` axes, to multiply values (K, *node shape).
-
-    Args:
-      weights: (K, B), one per sample and example; (K,) for one loss per batch.
-      ndim: of the values.
-      batch_axis: of the node; None for a value shared by the batch, which is weighted
-        with the sum over examples.
-    """
-    shape = [1] * ndim
-    shape[0] = weights.shape[0]
-    if weights.ndim == 2 and batch_axis is None:
-        weights = weights.sum(1)
-    elif weights.ndim == 2 and batch_axis is not None:
-        shape[1 + batch_axis] = weights.shape[1]
-    return weights.reshape(shape)
-
-
-def per_sample(weights: jax.Array, values: jax.Array, batch_axis: int | None):
-    """weights[k, b] * values[k, ..., b, ...]: every sample's values times its weight."""
-    return broadcast(weights, values.ndim, batch_axis) * values
-
-
-@partial(jax.jit, static_argnums=2)  # one function in the program for nodes alike
-def credit(weights: jax.Array, values: jax.Array, batch_axis: int | None):
-    """`per_sample(...).sum(0)`."""
-    return weighted_sum(broadcast(weights, values.ndim, batch_axis), values)
-
-
-@jax.named_scope("bpfree.credit")
-def weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """`(weights * values).sum(0)` as one product, batched over the axes of the weights.
-
-    A dot, because XLA on CPU runs the multiply-and-sum 2-3 times slower (BUILD_NOTES).
-
-    Args:
-      weights: (K, ...), with as many axes as the values, and size 1 where it broadcasts.
-      values: (K, *node shape).
-    """
-    own = [axis for axis in range(1, values.ndim) if weights.shape[axis] != 1]
-    weights = weights.reshape(weights.shape[0], *(weights.shape[axis] for axis in own))
-    batch = (list(range(1, weights.ndim)), own)
-    numbers = (([0], [0]), batch)
-    exact = lax.Precision.HIGHEST
-    total = products.dot_general(weights, values, numbers, precision=exact)
-    return jnp.moveaxis(total, range(len(own)), [axis - 1 for axis in own])

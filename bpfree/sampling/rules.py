@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from bpfree.program.tags import Site
-from bpfree.sampling.noise import broadcast
+from bpfree.sampling.weighting import broadcast
 
 Rule = Callable[[jax.Array, Site], jax.Array]
 

@@ -1,11 +1,6 @@
-"""The scale of the noise: fixed, scheduled, per node, or learned.
+"""The scale of the noise, sigma: one number, a schedule, or one of these for each node.
 
-Learned per channel j (the last axis of a node), by the likelihood ratio itself. With
-v = y + sigma eps, s the score and c the baseline,
-
-    dJ / d log sigma_j = E[ (L - c) sum over the channel's entries (s(eps) eps - 1) ],
-
-which for Gaussian noise is the rule eps^2 - 1.
+(`learned_scale` has a sigma that is learned.)
 
 A sigma too small for the precision in use is an error, not a silent zero gradient.
 
@@ -17,12 +12,10 @@ the estimate fades to zero. So the smallest safe sigma is eps rms(y) / 2 at each
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from bpfree.program import passes
@@ -31,33 +24,6 @@ from bpfree.program.trace import LossFn, NodeTree, Program, arguments, trace
 
 Number = float | jax.Array | Callable[[jax.Array], jax.Array]
 Sigma = Number | Mapping[str, Number]
-
-
-class Learned(NamedTuple):
-    """State of a learned sigma.
-
-    Attributes:
-      log_sigma: {node: (channels,)}, float32.
-      opt_state: of its own optimiser.
-    """
-
-    log_sigma: NodeTree
-    opt_state: Any
-
-
-def init_scales(sigma: Sigma, optimizer: optax.GradientTransformation | None, nodes):
-    """The estimator's own state: () unless sigma is learned.
-
-    `nodes` is called for the sites only if it is: `() -> tuple of Site`.
-    """
-    if optimizer is None:
-        return ()
-    sites = nodes()
-    first = scales(sigma, jnp.zeros((), jnp.int32), sites)
-    logs = {
-        s.name: jnp.full(_channels(s), jnp.log(first[s.name]), jnp.float32) for s in sites
-    }
-    return Learned(logs, optimizer.init(logs))
 
 
 def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> NodeTree:
@@ -74,46 +40,14 @@ def scales(sigma: Sigma, step, nodes: tuple[Site, ...]) -> NodeTree:
     return {name: scale_at(value, step) for name, value in sigma.items()}
 
 
-def current_scales(sigma: Sigma, state, step, nodes: tuple[Site, ...]) -> NodeTree:
-    """The scales of this step: {node: () or (channels,)}."""
-    if isinstance(state, Learned):
-        return {s.name: jnp.exp(state.log_sigma[s.name]) for s in nodes}
-    return scales(sigma, step, nodes)
-
-
-def updated_scales(state, slopes: NodeTree, optimizer):
-    """The state after a step along `slopes`, {node: dJ / d log sigma}."""
-    if not isinstance(state, Learned):
-        return state
-    updates, opt_state = optimizer.update(slopes, state.opt_state, state.log_sigma)
-    return Learned(optax.apply_updates(state.log_sigma, updates), opt_state)
-
-
-def scale_slopes(weights, noise, score, nodes: tuple[Site, ...]) -> NodeTree:
-    """The sum over samples, examples and entries of weights (s(eps) eps - 1).
-
-    Args:
-      weights: {node: centred losses over the batch size, broadcasting to its noise}.
-      noise: {node: (K, *node shape)}.
-    """
-    found = {}
-    for site in nodes:
-        z = noise[site.name]
-        excess = score(z) * z - 1
-        own = weights[site.name] * excess
-        rest = tuple(range(z.ndim - len(_channels(site))))
-        found[site.name] = own.sum(rest)
-    return found
-
-
 def of_each(fn, sigma: NodeTree) -> NodeTree:
-    """{node: fn(its sigma)}, computed once for nodes that share one array."""
+    """{node: fn(its sigma)}. Nodes often share one array; fn is applied to it once."""
     found = {id(value): fn(value) for value in sigma.values()}
     return {name: found[id(value)] for name, value in sigma.items()}
 
 
 def least_at(sites: Sequence[Site], sigma: NodeTree) -> jax.Array:
-    """The least sigma at each site, (n,); infinite where there is none."""
+    """The least sigma at each site, over its channels, (n,); infinite without noise."""
     none = jnp.float32(jnp.inf)
     given = [sigma.get(site.name, none) for site in sites]
     each = {id(s): s for s in given}
@@ -129,13 +63,8 @@ def scaled(sigma: jax.Array, value: jax.Array) -> jax.Array:
     return lax.expand_dims(sigma, lead) * value
 
 
-def _channels(site: Site) -> tuple[int, ...]:
-    """Shape of a learned sigma: the last axis, unless that is the batch's."""
-    last = len(site.shape) - 1
-    return () if last < 0 or site.batch_axis == last else site.shape[-1:]
-
-
 def scale_at(sigma: Number, step) -> jax.Array:
+    """The value () of a number or a schedule at this step; ValueError for an array."""
     value = jnp.asarray(sigma(step) if callable(sigma) else sigma, jnp.float32)
     if value.ndim:
         raise ValueError(f"sigma must be one number, got shape {value.shape}")
@@ -220,9 +149,10 @@ def smallest_at(name: str, loss_fn: LossFn, params, batch, key) -> float:
 
 
 def rms(values: Sequence[jax.Array]) -> jax.Array:
-    """Root mean square of each array, (n,); not finite just where an entry is not.
+    """Root mean square of each array, (n,).
 
-    Of values whose squares overflow it is the largest.
+    Where the sum of the squares overflows, the largest magnitude stands in for it. So the
+    result is finite if and only if all entries of the array are.
     """
     found = [_square_and_largest(value) for value in values]
     kind = max((largest.dtype for _, largest in found), key=lambda dtype: dtype.itemsize)
@@ -242,7 +172,8 @@ def _square_and_largest(value: jax.Array) -> tuple[jax.Array, jax.Array]:
 def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:
     """Root mean square of the values at each site, (n,); 0 where there are none.
 
-    A share of a statistic that is not finite shows in the statistic.
+    Sites of the kind "shares" count as having none: a share of a statistic of the batch
+    that is not finite makes the statistic itself not finite, which has a site of its own.
     """
     checked = {s.name for s in sites if s.kind != "shares"} & values.keys()
     known = [i for i, site in enumerate(sites) if site.name in checked]
@@ -253,5 +184,6 @@ def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
+    """float16 and bfloat16 as float32; wider types as they are."""
     narrow = jnp.finfo(x.dtype).bits < 32
     return x.astype(jnp.float32) if narrow else x

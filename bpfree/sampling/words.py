@@ -64,14 +64,13 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
-    """All blocks in rows of one array (draws x blocks, *rows, length of a block)."""
+    """Blocks of one length, in rows: one array (draws x blocks, *rows, length)."""
     rows, draws = _rows(shapes[0]), len(keys)
-    widths = np.array([math.prod(shape) // math.prod(rows) for shape in shapes])
-    length = int(np.gcd.reduce(widths))
-    counts = widths // length
-    owner = np.repeat(np.arange(len(shapes)), counts)
-    firsts = np.cumsum(counts) - counts
-    start = (np.arange(len(owner)) - firsts[owner]) * length
+    widths = [math.prod(shape) // math.prod(rows) for shape in shapes]
+    length = math.gcd(*widths)
+    owner = np.repeat(np.arange(len(shapes)), [width // length for width in widths])
+    start = np.concatenate([np.arange(0, n, length, np.uint32) for n in widths])
+    stride = np.array(widths, np.uint32)[owner]
 
     def hashed(key, stride, start):
         row = lax.iota(jnp.uint32, math.prod(rows)).reshape(*rows, 1)
@@ -81,15 +80,14 @@ def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
         first, second = threefry2x32_p.bind(*words, jnp.zeros_like(count), count)
         return entry(first ^ second)
 
-    every = [np.tile(a.astype(np.uint32), draws) for a in (widths[owner], start)]
-    blocks = jax.vmap(hashed)(keys[:, owner].reshape(-1), *every)
-    first = np.arange(draws)[:, None] * len(owner)
-    places = [(first + f + np.arange(n)).ravel() for f, n in zip(firsts, counts)]
-    found = []
-    for own, shape in zip(pieces(blocks, places, 0), shapes, strict=True):
-        apart = own.reshape(draws, -1, *rows, length)
-        found.append(jnp.moveaxis(apart, 1, -2).reshape(draws, *shape))
-    return found
+    numbers = [np.tile(each, draws) for each in (stride, start)]
+    blocks = jax.vmap(hashed)(keys[:, owner].reshape(-1), *numbers)
+    own = [np.flatnonzero(np.tile(owner, draws) == i) for i in range(len(shapes))]
+    found = [taken.reshape(draws, -1, *rows, length) for taken in pieces(blocks, own, 0)]
+    return [
+        jnp.moveaxis(each, 1, -2).reshape(draws, *shape)
+        for each, shape in zip(found, shapes, strict=True)
+    ]
 
 
 def _joined(keys, shapes, entry) -> list[jax.Array]:

@@ -3,6 +3,7 @@
 `--cluster=slurm` submits to SLURM; `local` and `debug` are submitit's own stand-ins.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +24,20 @@ def make_start(cluster: str, options: Mapping[str, Any]) -> schedule.Start:
     Raises ConfigError: submitit refuses an option.
     """
 
+    def executor(folder: Path) -> submitit.AutoExecutor:
+        made = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        made.update_parameters(name="bpfree-sweep", **options)
+        return made
+
     def start(
         workdir: Path, names: Sequence[str], slot: schedule.Slot
     ) -> schedule.Handle:
-        executor = submitit.AutoExecutor(folder=workdir / "cluster", cluster=cluster)
-        executor.update_parameters(name="bpfree-sweep", **options)
-        return _Job(executor.submit(worker.run, workdir, list(names)), workdir, names)
+        job = executor(workdir / "cluster").submit(worker.run, workdir, list(names))
+        return _Job(job, workdir, names)
 
     try:
-        executor = submitit.AutoExecutor(folder="unused", cluster=cluster)
-        executor.update_parameters(**options)
+        with tempfile.TemporaryDirectory() as folder:
+            executor(Path(folder))
     except (ValueError, TypeError, NameError, RuntimeError) as error:
         raise ConfigError(f"--cluster={cluster}: {error}") from error
     return start

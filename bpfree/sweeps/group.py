@@ -73,14 +73,10 @@ def _as_array(values: list[Any]) -> np.ndarray:
     return np.asarray(values, np.int32)
 
 
-def check(configs: Sequence[Any], data: Dataset) -> list[str | None]:
-    """What the constructors say of each point's own numbers; None where nothing."""
-    return [_complaint(config.read(c), data) for c in configs]
-
-
-def _complaint(settings: config.Settings, data: Dataset) -> str | None:
+def complaint(made: Any, data: Dataset) -> str | None:
+    """What the constructors say against a point's own numbers (its config); or None."""
     try:
-        job.draft(settings, data)
+        job.draft(config.read(made), data)
     except ConfigError as error:
         return str(error)
     return None

@@ -96,17 +96,17 @@ def _masked(made: dict[str, Any]) -> dict[str, Any]:
 
 def varied(configs: Sequence[Any]) -> dict[str, list[Any]]:
     """{dotted path: value in every config} where the configs of a group differ."""
-    paths = [_dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(configs[0])]
+    paths = [_dotted(path) for path, _ in jax.tree.leaves_with_path(configs[0])]
     rows = zip(paths, *map(jax.tree.leaves, configs), strict=True)
     return {path: v for path, *v in rows if any(other != v[0] for other in v)}
 
 
 def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
     """Nested dicts and lists with other values at dotted paths, all of which exist."""
-    paths = [_dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(value)]
+    paths = [_dotted(path) for path, _ in jax.tree.leaves_with_path(value)]
     if absent := set(changes) - set(paths):
         raise KeyError(*absent)
-    return jax.tree_util.tree_map_with_path(
+    return jax.tree.map_with_path(
         lambda path, old: changes.get(_dotted(path), old), value
     )
 

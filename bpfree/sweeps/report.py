@@ -114,7 +114,7 @@ def curves(found: Sequence[Line], workdir: Path) -> page.Curves:
     panels = {key: _name(key), "train/loss": "training loss"}
     folder = lambda record: worker.folder_of(workdir, record["name"])  # noqa: E731
     runs = (
-        [metrics.logs_of(metrics.read(folder(record))) for record in line.records]
+        [metrics.read_logs(folder(record)) for record in line.records]
         for line in found[: page.CURVES]
         if line.records
     )

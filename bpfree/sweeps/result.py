@@ -32,6 +32,7 @@ def validation(record: Result) -> float:
 
 
 def failed(error: str | None) -> Result:
+    """Of a point that cannot run, or whose run ended in an error."""
     return {"status": "failed", "error": " ".join(str(error).split())}
 
 

@@ -137,7 +137,7 @@ def write_point(folder: Path, point: Point) -> None:
 
 
 def lost(folder: Path, status: int) -> result.Result:
-    """Of a worker that ended without a word."""
+    """The result of a point whose worker ended before it wrote one."""
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; SIGKILL is what a machine out of memory sends" * (status == -9)
@@ -201,10 +201,13 @@ def run(
             _end([handle for handle, _ in running.values()])
 
 
-def _end(handles: Sequence[Handle], patience: float = 60) -> None:
+_PATIENCE = 60  # seconds in which workers may save and stop
+
+
+def _end(handles: Sequence[Handle]) -> None:
     for handle in handles:
         handle.terminate()
-    until = time.monotonic() + patience
+    until = time.monotonic() + _PATIENCE
     while any(h.poll() is None for h in handles) and time.monotonic() < until:
         time.sleep(0.05)
 

@@ -98,14 +98,14 @@ def search(
     workdir = Path(workdir).absolute()
     with claimed(workdir):
         book = schedule.Book(workdir, {}, report)
-        hunt = _Hunt(study, space, make_point, book, trials, {}, {})
-        hunt.take_up()
+        under_way = _Search(study, space, make_point, book, trials, {}, set())
+        under_way.take_up()
         slots = schedule.make_slots(workers, trials)
-        schedule.run(hunt.ask, slots, workdir, start, hunt.tell, hunt.look)
+        schedule.run(under_way.ask, slots, workdir, start, under_way.tell, under_way.look)
     return ledger.read(workdir)
 
 
-class _Hunt(NamedTuple):
+class _Search(NamedTuple):
     """A search under way: trials that run, by the name of their point."""
 
     study: Any
@@ -114,7 +114,7 @@ class _Hunt(NamedTuple):
     book: schedule.Book
     trials: int
     running: dict[str, tuple[Any, Point]]
-    pruned: dict[str, bool]
+    pruned: set[str]
 
     def take_up(self) -> None:
         """Queue again what a killed search of this directory had begun."""
@@ -149,11 +149,11 @@ class _Hunt(NamedTuple):
         trial, _ = self.running[name]
         folder = worker.folder_of(self.book.workdir, name)
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
-        for log in _logs(folder):
+        for log in metrics.read_logs(folder):
             if log["step"] not in known:
                 trial.report(log[metrics.measured(log)[0]], log["step"])
                 if name not in self.pruned and trial.should_prune():
-                    self.pruned[name] = True
+                    self.pruned.add(name)
                     handle.terminate()
 
     def tell(self, names: Sequence[str], status: int) -> None:
@@ -187,10 +187,6 @@ class _Hunt(NamedTuple):
         return self.study.get_trials(deepcopy=False, states=(state,))
 
 
-def _logs(folder: Path) -> list[metrics.Record]:
-    return metrics.logs_of(metrics.read(folder))
-
-
 def _last(folder: Path) -> str:
-    logs = _logs(folder)
+    logs = metrics.read_logs(folder)
     return f"step {logs[-1]['step']}" if logs else "its start"

@@ -33,6 +33,7 @@ def make_slots(workers: int | None, jobs: int) -> list[Slot]:
 
 
 def cores() -> list[int]:
+    """The CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bpfree
 from bpfree.estimators.reading import find_state
-from bpfree.sweeps.group import STACKED, Group, check, make_group
+from bpfree.sweeps.group import STACKED, Group, complaint, make_group
 from bpfree.sweeps.result import Result, done, failed
 from bpfree.training import blocks, checkpoint, job, metrics, resume, steps
 from bpfree.training.steps import TrainState
@@ -24,7 +24,12 @@ from bpfree.training.steps import TrainState
 
 
 def _each(group: Group, function: Callable[..., Any], *axes: int | None, **out: Any):
-    """`function(task, state, ...)` of all points, of (states, numbers, ...)."""
+    """`function(task, state, ...)`, vmapped over the points: of (states, numbers, ...).
+
+    Args:
+      axes: `in_axes` of the function's further arguments.
+      out: further arguments of `vmap`.
+    """
 
     def one(state, numbers, *rest):
         return function(group.draft(numbers).task, state, *rest)
@@ -94,7 +99,7 @@ def fit_together(runs: Runs) -> list[Result]:
     Raises ConfigError where the points cannot share a program, and what `fit` raises.
     """
     group = make_group(runs.configs)
-    complaints = check(runs.configs, group.data)
+    complaints = [complaint(made, group.data) for made in runs.configs]
     placed = place(group)
     with checkpoint.opened(runs.home) as manager:
         state = (checkpoint.restore(manager, placed.state) or (placed.state, None))[0]
@@ -168,5 +173,5 @@ def _results(runs, placed, state, complaints) -> list[Result]:
             results.append(failed(complaints[i]))
             continue
         summary = metrics.summarize(workdir, int(state.step), *_of_point(i, found))
-        results.append(done(summary, metrics.logs_of(metrics.read(workdir)), metric))
+        results.append(done(summary, metrics.read_logs(workdir), metric))
     return results

@@ -22,6 +22,7 @@ NOT_TOGETHER = 3
 
 
 def folder_of(sweep: Path, name: str) -> Path:
+    """Where a point of a sweep has its files."""
     return sweep / "points" / name
 
 

@@ -2,7 +2,7 @@
 
 Orbax gives a checkpoint its name when it is whole, so a killed run leaves none half
 written. Damage that comes later it may not see: one changed bit of an array can be
-restored without a word, and a file next to them be read in their stead. So every
+restored silently, and a file next to them be read in their stead. So every
 checkpoint gets a file SHA256SUMS, compared before anything of it is read.
 (`sha256sum -c SHA256SUMS` does the same.)
 
@@ -68,7 +68,7 @@ def save(manager: Manager, state: TrainState, position: Any = None) -> None:
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise WorkdirError(
             f"the checkpoint of step {step} could not be written: {_line(error)}. "
-            f"{advice(_folder(manager), error)}"
+            + advice(error)
         ) from error
 
 
@@ -201,26 +201,28 @@ def _unlike(folder: Path, template: TrainState) -> str | None:
         return None
     wanted = _shapes(template.params)
     for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            was, now = (tree.get(name, "missing") for tree in (found, wanted))
+        was, now = (tree.get(name, "missing") for tree in (found, wanted))
+        if was != now:
             return f"parameter {name} is {was} in it and {now} in the model: another one"
     return None
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of arrays; Orbax gives numbers in paths back as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _shapes(tree: Any) -> dict[str, Any]:
+    return {name: tuple(leaf.shape) for name, leaf in by_path(tree).items()}
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """{path: leaf}, paths as text: Orbax reads the numbers in a path back as text."""
+    leaves = jax.tree.leaves_with_path(tree)
     name = partial(jax.tree_util.keystr, simple=True, separator="/")
-    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {name(path): leaf for path, leaf in leaves}
 
 
 def _misfit(state: TrainState, template: TrainState) -> str | None:
-    """The first leaf of another type, which Orbax restores without a word."""
+    """The first leaf of another type, which Orbax restores silently."""
     expected = jax.tree.leaves(template)
-    found = jax.tree_util.tree_leaves_with_path(state)
-    for (path, a), b in zip(found, expected, strict=True):
+    for (name, a), b in zip(by_path(state).items(), expected, strict=True):
         if a.dtype != b.dtype:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             return f"{name} is {a.dtype}, not {b.dtype}: another bpfree wrote it"
     return None
 

@@ -167,7 +167,7 @@ def _check_numbers(settings: Settings) -> None:
     values = settings._asdict()
     values |= values.pop("sections")
     with config_errors("config"):
-        leaves = jax.tree_util.tree_leaves_with_path(values)
+        leaves = jax.tree.leaves_with_path(values)
     for keys, value in leaves:
         if not isinstance(value, (int, float)):
             continue

@@ -13,7 +13,7 @@ from jax import lax
 
 
 def hold(names: Collection[str], loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss function of (params, batch[, key]), no derivative by frozen modules."""
+    """The loss function of (params, batch[, key]), constant in the frozen modules."""
 
     @functools.wraps(loss_fn)
     def held(params, *rest):

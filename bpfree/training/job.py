@@ -25,17 +25,21 @@ from bpfree.training.names import ConfigError, check_known, config_errors
 
 
 class Job(NamedTuple):
-    """A checked config, made ready to run."""
+    """A checked config, made ready to run.
+
+    Attributes:
+      params, model_state: the first ones of the run.
+      batch: a batch of the training set, for its shapes.
+    """
 
     settings: config.Settings
     data: Dataset
     task: steps.Task
+    chain: chain.Chain
     loss_fn: Any
-    num_samples: int
-    estimator: Any  # the first link of the chain
     params: Any
     model_state: Any
-    batch: Batch  # a batch of the training set, for its shapes
+    batch: Batch
 
     def make_feed(self) -> feed.Feed:
         """The supply of training batches, from its beginning."""
@@ -77,18 +81,9 @@ def assemble(settings: config.Settings, data: Dataset) -> Job:
     _check_losses(made)
     _check_width(made, settings.loss, data.num_classes)
     chain.check(made.chain, made.shapes, made.batch)
-    params, model_state = jax.jit(made.init)(made.task.keys.init)
-    return Job(
-        settings,
-        data,
-        made.task,
-        made.loss_fn,
-        made.chain.num_samples,
-        made.chain.estimator,
-        params,
-        model_state,
-        made.batch,
-    )
+    params, state = jax.jit(made.init)(made.task.keys.init)
+    task, built, loss_fn, _, batch, _ = made
+    return Job(settings, data, task, built, loss_fn, params, state, batch)
 
 
 def draft(
@@ -117,7 +112,7 @@ def draft(
             shapes, state_shapes = jax.eval_shape(init, keys.init)
         except ZeroDivisionError as error:  # of initialisers: 1 / fan-in
             raise ConfigError(f"config.model={settings.model}: a size of 0?") from error
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for path, leaf in jax.tree.leaves_with_path(shapes):
         if leaf.size == 0:
             raise ConfigError(
                 f"config.model={settings.model}: a size of 0 makes the parameter "

@@ -122,9 +122,8 @@ def fit(
         claimed(workdir) if main and writable else workdir_errors(workdir),
         checkpoint.opened(workdir, read_only=not writable) as manager,
     ):
-        devices = job.task.mesh
         state = steps.init_state(job.task, job.params, job.model_state)
-        state = mesh.put_state(devices, state)
+        state = mesh.put_state(job.task.mesh, state)
         source = job.make_feed()
         if manager.latest_step() is not None:
             resume.check(workdir, config_, job.data.source)
@@ -137,8 +136,9 @@ def fit(
                 "choose another --workdir."
             )
         if writable:
-            open_record = processes.only_main(resume.open_record)
-            open_record(workdir, record, job.data.source, begun, job.settings.num_steps)
+            processes.only_main(resume.open_record)(
+                workdir, record, job.data.source, begun, job.settings.num_steps
+            )
         for line in opening.lines(job, workdir, begun) if main else ():
             say(line)
         wanted = (tensorboard, wandb) if main and begun < last else (False, "")
@@ -179,7 +179,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
 
     def report(state, block):
         _check_fault(job, run.manager, state)
-        log = block.log(job.task.batch_size, job.num_samples)
+        log = block.log(job.task.batch_size, job.chain.num_samples)
         write(run.workdir, "log", log)
         run.show(log)
         if look_every and not block.stop:
@@ -187,7 +187,7 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
                 aligned = align(state)
                 write(run.workdir, "diagnostics", aligned)
                 run.show(aligned)
-        bar.set_postfix_str(_words(log), refresh=False)
+        bar.set_postfix_str(metrics.in_words(log), refresh=False)
         bar.update(block.length)
 
     with tqdm(total=settings.num_steps, initial=begun, unit="step", disable=quiet) as bar:
@@ -202,17 +202,6 @@ def train(run: Run, state: TrainState, last: int) -> TrainState:
             around=run.profiler,
             agree=processes.agree,
         )
-
-
-def _words(log: metrics.Record) -> str:
-    words = [
-        f"train loss {log['train/loss']:.4f}",
-        *(f"{k.replace('/', ' ')} {log[k]:.4f}" for k in metrics.measured(log)),
-        f"{log['examples_per_second']:.0f} examples/s",
-    ]
-    if "perturbations_per_second" in log:
-        words.append(f"{log['perturbations_per_second']:.0f} perturbations/s")
-    return ", ".join(words)
 
 
 def _check_fault(job, manager, state) -> None:

@@ -17,76 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bpfree.program.trace import arguments
 from bpfree.training import own
+from bpfree.training.loss_functions import LOSSES, METRICS, Function
 from bpfree.training.names import ConfigError, bind, unknown
 
-Function = Callable[[Any, jax.Array], jax.Array]
-
-
-def cross_entropy(outputs: Any, label: jax.Array) -> jax.Array:
-    """-log softmax(outputs)[label], of logits (..., classes) and whole numbers (...)."""
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(
-            f"cross_entropy takes labels that are whole numbers, not {label.dtype}; "
-            "config.loss='squared_error' takes real ones"
-        )
-    if one_array(outputs).shape[:-1] != label.shape:
-        raise ValueError(
-            f"the model's outputs have shape {outputs.shape}, and the labels "
-            f"{label.shape}: cross_entropy takes one label for each row of logits"
-        )
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, label)
-
-
-def squared_error(outputs: Any, label: jax.Array) -> jax.Array:
-    """(outputs - label)^2, entry by entry."""
-    return jnp.square(aligned(outputs, label) - label)
-
-
-def absolute_error(outputs: Any, label: jax.Array) -> jax.Array:
-    """|outputs - label|, entry by entry."""
-    return jnp.abs(aligned(outputs, label) - label)
-
-
-def accuracy(outputs: Any, label: jax.Array) -> jax.Array:
-    """Whether the largest of the logits (..., classes) is that of the label (...)."""
-    return (one_array(outputs).argmax(-1) == label).astype(jnp.float32)
-
-
-def one_array(outputs: Any) -> Any:
-    """The outputs; raises ValueError where a model gives several arrays."""
-    if hasattr(outputs, "shape"):
-        return outputs
-    raise ValueError(
-        f"the model's outputs are a {type(outputs).__name__}, not one array: return the "
-        "array, or name a loss of your own that takes them (config.loss)"
-    )
-
-
-def aligned(outputs: Any, label: Any) -> Any:
-    """The outputs in the shape of the labels: (B, 1) is (B,) where labels are (B,).
-
-    Raises ValueError for any other difference.
-    """
-    if one_array(outputs).shape == (*label.shape, 1):
-        return outputs[..., 0]
-    if outputs.shape != label.shape:
-        raise ValueError(
-            f"the model's outputs have shape {outputs.shape}, and the labels "
-            f"{label.shape}: they must agree"
-        )
-    return outputs
-
-
-LOSSES: dict[str, Function] = {
-    "cross_entropy": cross_entropy,
-    "squared_error": squared_error,
-    "absolute_error": absolute_error,
-}
-METRICS: dict[str, Function] = {"accuracy": accuracy, **LOSSES}
 LOSS = "loss"
 """The metric that is the loss itself, whichever it is."""
 _FIRST = "cross_entropy"
@@ -200,15 +136,12 @@ def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> F
     @functools.wraps(function)
     def checked(outputs: Any, label: jax.Array) -> jax.Array:
         found = bound(outputs, label)
-        if not hasattr(found, "shape"):
+        shape = getattr(found, "shape", None)
+        if shape is None or shape != label.shape[: len(shape)]:
+            what = "no shape" if shape is None else f"shape {shape}"
             raise ValueError(
-                f"{section.get('name')} gives a {type(found).__name__}: it must be one "
-                "number for each example, or for each label"
-            )
-        if found.shape != label.shape[: found.ndim]:
-            raise ValueError(
-                f"{section.get('name')} of outputs {outputs.shape} and labels "
-                f"{label.shape} has shape {found.shape}: it must be one number for each "
+                f"{section.get('name')} of outputs {jax.tree.map(jnp.shape, outputs)} "
+                f"and labels {label.shape} has {what}: it must be one number for each "
                 "example, or for each label"
             )
         return found

@@ -154,9 +154,11 @@ def _put(tree: Any, places: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """Replicated values as arrays on one device of this process.
+    """Values as arrays on one device of this process.
 
-    Where some are cut, one process keeps all of them as they are, and several gather.
+    Of replicated ones this takes the copy that is here. If some are cut over the axis
+    `model`, a run of one process gets them all as they are, since it can read them; with
+    several processes they are gathered first.
     """
     cut = not all(a.is_fully_replicated for a in jax.tree.leaves(tree))
     if cut and jax.process_count() == 1:

@@ -75,9 +75,26 @@ def measured(record: Record) -> list[str]:
     return [key for key in record if key.startswith("validation/")]
 
 
+def in_words(log: Record) -> str:
+    """A log point in a line, for the progress bar."""
+    words = [
+        f"train loss {log['train/loss']:.4f}",
+        *(f"{key.replace('/', ' ')} {log[key]:.4f}" for key in measured(log)),
+        f"{log['examples_per_second']:.0f} examples/s",
+    ]
+    if "perturbations_per_second" in log:
+        words.append(f"{log['perturbations_per_second']:.0f} perturbations/s")
+    return ", ".join(words)
+
+
 def logs_of(records: list[Record]) -> list[Record]:
     """The log points among them."""
     return [record for record in records if record["kind"] == "log"]
+
+
+def read_logs(workdir: Path) -> list[Record]:
+    """The log points of the run in a directory; raises what `read` raises."""
+    return logs_of(read(workdir))
 
 
 def summarize(

@@ -109,11 +109,10 @@ def call(
     try:
         signature_of(constructor).bind(**given, **kwargs)
         return constructor(**given, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}{own_line(error)}") from error
     except Exception as error:  # of all kinds: it may be the user's program
-        kind = type(error).__name__
-        raise ConfigError(f"{where}: {kind}: {error}{own_line(error)}") from error
+        usual = isinstance(error, (TypeError, ValueError))
+        kind = "" if usual else f"{type(error).__name__}: "
+        raise ConfigError(f"{where}: {kind}{error}{own_line(error)}") from error
 
 
 def bind(

@@ -22,7 +22,8 @@ def lines(job: Job, workdir: Path, begun: int) -> Iterator[str]:
     name = settings.model["name"]
     yield f"model: {name}, {size:,} parameters in {len(leaves)} arrays"
     yield f"nodes: {_nodes(job)}"
-    noisy = f", {job.num_samples} noisy passes a step" if job.num_samples else ""
+    passes = job.chain.num_samples
+    noisy = f", {passes} noisy passes a step" if passes else ""
     name, size = settings.chain[0][0], settings.batch_size
     yield f"estimator: {name}{noisy}; {size} examples a step"
     parts = ", ".join(f"{n:,} {part}" for part, n in sizes(job.data).items())

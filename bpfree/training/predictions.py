@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bpfree.training.losses import aligned
+from bpfree.training.loss_functions import aligned, logits
 
 
 def predicted(outputs: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -20,12 +20,7 @@ def predicted(outputs: np.ndarray, label: np.ndarray) -> np.ndarray:
     """
     if np.issubdtype(label.dtype, np.floating):
         return np.asarray(aligned(outputs, label))
-    if outputs.shape[:-1] != label.shape:
-        raise ValueError(
-            f"the model's outputs have shape {outputs.shape}, and the labels "
-            f"{label.shape}: they are no logits of classes"
-        )
-    return outputs.argmax(-1)
+    return logits(outputs, label).argmax(-1)
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:

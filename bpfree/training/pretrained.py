@@ -112,7 +112,7 @@ def begin(section: Section, found: Any, params: Any, model_state: Any) -> tuple[
     fresh = tuple(section.get("fresh", ()))
     modules = params if isinstance(params, Mapping) else ()
     check_known("config.pretrained: module", fresh, modules)
-    leaves = jax.tree_util.tree_leaves_with_path(found)
+    leaves = jax.tree.leaves_with_path(found)
     values = {param_path(path): value for path, value in leaves}
     where = section.get("name") or f"the run in {section['workdir']}"
 
@@ -130,5 +130,5 @@ def begin(section: Section, found: Any, params: Any, model_state: Any) -> tuple[
         return jnp.asarray(values[name], leaf.dtype)
 
     variables = {"params": params, **model_state}
-    state = jax.tree_util.tree_map_with_path(value, variables)
+    state = jax.tree.map_with_path(value, variables)
     return state.pop("params"), state

@@ -100,6 +100,7 @@ def check_place(workdir: Path, sweep: bool = False) -> None:
 
 
 def read_config(workdir: Path) -> Any:
+    """The config of the run in a directory, in JSON form; raises WorkdirError."""
     path = workdir / "config.json"
     try:
         return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Blocks of training steps that run on the device without a word from the host.
+"""Blocks of training steps that run on the device, without the host between them.
 
 Everything random is a function of (seed, step): a resumed run repeats the
 undisturbed one.
@@ -72,6 +72,7 @@ class Task(NamedTuple):
 
 
 def make_keys(seed: int) -> Keys:
+    """The keys of a run; the seed may be traced."""
     return Keys(*jax.random.split(as_key(seed), len(Keys._fields)))
 
 
@@ -89,6 +90,7 @@ def with_state(batch: Batch, model_state: Any) -> Batch:
 
 
 def init_state(task: Task, params: Any, model_state: Any) -> TrainState:
+    """The state before the first update."""
     opt_state = jax.jit(task.transformation.init)(params)
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
 
@@ -131,7 +133,8 @@ def piece(
     """`count` updates on rows of `train`, and the sum of their losses (); traceable.
 
     Args:
-      length: no count is larger; one program serves all counts.
+      length: the largest count. It is static; the count is an argument of the program, so
+        that pieces of any length run without another compilation.
       count: int32 ().
     """
     size = train["label"].shape[0]
@@ -194,10 +197,5 @@ def look(task: Task, state: TrainState, loss: Any, validation: Batch) -> Metrics
 
 
 def lowered(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
-    """The function of (state, *args), to be compiled; it takes the state's buffers."""
+    """The function of (state, *args), to be compiled; its calls donate the state."""
     return jax.jit(function, donate_argnums=0).lower(state, *args)
-
-
-def compiled(function: Callable[..., Any], state: TrainState, *args: Any) -> Any:
-    """The function of (state, *args) compiled; it takes the state's buffers over."""
-    return lowered(function, state, *args).compile()

@@ -64,8 +64,8 @@ def load(workdir: str | Path) -> Trained:
     settings = config.read(read_config(workdir))._replace(mesh="")  # one device will do
     made = job.prepare(settings)
     expected = {"params": made.params, **made.model_state}
-    read = _by_path({"params": found["params"], **found["model_state"]})
-    wanted = _by_path(expected)
+    read = checkpoint.by_path({"params": found["params"], **found["model_state"]})
+    wanted = checkpoint.by_path(expected)
     if jax.tree.map(jnp.shape, read) != jax.tree.map(jnp.shape, wanted):
         raise WorkdirError(
             f"the checkpoint in {workdir} is of another model than its config describes: "
@@ -90,9 +90,3 @@ def scores(trained: Trained, part: str) -> dict[str, Any]:
         "examples": sizes(trained.job.data)[part],
         **metrics.of_part(part, measure(trained.variables["params"], state, batch)),
     }
-
-
-def _by_path(tree: Any) -> dict[str, jax.Array]:
-    """{path: leaf}; Orbax gives numbers in paths back as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in leaves}

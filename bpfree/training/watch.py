@@ -29,7 +29,7 @@ def aligner(job: Job) -> Aligner:
     @functools.cache
     def meter():
         return diagnostics.make_meter(
-            job.estimator, job.params, job.batch, repeats=repeats
+            job.chain.estimator, job.params, job.batch, repeats=repeats
         )
 
     def look(state: TrainState) -> Record:

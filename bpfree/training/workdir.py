@@ -64,10 +64,10 @@ def workdir_errors(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkdirError(f"{workdir}: {error}. {advice(workdir, error)}") from error
+        raise WorkdirError(f"{workdir}: {error}. {advice(error)}") from error
 
 
-def advice(workdir: Path, error: BaseException) -> str:
+def advice(error: BaseException) -> str:
     """What to do about an error that came while the directory was written."""
     number = getattr(error, "errno", None)
     if number in _FULL or os.strerror(errno.ENOSPC) in str(error):
