@@ -60,4 +60,5 @@ def bind(eqn, invals) -> list[jax.Array]:
         return tags.bind_eqn(eqn, invals)
     options = ("precision", "preferred_element_type")
     chosen = {key: eqn.params[key] for key in options}
-    return [dot_general(*invals, eqn.params["dimension_numbers"], **chosen)]
+    lhs, rhs = invals
+    return [dot_general(lhs, rhs, eqn.params["dimension_numbers"], **chosen)]

@@ -69,7 +69,7 @@ def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
     widths = [math.prod(shape) // math.prod(rows) for shape in shapes]
     length = math.gcd(*widths)
     owner = np.repeat(np.arange(len(shapes)), [width // length for width in widths])
-    start = np.concatenate([np.arange(0, n, length, np.uint32) for n in widths])
+    start = np.concatenate([np.arange(0, n, length) for n in widths])
     stride = np.array(widths, np.uint32)[owner]
 
     def hashed(key, stride, start):
@@ -80,7 +80,7 @@ def _in_blocks(keys, shapes, entry) -> list[jax.Array]:
         first, second = threefry2x32_p.bind(*words, jnp.zeros_like(count), count)
         return entry(first ^ second)
 
-    numbers = [np.tile(each, draws) for each in (stride, start)]
+    numbers = [np.tile(each, draws) for each in (stride, start.astype(np.uint32))]
     blocks = jax.vmap(hashed)(keys[:, owner].reshape(-1), *numbers)
     own = [np.flatnonzero(np.tile(owner, draws) == i) for i in range(len(shapes))]
     found = [taken.reshape(draws, -1, *rows, length) for taken in pieces(blocks, own, 0)]
