@@ -55,6 +55,10 @@ def wrong(outputs, label):
     return (outputs - label[None]) ** 2
 
 
+def mean(outputs, label):
+    return fourth(outputs, label).mean()
+
+
 def whole(params, batch, key, model, scale=1.0):
     noise = 0.01 * jax.random.normal(key, batch["label"].shape)
     outputs = model.apply({"params": params}, batch["x"])[:, 0]
@@ -198,6 +202,7 @@ MISTAKES = {
         {"loss": "{}:wrong"},
         r"outputs \(12, 1\) and labels \(12,\) has shape \(12",
     ),
+    "of all": ({"loss": "{}:mean"}, "mean gives one number for the whole batch"),
     "metric": (
         {"metrics": "acuracy"},
         "config.metrics: 'acuracy' is unknown.*'accuracy'",

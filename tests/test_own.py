@@ -91,6 +91,10 @@ def column():
     return {**found, "label": found["label"][:, None]}
 
 
+def alike():
+    return {**load(), "label": np.zeros(60, int)}
+
+
 class Nnx(nnx.Module):
     def __init__(self, num_classes, width=8, *, rngs):
         sizes = [4] + 11 * [width] + [num_classes]
@@ -123,6 +127,19 @@ class Dropped(nn.Module):
         x = nn.relu(nn.Dense(16)(x))
         x = nn.Dropout(0.2, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x)
+
+
+class Deterministic(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.Dropout(0.5)(nn.Dense(16)(x), deterministic=deterministic)
+        return nn.Dense(self.num_classes)(x)
+
+
+def keyed(num_classes):
+    return lambda key, x: jnp.zeros((4, num_classes)), lambda params, rng, x: x @ params
 
 
 def pair(num_classes):
@@ -206,20 +223,33 @@ _WIDER = {**_PART, "x": np.ones((4, 3))}
 ARRAYS = {
     "no label": ({"x": np.ones((9, 2))}, "has no array 'label'; it has .*x"),
     "rows": ({"x": np.ones((9, 2)), "label": np.ones(8, int)}, "must have as many rows"),
-    "kind": ({"x": np.ones((9, 2)), "label": np.array(9 * ["a"])}, "label <U1"),
+    "kind": ({"x": np.ones((9, 2)), "label": np.array(9 * ["a"])}, "label is <U1"),
     "nan label": ({"x": np.ones((9, 2)), "label": np.full(9, np.nan)}, "label has val"),
     "negative": ({"x": np.ones((9, 2)), "label": -np.ones(9, int)}, "label -1 is neg"),
     "nan": ({"x": np.full((9, 2), np.nan), "label": np.ones(9, int)}, "not finite"),
-    "few": ({"x": np.ones((3, 2)), "label": np.ones(3, int)}, "more than none"),
+    "few": ({"x": np.ones((3, 2)), "label": np.ones(3, int)}, "part has no examples"),
+    "huge": ({"x": np.ones((9, 2)), "label": np.arange(9) + 2**40}, "beyond int32"),
+    "huge x": ({"x": np.full(9, 2**63, np.uint64), "label": np.ones(9, int)}, "x has 92"),
+    "wide": ({"x": np.full(9, 1e39), "label": np.ones(9, int)}, "finite in float32"),
+    "truths": ({"x": np.ones((9, 2)), "label": np.ones(9, bool)}, r"astype\(float\)"),
+    "mask": ({"x": np.ma.masked_equal([1, 2], 2), "label": [0, 1]}, "masked entries"),
+    "two inputs": ({"x": {"a": 1, "b": 2}, "label": [0, 1]}, "x is a dict of .*'b'"),
+    "pair": ((np.ones((9, 2)), np.ones(9, int)), "gives a tuple; return a dict"),
+    "batches": (iter([{}]), "gives a list_iterator; return .* of all examples"),
+    "dict of parts": ({"train": _PART, "test": _PART}, "return bpfree.data.Dataset"),
+    "several shapes": (
+        [{"x": np.ones(n), "label": 0} for n in (2, 3)],
+        "the examples differ: all input arrays",
+    ),
     "none": (None, "gives a NoneType; return a dict"),
     "more": (
         {"x": np.ones((9, 2)), "label": np.ones(9, int), "weight": np.ones(9)},
         r"has \['weight'\] besides x and label",
     ),
-    "ragged": ({"x": [[1], [1, 2]], "label": np.ones(2, int)}, "mine is no array"),
+    "ragged": ({"x": [[1], [1, 2]], "label": np.ones(2, int)}, "mine: x is no array"),
     "gaps": ({"x": np.ones((9, 2)), "label": 5 * np.arange(9)}, "label 40 in 9 examples"),
     "no part": (Dataset(_PART, None, _PART, 2, {}), "validation part is a NoneType"),
-    "an empty part": (Dataset(_PART, _PART, _NO_ROWS, 2, {}), "test part: x .* rows"),
+    "an empty part": (Dataset(_PART, _PART, _NO_ROWS, 2, {}), "test part has no exam"),
     "parts": (
         Dataset(_PART, _PART, _WIDER, 2, {}),
         r"x .* differs: train float32 \(2,\)",
@@ -234,6 +264,20 @@ def test_a_mistake_in_arrays_is_named(mistake):
         arrays.dataset(found, "mine")
 
 
+def test_a_source_of_examples_is_its_arrays():
+    x, label = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2
+
+    class Source:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            return {"x": x[i], "label": label[i]}
+
+    made, same = arrays.dataset(Source(), "mine"), {"x": x, "label": label}
+    assert made.source == arrays.dataset(same, "mine").source
+
+
 def test_labels_beyond_the_classes_are_refused():
     part = {"x": np.ones((2, 1)), "label": np.array([0, 5])}
     with pytest.raises(ValueError, match="label 5, but num_classes=5"):
@@ -244,6 +288,7 @@ MISTAKES = {
     "narrow": ({"model": "{}:Narrow"}, "2 outputs for labels of 3 classes"),
     "pair": ({"model": "{}:Pair"}, "outputs are a tuple, not one array"),
     "fixed": ({"model": "{}:Fixed"}, "the model has no parameters to train"),
+    "signature": ({"model": "{}:keyed"}, r"takes \(params, rng, x\), and must take"),
     "its line": ({"model": "{}:Raises"}, r"same shape.*\(.*mine.py, line \d+\)"),
     "column": ({"data": "{}:column"}, "one label for each row of logits"),
     "no file": ({"model": "./gone.py:M"}, "config.model: there is no file .*gone.py"),
@@ -253,10 +298,34 @@ MISTAKES = {
     "argument": ({"model": {"name": "{}:Linen", "wdth": 3}}, "'wdth' is unknown"),
     "type": ({"model": {"name": "{}:Linen", "width": "3"}}, "width='3' is a str"),
     "data": ({"data": "{}:broken"}, "config.data: KeyError: 'gone' .*mine.py, line 15"),
+    "one class": ({"data": "{}:alike"}, "all labels are 0, and there is nothing"),
     "data none": ({"data": "{}:nothing"}, "gives a NoneType"),
     "npz": ({"data": "./gone.npz"}, "gone.npz cannot be read"),
     "link": ({"chain": (("{}:nothing", {}),)}, "makes a NoneType, not a gradient trans"),
 }
+
+
+def test_a_training_pass_drops_whatever_its_parameter_is_called(folder):
+    made = job.prepare(config.read(settings(folder, "Deterministic")))
+    key = jax.random.key(0)
+    first, second = (made.loss_fn(made.params, made.batch, k) for k in (key, key))
+    other = made.loss_fn(made.params, made.batch, jax.random.key(1))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("framework", ["haiku", "equinox"])
+def test_nets_of_other_frameworks_keep_their_state(framework, tmp_path):
+    pytest.importorskip(framework)
+    file = Path(__file__).parent.parent / "examples/other_frameworks/config.py"
+    made = config_files.load(f"{file}:{framework}").config()
+    made.update({"model": {**made.model, "width": 4}, "estimator": {"num_samples": 2}})
+    made.update({"batch_size": 8, "num_steps": 1, "log_every": 1, "checkpoint_every": 1})
+    first = job.prepare(config.read(made.to_dict())).model_state
+    fit(made, tmp_path / "run", say=print)
+    last = load(tmp_path / "run").variables[framework]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first[framework], last)
+    assert any(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -31,7 +31,8 @@ def cross_entropy(outputs: Any, label: jax.Array) -> jax.Array:
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(
             f"cross_entropy takes labels that are whole numbers, not {label.dtype}; "
-            "config.loss='squared_error' takes real ones"
+            "config.loss='squared_error' takes real ones. (Of one-hot rows take "
+            "label.argmax(-1), of 0.0 and 1.0 label.astype(int).)"
         )
     if one_array(outputs).shape[:-1] != label.shape:
         raise ValueError(
@@ -131,7 +132,7 @@ def find_loss(section: Mapping[str, Any], model: Any) -> Callable[..., Any]:
     """The loss: of (outputs, label), or a whole objective; raises ConfigError."""
     found = _find(section, LOSSES, "config.loss")
     if not is_objective(found):
-        return _of_outputs(found, section, "config.loss")
+        return _of_outputs(found, section, "config.loss", least=1)
     given = {"model": model} if "model" in inspect.signature(found).parameters else {}
     rest = {k: v for k, v in section.items() if k != "name"}
     return bind(found, rest, "config.loss", ("params", "batch", "key"), given)
@@ -187,11 +188,14 @@ def _find(section: Mapping[str, Any], choices: Mapping[str, Any], where: str) ->
     return choices[name]
 
 
-def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> Function:
+def _of_outputs(
+    function: Function, section: Mapping[str, Any], where: str, least: int = 0
+) -> Function:
     """The function of (outputs, label), with the section's other entries bound.
 
     It raises ValueError where its result is not like the labels, or like their first
-    axes: outputs (B, 1) minus labels (B,) are (B, B).
+    axes: outputs (B, 1) minus labels (B,) are (B, B). It has `least` of them or more: a
+    loss that is the mean of the batch would have all noise credited with one number.
     """
     positional = tuple(inspect.signature(function).parameters)[:2]
     rest = {k: v for k, v in section.items() if k != "name"}
@@ -210,6 +214,11 @@ def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> F
                 f"{section.get('name')} of outputs {outputs.shape} and labels "
                 f"{label.shape} has shape {found.shape}: it must be one number for each "
                 "example, or for each label"
+            )
+        if found.ndim < least:
+            raise ValueError(
+                f"{section.get('name')} gives one number for the whole batch: leave the "
+                "mean over the examples out, since each answers for its own loss"
             )
         return found
 
