@@ -48,8 +48,12 @@ def test_no_incoming_updates_are_zeros():
 
 @pytest.mark.parametrize(
     "around",
-    [lambda tx: optax.MultiSteps(tx, 4), lambda tx: optax.apply_if_finite(tx, 5)],
-    ids=["MultiSteps", "apply_if_finite"],
+    [
+        lambda tx: optax.MultiSteps(tx, 4),
+        lambda tx: optax.apply_if_finite(tx, 5),
+        optax.contrib.mechanize,
+    ],
+    ids=["MultiSteps", "apply_if_finite", "mechanize"],
 )
 def test_wrappers_that_read_updates_before_there_are_any(around):
     tx = around(optax.chain(noisy(), optax.sgd(0.1)))
@@ -82,8 +86,20 @@ def test_masked_parameters(around):
 def test_lookahead_around_an_estimator_says_what_to_write():
     tx = optax.lookahead(optax.chain(noisy(), optax.sgd(0.1)), 5, 0.5)
     params = optax.LookaheadParams.init_synced(PARAMS)
-    with pytest.raises(ValueError, match="goes to the right of the estimator"):
+    step = r"a step of its own: gradient, state = estimator.update\(None"
+    with pytest.raises(ValueError, match=step):
         tx.update(ZEROS, tx.init(params), params)
+    with pytest.raises(ValueError, match=step):
+        optax.chain(noisy(), optax.lookahead(optax.sgd(0.1), 5, 0.5)).init(params)
+
+
+def test_sam_around_an_estimator_says_what_to_write():
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    sam = optax.contrib.sam(optax.chain(noisy(), optax.sgd(0.1)), ascent)
+    with pytest.raises(ValueError, match="goes to its right: .*sam.init, sam.update"):
+        problems.lenient(optax.GradientTransformation(sam.init, sam.update)).update(
+            ZEROS, sam.init(PARAMS), PARAMS
+        )
 
 
 def test_states_are_plain_arrays():

@@ -365,6 +365,9 @@ def test_points_of_a_sweep_have_the_names_of_the_command_line(monkeypatch, tmp_p
         "--config.seed=4",
     ]
     parsed = file.config()
+    with parsed.unlocked():
+        del parsed.model
+        parsed.model = "./theirs.py:model"  # a name, where others have a section
     assert command_line.named(parsed, flags) == ["--config.seed=4"]
     parsed.seed = 4
     made = sweeps._fresh(file, flags, parsed).to_dict()
