@@ -52,8 +52,9 @@ def test_no_incoming_updates_are_zeros():
         lambda tx: optax.MultiSteps(tx, 4),
         lambda tx: optax.apply_if_finite(tx, 5),
         optax.contrib.mechanize,
+        optax.flatten,
     ],
-    ids=["MultiSteps", "apply_if_finite", "mechanize"],
+    ids=["MultiSteps", "apply_if_finite", "mechanize", "flatten"],
 )
 def test_wrappers_that_read_updates_before_there_are_any(around):
     tx = around(optax.chain(noisy(), optax.sgd(0.1)))

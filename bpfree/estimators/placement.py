@@ -21,6 +21,8 @@ _READERS = {
     "would let everything pass",
     "mechanize": "takes the updates that reach it for the gradient, which they do not "
     "hold yet: its scale would never move",
+    "flatten": "hands on one flat array in place of the parameters, with which the loss "
+    "function can do nothing",
 }
 _LOOKAHEAD = (
     "optax.lookahead has pairs of parameters, and takes a step of its own: gradient, "
