@@ -154,6 +154,8 @@ def pair(num_classes):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "mine.py").write_text(MINE)
+    (folder / "junk.npz").write_text("junk")
+    np.savez(folder / "objects.npz", x=np.array([None, 1], object), label=[0, 1])
     return folder
 
 
@@ -300,7 +302,11 @@ MISTAKES = {
     "data": ({"data": "{}:broken"}, "config.data: KeyError: 'gone' .*mine.py, line 15"),
     "one class": ({"data": "{}:alike"}, "all labels are 0, and there is nothing"),
     "data none": ({"data": "{}:nothing"}, "gives a NoneType"),
-    "npz": ({"data": "./gone.npz"}, "gone.npz cannot be read"),
+    "npz": ({"data": "./gone.npz"}, "gone.npz cannot be read: it is not there"),
+    "no npz": ({"data": "pyproject.toml"}, "is no set by name, and no .npz file"),
+    "no zip": ({"data": "{}/junk.npz"}, "junk.npz cannot be read: it is no .npz file"),
+    "objects": ({"data": "{}/objects.npz"}, "cannot be read: x: Object arrays"),
+    "no argument": ({"data": {"name": "{}:nothing", "a": 1}}, "unknown. None is taken"),
     "link": ({"chain": (("{}:nothing", {}),)}, "makes a NoneType, not a gradient trans"),
 }
 
@@ -332,7 +338,8 @@ def test_nets_of_other_frameworks_keep_their_state(framework, tmp_path):
 def test_a_mistake_in_what_is_ones_own_is_one_line(mistake, folder):
     changes, message = MISTAKES[mistake]
     place = f"{folder}/mine.py"
-    changes = json.loads(json.dumps(changes).replace("{}:", f"{place}:"))
+    changes = json.dumps(changes).replace("{}:", f"{place}:")
+    changes = json.loads(changes.replace("{}/", f"{folder}/"))
     with pytest.raises(ConfigError, match=message) as caught:
         job.prepare(config.read({**settings(folder), **changes}))
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ _RULE = "k-th example of its class: validation k % 5 == 3, test k % 5 == 4"
 
 def load(path: str) -> Dataset:
     """The arrays "x" and "label" of an .npz file, see `dataset`; raises ValueError."""
-    try:
-        with np.load(Path(path)) as found:
-            return dataset(dict(found), path)
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not zipfile.is_zipfile(path):
+        reason = "no .npz file" if Path(path).is_file() else "not there, or no file"
+        raise ValueError(f"{path} cannot be read: it is {reason}")
+    found = {}
+    with np.load(Path(path)) as file:
+        for key in file.files:
+            try:
+                found[key] = file[key]
+            except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{path} cannot be read: {key}: {error}") from error
+    return dataset(found, path)
 
 
 def dataset(found: Any, name: str) -> Dataset:
