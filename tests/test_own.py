@@ -280,6 +280,15 @@ def test_a_source_of_examples_is_its_arrays():
     assert made.source == arrays.dataset(same, "mine").source
 
 
+def test_a_source_of_grain():
+    grain = pytest.importorskip("grain")
+    rows = grain.MapDataset.range(20).map(lambda i: {"x": np.ones(3) * i, "label": i % 2})
+    made = arrays.dataset(rows.shuffle(seed=0), "mine")
+    assert made.train["x"].shape == (12, 3) and made.num_classes == 2
+    with pytest.raises(ValueError, match="examples: let its source not repeat"):
+        arrays.dataset(rows.repeat(), "mine")
+
+
 def test_labels_beyond_the_classes_are_refused():
     part = {"x": np.ones((2, 1)), "label": np.array([0, 5])}
     with pytest.raises(ValueError, match="label 5, but num_classes=5"):

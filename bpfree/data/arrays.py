@@ -100,6 +100,8 @@ def _gathered(found: Any, name: str) -> Any:
     first = found[0]
     if not isinstance(first, Mapping):
         return found
+    if len(found) > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} has {len(found)} examples: let its source not repeat")
     try:
         examples = [found[i] for i in range(len(found))]
         return {key: np.stack([e[key] for e in examples]) for key in first}
