@@ -169,6 +169,48 @@ def test_wrappers_to_the_right(link):
     assert_close(bpfree.value(state), LOSS(PARAMS, BATCH).mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax.contrib.prodigy,
+        lambda: optax.contrib.muon(0.1),
+        lambda: optax.contrib.dowg(),
+    ],
+    ids=["prodigy", "muon", "dowg"],
+)
+def test_links_of_contrib_get_the_gradient(make):
+    """What follows `backprop` moves as it does when it is fed the gradient itself."""
+    alone = problems.lenient(make())
+    after = optax.chain(bpfree.backprop(LOSS), problems.lenient(make()))
+
+    @jax.jit
+    def moved():
+        fed, state = alone.update(TRUTH, alone.init(PARAMS), PARAMS)
+        return fed, after.update(ZEROS, after.init(PARAMS), PARAMS, batch=BATCH)[0]
+
+    assert_close(*moved(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_condition_around_an_estimator_holds_it_back():
+    chain = optax.chain(bpfree.backprop(LOSS), optax.sgd(1.0))
+    tx = problems.lenient(optax.conditionally_mask(chain, lambda step: step < 1))
+    update = jax.jit(lambda state: tx.update(ZEROS, state, PARAMS, batch=BATCH))
+    first, state = update(tx.init(PARAMS))
+    second, _ = update(state)
+    assert optax.tree.norm(first) > 0 and optax.tree.norm(second) == 0
+
+
+def test_seeds_may_be_vmapped_over():
+    def estimate(seed):
+        tx = bpfree.node_perturbation(LOSS, num_samples=2, seed=seed)
+        return tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)[0]
+
+    many = jax.jit(jax.vmap(estimate))(jnp.arange(3))
+    single = jax.jit(estimate)(1)
+    assert_close(jax.tree.map(lambda v: v[1], many), single, rtol=1e-5, atol=1e-7)
+    assert bool(jnp.any(many["w1"][0] != many["w1"][1]))
+
+
 def test_the_plateau_starts_at_the_first_loss():
     """With a first value of 0 no loss is ever better, and the rate decays to nothing."""
     plateau = problems.lenient(optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
