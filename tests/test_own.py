@@ -108,6 +108,15 @@ class Nnx(nnx.Module):
         return x
 
 
+class Constant(nnx.Module):
+    def __init__(self, num_classes, *, rngs):
+        self.scale = jnp.array([0.0, 1.0, 1.0, 1.0])
+        self.inner = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.inner(x * self.scale[None])
+
+
 class WithState(nnx.Module):
     def __init__(self, num_classes, width=16, *, rngs):
         self.inner = nnx.Linear(4, width, rngs=rngs)
@@ -318,6 +327,14 @@ MISTAKES = {
     "no argument": ({"data": {"name": "{}:nothing", "a": 1}}, "unknown. None is taken"),
     "link": ({"chain": (("{}:nothing", {}),)}, "makes a NoneType, not a gradient trans"),
 }
+
+
+def test_an_array_of_an_nnx_module_is_a_constant(folder):
+    made = job.prepare(config.read(settings(folder, "Constant")))
+    gradient = jax.grad(lambda p: made.loss_fn(p, made.batch).mean())(made.params)
+    assert not made.model_state and list(made.params) == ["inner"]
+    kernel = np.abs(gradient["inner"]["kernel"]).sum(1)
+    assert kernel[0] == 0 and (kernel[1:] > 0).all()
 
 
 def test_a_training_pass_drops_whatever_its_parameter_is_called(folder):
