@@ -17,6 +17,7 @@ from bpfree.training import (
     job,
     load,
     losses,
+    objective,
 )
 from bpfree.training.trained import scores
 from tests.test_sweeps import record as finished
@@ -113,7 +114,7 @@ def test_values_entry_by_entry():
 def test_the_mean_of_an_example_or_one_for_each_of_its_labels():
     outputs, label = jnp.arange(6.0).reshape(2, 3), jnp.zeros((2, 3))
     each, mean = (
-        losses.of_examples(losses.squared_error, n) for n in ("step", "example")
+        objective.of_examples(losses.squared_error, n) for n in ("step", "example")
     )
     np.testing.assert_array_equal(each(outputs, label), outputs**2)
     np.testing.assert_allclose(mean(outputs, label), [5 / 3, 50 / 3])

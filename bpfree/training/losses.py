@@ -225,24 +225,6 @@ def _of_outputs(
     return checked
 
 
-def of_examples(function: Function, losses: str) -> Function:
-    """The loss of each example (B,), its labels' mean; or of each label (B, T)."""
-
-    @functools.wraps(function)
-    def found(outputs: Any, label: jax.Array) -> jax.Array:
-        each = function(outputs, label)
-        if losses == "example":
-            return each.mean(range(1, each.ndim))
-        if each.ndim != 2:
-            raise ValueError(
-                "config.objective.losses='step' needs labels (B, T), one for each step; "
-                f"the data set has {label.shape}"
-            )
-        return each
-
-    return found
-
-
 def measure(
     metrics: Sequence[Metric], model: Any, loss: Callable[..., Any]
 ) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
