@@ -8,7 +8,7 @@ def alignment() -> str:
     record = records.read("compare_estimators")
     rows = [
         [
-            f"`{name}`",
+            call(name),
             str(r["samples"]),
             f"{r['cosine']:.3f} +- {r['cosine_std']:.3f}",
             f"{r['slope']:.2f}",
@@ -24,7 +24,7 @@ def alignment() -> str:
 def training() -> str:
     record = records.read("compare_training")
     rows = [
-        [f"`{n}`", str(r["samples"]), f"{r['cost']:.1f}", with_spread(r, "accuracy")]
+        [call(n), str(r["samples"]), f"{r['cost']:.1f}", with_spread(r, "accuracy")]
         for n, r in record["rows"].items()
     ]
     head = ["estimator", "samples", "cost", "test accuracy"]

@@ -142,6 +142,15 @@ LOCAL_MODULES = {
     for where, text in {"all": "at all layers", "ends": "at the ends of blocks"}.items()
 }
 
+DIGITS = {
+    text: {"accuracy": Run("digits", arm)}
+    for arm, text in {
+        "": "likelihood ratio, clean pairing",
+        "np": "node perturbation",
+        "bp": "backprop, the control",
+    }.items()
+}
+
 IMAGES = {
     text: {"MNIST": Run("mnist", arm), "Fashion-MNIST": Run("fashion_mnist", arm)}
     for arm, text in {
@@ -176,6 +185,7 @@ ENERGIES_PUBLISHED = {
 DANP = {"DANP, MNIST, 20 epochs": {"accuracy": Run("danp_mnist")}}
 
 TABLES: dict[str, dict[str, Row]] = {
+    "digits": DIGITS,
     "architectures": ARCHITECTURES,
     "resnet5": RESNET5,
     "vgg8": VGG8,

@@ -1,9 +1,7 @@
 """Tables of nets and data sets, from `results/`; see `scripts/tables.py`."""
 
-from statistics import mean, stdev
-
 import records
-from cells import share, source, sources, table, with_spread
+from cells import source, sources, table, with_spread
 
 MOVES = {
     "untouched": ("-", "nothing"),
@@ -148,34 +146,3 @@ def energies_cost() -> str:
     ]
     head = ["net: update", "backprop steps", "error", "sweeps: free, real, complex"]
     return table(head, rows) + sources(found)
-
-
-def digits() -> str:
-    record = records.read("digits")
-    rows = [
-        [
-            name,
-            f"`bpfree-train --config={r['config']} --config.seed=S`",
-            f"{share(mean(r['accuracy']))} +- {share(stdev(r['accuracy']))}",
-        ]
-        for name, r in record["rows"].items()
-    ]
-    return table(["method", "command", "test accuracy, seeds 0 to 4"], rows)
-
-
-def first_run() -> str:
-    """What README says of its first command."""
-    record = records.read("digits")
-    row = next(iter(record["rows"].values()))
-    values, seconds = row["accuracy"], row["seconds"]
-    lines = [
-        f"The first command ends with `test accuracy {values[0]:.4f}`, and leaves",
-        "metrics (JSON lines), a checkpoint and `learning_curve.png` in `runs/digits`.",
-        "It trains an MLP 64-128-128-10, and no error signal crosses a layer. Over seeds",
-        f"{record['seeds'][0]} to {record['seeds'][-1]} (`bpfree-train "
-        f"--config={row['config']} --config.seed=S`) the test accuracy",
-        f"is **{100 * mean(values):.1f} %** (standard deviation "
-        f"{100 * stdev(values):.2f}), in {seconds[0]} to {seconds[-1]} s on two",
-        "CPU cores, idle or shared.",
-    ]
-    return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ import numpy as np
 from bpfree.training import metrics
 
 FOLDER = Path(__file__).parent.parent / "results"
-_UNSAID = ("--results", "--folder", "--collect", "--programs", "--tried")
+_UNSAID = ("--results", "--figure", "--folder", "--collect", "--programs", "--tried")
 
 
 def write(path: str, seeds: list[int], rows: Mapping[str, Mapping[str, Any]]) -> None:

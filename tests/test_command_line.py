@@ -96,6 +96,16 @@ def test_paths_are_next_to_the_config(tmp_path):
     assert made.own == f"{tmp_path}/nets.py:CNN" and made.is_locked
 
 
+def test_a_config_imports_its_neighbours_through_a_link_too(tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/neighbour_of_c.py").write_text("STEPS = 7")
+    text = "import neighbour_of_c as n\ndef get_config(): return {'num_steps': n.STEPS}"
+    (tmp_path / "lab/c.py").write_text(text)
+    (tmp_path / "link.py").symlink_to(tmp_path / "lab/c.py")
+    found = config_files.load(str(tmp_path / "link.py"))
+    assert found.config().num_steps == 7 and found.path.parent.name == "lab"
+
+
 def test_configs_are_listed_with_their_purpose():
     found = config_files.listed()
     assert len(found) > 20 and all(found.values())

@@ -136,6 +136,12 @@ MISTAKES = {
     "misspelt entry": (put("bach_size", 3), "'bach_size'.*'batch_size'"),
     "unused section": (put("spare", {"a": 1}), "'spare'"),
     "missing entry": (lambda c: c.pop("seed"), "seed is missing; required.*num_steps"),
+    "missing chain": (lambda c: c.pop("chain"), "config.chain is missing"),
+    "type of chain": (put("chain", "adam"), "chain='adam' has the wrong type"),
+    "two estimators": (
+        link(1, "node_perturbation", {}),
+        r"chain\[1\]: 'node_perturbation' would add a second gradient",
+    ),
     "type of entry": (put("num_steps", "many"), "num_steps='many' has the wrong type"),
     "count": (put("batch_size", 0), "batch_size=0 must be at least 1"),
     "negative rate": (

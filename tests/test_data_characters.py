@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from bpfree.data import characters, raw
-from bpfree.training import losses
+from bpfree.training import losses, objective
 from bpfree.training.loss_functions import cross_entropy
 
 NAME = "python_topics"
@@ -85,6 +85,6 @@ def test_losses_and_accuracy_over_all_positions():
     found = jax.jit(lambda b: measure({"table": table}, {}, b))(batch)["accuracy"]
     np.testing.assert_allclose(found, np.mean(table.argmax(1)[x] == label), rtol=1e-6)
     each = np.log(np.exp(table).sum(1))[x] - table[x, label]
-    mean = jax.jit(losses.of_examples(cross_entropy, "example"))
+    mean = jax.jit(objective.of_examples(cross_entropy, "example"))
     np.testing.assert_allclose(mean(table[x], label), each.mean(1), rtol=1e-5)
     np.testing.assert_allclose(mean(table[x[:, 0]], label[:, 0]), each[:, 0], rtol=1e-5)

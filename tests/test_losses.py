@@ -16,7 +16,7 @@ from bpfree.training import (
     fit,
     job,
     load,
-    losses,
+    objective,
 )
 from bpfree.training.loss_functions import absolute_error, squared_error
 from bpfree.training.trained import scores
@@ -54,6 +54,10 @@ def fourth(outputs, label, power=4):
 
 def wrong(outputs, label):
     return (outputs - label[None]) ** 2
+
+
+def mean(outputs, label):
+    return fourth(outputs, label).mean()
 
 
 def whole(params, batch, key, model, scale=1.0):
@@ -109,7 +113,7 @@ def test_values_entry_by_entry():
 
 def test_the_mean_of_an_example_or_one_for_each_of_its_labels():
     outputs, label = jnp.arange(6.0).reshape(2, 3), jnp.zeros((2, 3))
-    each, mean = (losses.of_examples(squared_error, n) for n in ("step", "example"))
+    each, mean = (objective.of_examples(squared_error, n) for n in ("step", "example"))
     np.testing.assert_array_equal(each(outputs, label), outputs**2)
     np.testing.assert_allclose(mean(outputs, label), [5 / 3, 50 / 3])
 
@@ -197,6 +201,7 @@ MISTAKES = {
         {"loss": "{}:wrong"},
         r"outputs \(12, 1\) and labels \(12,\) has shape \(12",
     ),
+    "of all": ({"loss": "{}:mean"}, "mean gives one number for the whole batch"),
     "metric": (
         {"metrics": "acuracy"},
         "config.metrics: 'acuracy' is unknown.*'accuracy'",

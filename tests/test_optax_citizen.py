@@ -48,8 +48,13 @@ def test_no_incoming_updates_are_zeros():
 
 @pytest.mark.parametrize(
     "around",
-    [lambda tx: optax.MultiSteps(tx, 4), lambda tx: optax.apply_if_finite(tx, 5)],
-    ids=["MultiSteps", "apply_if_finite"],
+    [
+        lambda tx: optax.MultiSteps(tx, 4),
+        lambda tx: optax.apply_if_finite(tx, 5),
+        optax.contrib.mechanize,
+        optax.flatten,
+    ],
+    ids=["MultiSteps", "apply_if_finite", "mechanize", "flatten"],
 )
 def test_wrappers_that_read_updates_before_there_are_any(around):
     tx = around(optax.chain(noisy(), optax.sgd(0.1)))
@@ -82,8 +87,20 @@ def test_masked_parameters(around):
 def test_lookahead_around_an_estimator_says_what_to_write():
     tx = optax.lookahead(optax.chain(noisy(), optax.sgd(0.1)), 5, 0.5)
     params = optax.LookaheadParams.init_synced(PARAMS)
-    with pytest.raises(ValueError, match="goes to the right of the estimator"):
+    step = r"a step of its own: gradient, state = estimator.update\(None"
+    with pytest.raises(ValueError, match=step):
         tx.update(ZEROS, tx.init(params), params)
+    with pytest.raises(ValueError, match=step):
+        optax.chain(noisy(), optax.lookahead(optax.sgd(0.1), 5, 0.5)).init(params)
+
+
+def test_sam_around_an_estimator_says_what_to_write():
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    sam = optax.contrib.sam(optax.chain(noisy(), optax.sgd(0.1)), ascent)
+    with pytest.raises(ValueError, match="goes to its right: .*sam.init, sam.update"):
+        problems.lenient(optax.GradientTransformation(sam.init, sam.update)).update(
+            ZEROS, sam.init(PARAMS), PARAMS
+        )
 
 
 def test_states_are_plain_arrays():
@@ -150,6 +167,48 @@ def test_wrappers_to_the_right(link):
     updates, state = one(optax.chain(noisy(), problems.lenient(link)))
     assert all(jnp.isfinite(u).all() and (u != 0).any() for u in jax.tree.leaves(updates))
     assert_close(bpfree.value(state), LOSS(PARAMS, BATCH).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax.contrib.prodigy,
+        lambda: optax.contrib.muon(0.1),
+        lambda: optax.contrib.dowg(),
+    ],
+    ids=["prodigy", "muon", "dowg"],
+)
+def test_links_of_contrib_get_the_gradient(make):
+    """What follows `backprop` moves as it does when it is fed the gradient itself."""
+    alone = problems.lenient(make())
+    after = optax.chain(bpfree.backprop(LOSS), problems.lenient(make()))
+
+    @jax.jit
+    def moved():
+        fed, state = alone.update(TRUTH, alone.init(PARAMS), PARAMS)
+        return fed, after.update(ZEROS, after.init(PARAMS), PARAMS, batch=BATCH)[0]
+
+    assert_close(*moved(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_condition_around_an_estimator_holds_it_back():
+    chain = optax.chain(bpfree.backprop(LOSS), optax.sgd(1.0))
+    tx = problems.lenient(optax.conditionally_mask(chain, lambda step: step < 1))
+    update = jax.jit(lambda state: tx.update(ZEROS, state, PARAMS, batch=BATCH))
+    first, state = update(tx.init(PARAMS))
+    second, _ = update(state)
+    assert optax.tree.norm(first) > 0 and optax.tree.norm(second) == 0
+
+
+def test_seeds_may_be_vmapped_over():
+    def estimate(seed):
+        tx = bpfree.node_perturbation(LOSS, num_samples=2, seed=seed)
+        return tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)[0]
+
+    many = jax.jit(jax.vmap(estimate))(jnp.arange(3))
+    single = jax.jit(estimate)(1)
+    assert_close(jax.tree.map(lambda v: v[1], many), single, rtol=1e-5, atol=1e-7)
+    assert bool(jnp.any(many["w1"][0] != many["w1"][1]))
 
 
 def test_the_plateau_starts_at_the_first_loss():

@@ -91,6 +91,10 @@ def column():
     return {**found, "label": found["label"][:, None]}
 
 
+def alike():
+    return {**load(), "label": np.zeros(60, int)}
+
+
 class Nnx(nnx.Module):
     def __init__(self, num_classes, width=8, *, rngs):
         sizes = [4] + 11 * [width] + [num_classes]
@@ -102,6 +106,15 @@ class Nnx(nnx.Module):
             inner = layer.in_features == layer.out_features
             x = x + 0.1 * layer(x) if inner else layer(x)
         return x
+
+
+class Constant(nnx.Module):
+    def __init__(self, num_classes, *, rngs):
+        self.scale = jnp.array([0.0, 1.0, 1.0, 1.0])
+        self.inner = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.inner(x * self.scale[None])
 
 
 class WithState(nnx.Module):
@@ -125,6 +138,19 @@ class Dropped(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
+class Deterministic(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.Dropout(0.5)(nn.Dense(16)(x), deterministic=deterministic)
+        return nn.Dense(self.num_classes)(x)
+
+
+def keyed(num_classes):
+    return lambda key, x: jnp.zeros((4, num_classes)), lambda params, rng, x: x @ params
+
+
 def pair(num_classes):
     return (
         lambda key, x: [jnp.zeros((4, num_classes)), jnp.zeros(num_classes)],
@@ -137,6 +163,8 @@ def pair(num_classes):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "mine.py").write_text(MINE)
+    (folder / "junk.npz").write_text("junk")
+    np.savez(folder / "objects.npz", x=np.array([None, 1], object), label=[0, 1])
     return folder
 
 
@@ -206,20 +234,33 @@ _WIDER = {**_PART, "x": np.ones((4, 3))}
 ARRAYS = {
     "no label": ({"x": np.ones((9, 2))}, "has no array 'label'; it has .*x"),
     "rows": ({"x": np.ones((9, 2)), "label": np.ones(8, int)}, "must have as many rows"),
-    "kind": ({"x": np.ones((9, 2)), "label": np.array(9 * ["a"])}, "label <U1"),
+    "kind": ({"x": np.ones((9, 2)), "label": np.array(9 * ["a"])}, "label is <U1"),
     "nan label": ({"x": np.ones((9, 2)), "label": np.full(9, np.nan)}, "label has val"),
     "negative": ({"x": np.ones((9, 2)), "label": -np.ones(9, int)}, "label -1 is neg"),
     "nan": ({"x": np.full((9, 2), np.nan), "label": np.ones(9, int)}, "not finite"),
-    "few": ({"x": np.ones((3, 2)), "label": np.ones(3, int)}, "more than none"),
+    "few": ({"x": np.ones((3, 2)), "label": np.ones(3, int)}, "part has no examples"),
+    "huge": ({"x": np.ones((9, 2)), "label": np.arange(9) + 2**40}, "beyond int32"),
+    "huge x": ({"x": np.full(9, 2**63, np.uint64), "label": np.ones(9, int)}, "x has 92"),
+    "wide": ({"x": np.full(9, 1e39), "label": np.ones(9, int)}, "finite in float32"),
+    "truths": ({"x": np.ones((9, 2)), "label": np.ones(9, bool)}, r"astype\(float\)"),
+    "mask": ({"x": np.ma.masked_equal([1, 2], 2), "label": [0, 1]}, "masked entries"),
+    "two inputs": ({"x": {"a": 1, "b": 2}, "label": [0, 1]}, "x is a dict of .*'b'"),
+    "pair": ((np.ones((9, 2)), np.ones(9, int)), "gives a tuple; return a dict"),
+    "batches": (iter([{}]), "gives a list_iterator; return .* of all examples"),
+    "dict of parts": ({"train": _PART, "test": _PART}, "return bpfree.data.Dataset"),
+    "several shapes": (
+        [{"x": np.ones(n), "label": 0} for n in (2, 3)],
+        "the examples differ: all input arrays",
+    ),
     "none": (None, "gives a NoneType; return a dict"),
     "more": (
         {"x": np.ones((9, 2)), "label": np.ones(9, int), "weight": np.ones(9)},
         r"has \['weight'\] besides x and label",
     ),
-    "ragged": ({"x": [[1], [1, 2]], "label": np.ones(2, int)}, "mine is no array"),
+    "ragged": ({"x": [[1], [1, 2]], "label": np.ones(2, int)}, "mine: x is no array"),
     "gaps": ({"x": np.ones((9, 2)), "label": 5 * np.arange(9)}, "label 40 in 9 examples"),
     "no part": (Dataset(_PART, None, _PART, 2, {}), "validation part is a NoneType"),
-    "an empty part": (Dataset(_PART, _PART, _NO_ROWS, 2, {}), "test part: x .* rows"),
+    "an empty part": (Dataset(_PART, _PART, _NO_ROWS, 2, {}), "test part has no exam"),
     "parts": (
         Dataset(_PART, _PART, _WIDER, 2, {}),
         r"x .* differs: train float32 \(2,\)",
@@ -234,6 +275,29 @@ def test_a_mistake_in_arrays_is_named(mistake):
         arrays.dataset(found, "mine")
 
 
+def test_a_source_of_examples_is_its_arrays():
+    x, label = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2
+
+    class Source:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            return {"x": x[i], "label": label[i]}
+
+    made, same = arrays.dataset(Source(), "mine"), {"x": x, "label": label}
+    assert made.source == arrays.dataset(same, "mine").source
+
+
+def test_a_source_of_grain():
+    grain = pytest.importorskip("grain")
+    rows = grain.MapDataset.range(20).map(lambda i: {"x": np.ones(3) * i, "label": i % 2})
+    made = arrays.dataset(rows.shuffle(seed=0), "mine")
+    assert made.train["x"].shape == (12, 3) and made.num_classes == 2
+    with pytest.raises(ValueError, match="examples: let its source not repeat"):
+        arrays.dataset(rows.repeat(), "mine")
+
+
 def test_labels_beyond_the_classes_are_refused():
     part = {"x": np.ones((2, 1)), "label": np.array([0, 5])}
     with pytest.raises(ValueError, match="label 5, but num_classes=5"):
@@ -244,6 +308,7 @@ MISTAKES = {
     "narrow": ({"model": "{}:Narrow"}, "2 outputs for labels of 3 classes"),
     "pair": ({"model": "{}:Pair"}, "outputs are a tuple, not one array"),
     "fixed": ({"model": "{}:Fixed"}, "the model has no parameters to train"),
+    "signature": ({"model": "{}:keyed"}, r"takes \(params, rng, x\), and must take"),
     "its line": ({"model": "{}:Raises"}, r"same shape.*\(.*mine.py, line \d+\)"),
     "column": ({"data": "{}:column"}, "one label for each row of logits"),
     "no file": ({"model": "./gone.py:M"}, "config.model: there is no file .*gone.py"),
@@ -253,17 +318,54 @@ MISTAKES = {
     "argument": ({"model": {"name": "{}:Linen", "wdth": 3}}, "'wdth' is unknown"),
     "type": ({"model": {"name": "{}:Linen", "width": "3"}}, "width='3' is a str"),
     "data": ({"data": "{}:broken"}, "config.data: KeyError: 'gone' .*mine.py, line 15"),
+    "one class": ({"data": "{}:alike"}, "all labels are 0, and there is nothing"),
     "data none": ({"data": "{}:nothing"}, "gives a NoneType"),
-    "npz": ({"data": "./gone.npz"}, "gone.npz cannot be read"),
+    "npz": ({"data": "./gone.npz"}, "gone.npz cannot be read: it is not there"),
+    "no npz": ({"data": "pyproject.toml"}, "is no set by name, and no .npz file"),
+    "no zip": ({"data": "{}/junk.npz"}, "junk.npz cannot be read: it is no .npz file"),
+    "objects": ({"data": "{}/objects.npz"}, "cannot be read: x: Object arrays"),
+    "no argument": ({"data": {"name": "{}:nothing", "a": 1}}, "unknown. None is taken"),
     "link": ({"chain": (("{}:nothing", {}),)}, "makes a NoneType, not a gradient trans"),
 }
+
+
+def test_an_array_of_an_nnx_module_is_a_constant(folder):
+    made = job.prepare(config.read(settings(folder, "Constant")))
+    gradient = jax.grad(lambda p: made.loss_fn(p, made.batch).mean())(made.params)
+    assert not made.model_state and list(made.params) == ["inner"]
+    kernel = np.abs(gradient["inner"]["kernel"]).sum(1)
+    assert kernel[0] == 0 and (kernel[1:] > 0).all()
+
+
+def test_a_training_pass_drops_whatever_its_parameter_is_called(folder):
+    made = job.prepare(config.read(settings(folder, "Deterministic")))
+    key = jax.random.key(0)
+    first, second = (made.loss_fn(made.params, made.batch, k) for k in (key, key))
+    other = made.loss_fn(made.params, made.batch, jax.random.key(1))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("framework", ["haiku", "equinox"])
+def test_nets_of_other_frameworks_keep_their_state(framework, tmp_path):
+    pytest.importorskip(framework)
+    file = Path(__file__).parent.parent / "examples/other_frameworks/config.py"
+    made = config_files.load(f"{file}:{framework}").config()
+    made.update({"model": {**made.model, "width": 4}, "estimator": {"num_samples": 2}})
+    made.update({"batch_size": 8, "num_steps": 1, "log_every": 1, "checkpoint_every": 1})
+    first = job.prepare(config.read(made.to_dict())).model_state
+    fit(made, tmp_path / "run", say=print)
+    last = load(tmp_path / "run").variables[framework]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first[framework], last)
+    assert any(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_what_is_ones_own_is_one_line(mistake, folder):
     changes, message = MISTAKES[mistake]
     place = f"{folder}/mine.py"
-    changes = json.loads(json.dumps(changes).replace("{}:", f"{place}:"))
+    changes = json.dumps(changes).replace("{}:", f"{place}:")
+    changes = json.loads(changes.replace("{}/", f"{folder}/"))
     with pytest.raises(ConfigError, match=message) as caught:
         job.prepare(config.read({**settings(folder), **changes}))
     assert "\n" not in str(caught.value)
@@ -296,6 +398,9 @@ def test_points_of_a_sweep_have_the_names_of_the_command_line(monkeypatch, tmp_p
         "--config.seed=4",
     ]
     parsed = file.config()
+    with parsed.unlocked():
+        del parsed.model
+        parsed.model = "./theirs.py:model"  # a name, where others have a section
     assert command_line.named(parsed, flags) == ["--config.seed=4"]
     parsed.seed = 4
     made = sweeps._fresh(file, flags, parsed).to_dict()

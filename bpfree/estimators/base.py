@@ -91,12 +91,7 @@ def transformation(
         if params is None:
             raise ValueError("an estimator needs params: update(updates, state, params)")
         placement.check(params)
-        if batch is None:
-            raise ValueError(
-                "an estimator needs a batch: update(..., batch=batch). A wrapper that "
-                "hands no keywords on, such as optax.lookahead or optax.contrib.sam, "
-                "goes to the right of the estimator"
-            )
+        placement.check_batch(batch)
         key = jax.random.fold_in(seeds.from_words(state.key), state.count)
         with jax.named_scope("bpfree.estimate"):
             found = estimator.estimate(key, params, batch, state)

@@ -19,7 +19,16 @@ _READERS = {
     "only the last of its micro-batches would count",
     "apply_if_finite": "tests the updates that reach it, which hold no gradient yet: it "
     "would let everything pass",
+    "mechanize": "takes the updates that reach it for the gradient, which they do not "
+    "hold yet: its scale would never move",
+    "flatten": "hands on one flat array in place of the parameters, with which the loss "
+    "function can do nothing",
 }
+_LOOKAHEAD = (
+    "optax.lookahead has pairs of parameters, and takes a step of its own: gradient, "
+    "state = estimator.update(None, state, params.fast, batch=batch), and then "
+    "lookahead.update(gradient, ...)"
+)
 
 
 def check(params: Any) -> None:
@@ -30,6 +39,8 @@ def check(params: Any) -> None:
                 f"optax.{name} around an estimator {_READERS[name]}. Write "
                 f"optax.chain(estimator, optax.{name}(optimiser, ...))"
             )
+    if isinstance(params, optax.LookaheadParams):
+        raise ValueError(_LOOKAHEAD)
     if has_masked(params):
         raise ValueError(
             "an estimator evaluates the loss, which needs all parameters, and some are "
@@ -37,6 +48,19 @@ def check(params: Any) -> None:
             "optimiser, 'freeze': optax.set_to_zero()}, labels)), and likewise with "
             "optax.masked and optax.selective_transform"
         )
+
+
+def check_batch(batch: Any) -> None:
+    """ValueError if there is none, which some wrappers do not hand on."""
+    if batch is not None:
+        return
+    if "lookahead" in _callers():
+        raise ValueError(_LOOKAHEAD)
+    raise ValueError(
+        "an estimator needs a batch: update(..., batch=batch). A wrapper that hands no "
+        "keywords on, such as sam = optax.contrib.sam(...), goes to its right: "
+        "optax.chain(estimator, optax.GradientTransformation(sam.init, sam.update))"
+    )
 
 
 def has_masked(params: Any) -> bool:

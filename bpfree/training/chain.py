@@ -78,6 +78,12 @@ def build(
             "config.chain must begin with an estimator, which makes the gradient; choose "
             f"one of {', '.join(_estimators())}"
         )
+    for i, link in enumerate(made[1:], 1):
+        if isinstance(link, EstimatorTransformation):
+            raise ConfigError(
+                f"config.chain[{i}]: {links[i][0]!r} would add a second gradient to that "
+                f"of {links[0][0]!r}: one estimator is enough, or bpfree.combine"
+            )
     num_samples = sum(context.counts)
     if sharding is not None and not num_samples:
         raise ConfigError(

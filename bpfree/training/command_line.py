@@ -194,6 +194,8 @@ def named(config: ConfigDict, argv: Sequence[str]) -> list[str]:
                 config.chain = ((name, section), *config.get("chain", ())[1:])
                 config.estimator = ConfigDict(entries)
             else:
+                if section in config:
+                    del config[section]  # a name, maybe, where a section comes
                 config[section] = ConfigDict({"name": name, **entries})
     return [a for a, m in zip(argv, found, strict=True) if not m or m[1] not in names]
 

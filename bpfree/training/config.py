@@ -91,12 +91,12 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     values["pretrained"] = pretrained.check(values.get("pretrained", {}))
     values["loss"] = losses.read_loss(values.get("loss", {}))
     values["metrics"] = losses.read_metrics(values.get("metrics", ()))
-    values["sections"] = _sections(values)
-    for key in ENTRIES:
+    for key in ENTRIES:  # before the sections, which the chain names
         if key in values:
             values[key] = _typed(key, values[key])
         elif key in _REQUIRED:
             raise ConfigError(f"config.{key} is missing; required are {_REQUIRED}")
+    values["sections"] = _sections(values)
     settings = Settings(**values)
     _check_counts(settings)
     _check_numbers(settings)

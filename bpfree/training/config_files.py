@@ -99,7 +99,7 @@ def find(name: str) -> Path:
     """The file of a config, by its path, or by its name; raises ConfigError."""
     path = Path(name)
     if path.is_file():
-        return path.absolute()
+        return path.resolve()  # its neighbours are those of the file, not of a link to it
     own = folder() / f"{name}.py"
     if own.is_file():
         return own

@@ -1,11 +1,12 @@
 """The data set of a config: one that we know by name, or the user's own."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from bpfree.data import Dataset, Examples, arrays, named, one_by_one
 from bpfree.training import own
-from bpfree.training.names import call, signature_of, unknown
+from bpfree.training.names import ConfigError, call, signature_of, unknown
 
 LOADERS = ("device", "grain")
 
@@ -29,6 +30,11 @@ def load(section: Mapping[str, Any]) -> Dataset:
         given = {"name": name, "lazy": loader == "grain"}
         taken = given.keys() & signature_of(make).parameters
         data = call(make, rest, "config.data", {key: given[key] for key in taken})
+    elif PurePath(name).suffix:
+        raise ConfigError(
+            f"config.data={name!r} is no set by name, and no .npz file; other files are "
+            "read by a function of yours: './mine.py:load'"
+        )
     else:
         raise unknown("config.data.name", name, named.LOADERS)
     if loader == "grain" and not isinstance(data.train, Examples):

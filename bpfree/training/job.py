@@ -78,7 +78,7 @@ class Draft(NamedTuple):
 def assemble(settings: config.Settings, data: Dataset) -> Job:
     """What `prepare` does after the data."""
     made = draft(settings, data)
-    _check_losses(made)
+    _check_losses(made, settings.loss)
     _check_width(made, settings.loss, data.num_classes)
     chain.check(made.chain, made.shapes, made.batch)
     params, state = jax.jit(made.init)(made.task.keys.init)
@@ -155,27 +155,39 @@ def find_metrics(settings: config.Settings) -> tuple[losses.Metric, ...]:
 
 
 def _check_width(made: Draft, loss: Mapping[str, Any], num_classes: int) -> None:
-    """ConfigError for a label without a logit, whose cross-entropy would be nan."""
-    model, batch = made.task.model, made.batch
-    own = hasattr(model, "objective") or isinstance(made.loss_fn, Energy)
+    """ConfigError for a label without a logit, whose cross-entropy would be nan, or if
+    there is one class only, whose cross-entropy is 0."""
+    own = hasattr(made.task.model, "objective") or isinstance(made.loss_fn, Energy)
     if own or loss.get("name", "cross_entropy") != "cross_entropy":
         return
-    outputs = jax.eval_shape(
-        model.apply, {**batch["state"], "params": made.shapes}, batch["x"]
-    )
-    if outputs.shape[-1] < num_classes:
+    if num_classes < 2:
         raise ConfigError(
-            f"config.model: {outputs.shape[-1]} outputs for labels of {num_classes} "
+            "config.data: all labels are 0, and there is nothing to learn: "
+            "cross_entropy takes two classes or more"
+        )
+    if (outputs := _outputs(made).shape[-1]) < num_classes:
+        raise ConfigError(
+            f"config.model: {outputs} outputs for labels of {num_classes} "
             "classes; its constructor may take num_classes"
         )
 
 
-def _check_losses(made: Draft) -> None:
-    """Trace loss and metrics; ConfigError with what they refuse."""
-    batch, key = made.batch, jax.random.key(0)
+def _check_losses(made: Draft, loss: Mapping[str, Any]) -> None:
+    """Trace model, loss and metrics; ConfigError with what they refuse."""
+    batch, key, model = made.batch, jax.random.key(0), made.task.model
     if not isinstance(made.loss_fn, Energy):
         loss_fn = made.loss_fn
+        of_outputs = not losses.is_objective(losses.find_loss(loss, model))
+        if of_outputs and not hasattr(model, "objective"):
+            with config_errors("config.model does not run on these data"):
+                _outputs(made)
         with config_errors("config.loss does not run on this model and data"):
             jax.eval_shape(loss_fn, *arguments(loss_fn, made.shapes, batch, key))
     with config_errors("config.metrics does not run on this model and data"):
         jax.eval_shape(made.task.measure, made.shapes, batch["state"], batch)
+
+
+def _outputs(made: Draft) -> Any:
+    """The shape of the model's outputs for a batch."""
+    variables = {**made.batch["state"], "params": made.shapes}
+    return jax.eval_shape(made.task.model.apply, variables, made.batch["x"])

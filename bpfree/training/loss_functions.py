@@ -19,7 +19,8 @@ def cross_entropy(outputs: Any, label: jax.Array) -> jax.Array:
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(
             f"cross_entropy takes labels that are whole numbers, not {label.dtype}; "
-            "config.loss='squared_error' takes real ones"
+            "config.loss='squared_error' takes real ones. (Of one-hot rows take "
+            "label.argmax(-1), of 0.0 and 1.0 label.astype(int).)"
         )
     rows = logits(outputs, label)
     return optax.softmax_cross_entropy_with_integer_labels(rows, label)

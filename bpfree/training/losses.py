@@ -67,7 +67,7 @@ def find_loss(section: Mapping[str, Any], model: Any) -> Callable[..., Any]:
     """The loss: of (outputs, label), or a whole objective; raises ConfigError."""
     found = _find(section, LOSSES, "config.loss")
     if not is_objective(found):
-        return _of_outputs(found, section, "config.loss")
+        return _of_outputs(found, section, "config.loss", least=1)
     given = {"model": model} if "model" in inspect.signature(found).parameters else {}
     rest = {k: v for k, v in section.items() if k != "name"}
     return bind(found, rest, "config.loss", ("params", "batch", "key"), given)
@@ -123,11 +123,14 @@ def _find(section: Mapping[str, Any], choices: Mapping[str, Any], where: str) ->
     return choices[name]
 
 
-def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> Function:
+def _of_outputs(
+    function: Function, section: Mapping[str, Any], where: str, least: int = 0
+) -> Function:
     """The function of (outputs, label), with the section's other entries bound.
 
     It raises ValueError where its result is not like the labels, or like their first
-    axes: outputs (B, 1) minus labels (B,) are (B, B).
+    axes: outputs (B, 1) minus labels (B,) are (B, B). It has `least` of them or more: a
+    loss that is the mean of the batch would have all noise credited with one number.
     """
     positional = tuple(inspect.signature(function).parameters)[:2]
     rest = {k: v for k, v in section.items() if k != "name"}
@@ -144,27 +147,14 @@ def _of_outputs(function: Function, section: Mapping[str, Any], where: str) -> F
                 f"and labels {label.shape} has {what}: it must be one number for each "
                 "example, or for each label"
             )
+        if found.ndim < least:
+            raise ValueError(
+                f"{section.get('name')} gives one number for the whole batch: leave the "
+                "mean over the examples out, since each answers for its own loss"
+            )
         return found
 
     return checked
-
-
-def of_examples(function: Function, losses: str) -> Function:
-    """The loss of each example (B,), its labels' mean; or of each label (B, T)."""
-
-    @functools.wraps(function)
-    def found(outputs: Any, label: jax.Array) -> jax.Array:
-        each = function(outputs, label)
-        if losses == "example":
-            return each.mean(range(1, each.ndim))
-        if each.ndim != 2:
-            raise ValueError(
-                "config.objective.losses='step' needs labels (B, T), one for each step; "
-                f"the data set has {label.shape}"
-            )
-        return each
-
-    return found
 
 
 def measure(

@@ -60,23 +60,52 @@ def build(section: Mapping[str, Any], num_classes: int) -> Any:
         )
     made = call(make, rest, "config.model", given)
     if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
-        return Plain(*made)
+        return _plain(*made, section["name"])
     if not (
         callable(getattr(made, "init", None)) and callable(getattr(made, "apply", 0))
     ):
         raise ConfigError(
             f"config.model: {section['name']} makes a {type(made).__name__}, no model: "
             "return a Linen or NNX module, or a pair of functions init(key, x) -> params "
-            "and apply(params, x) -> outputs"
+            "and apply(params, x) -> outputs (of Equinox, see examples/other_frameworks)"
         )
     return made
 
 
+def _plain(init: Callable[..., Any], apply: Callable[..., Any], name: str) -> Plain:
+    """The pair as a model; ConfigError if apply does not take (params, x)."""
+    taken = signature_of(apply)
+    try:
+        taken.bind("params", "x")
+    except TypeError:
+        fits = False
+    else:
+        fits = "rng" not in taken.parameters  # of Haiku: it would be x
+    if not fits:
+        raise ConfigError(
+            f"config.model: apply of {name} takes ({', '.join(taken.parameters)}), and "
+            "must take (params, x). Of Haiku, return "
+            "hk.without_apply_rng(hk.transform(f)); with random numbers or a state, see "
+            "examples/other_frameworks"
+        )
+    return Plain(init, apply)
+
+
+TRAINING = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+"""What the usual parameters of a module's call are in a training pass."""
+
+
 def training_options(made: Any) -> dict[str, Any]:
-    """What a module's call takes in training: {"train": True}, or nothing."""
+    """What a module's call takes in training: those of `TRAINING` that it has."""
     kind = made if isinstance(made, type) else type(made)
     parameters = getattr(inspect.signature(kind.__call__), "parameters", {})
-    return {"train": True} if "train" in parameters else {}
+    return {name: value for name, value in TRAINING.items() if name in parameters}
 
 
 def supervised(

@@ -58,9 +58,10 @@ def unknown(what: str, name: Any, choices: Collection[str]) -> ConfigError:
     """The error for a name that is none of `choices`, with the closest ones first."""
     close = difflib.get_close_matches(str(name), choices)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return ConfigError(
-        f"{what} {name!r} is unknown.{hint} The choices are: {', '.join(sorted(choices))}"
+    known = (
+        f"The choices are: {', '.join(sorted(choices))}" if choices else "None is taken"
     )
+    return ConfigError(f"{what} {name!r} is unknown.{hint} {known}")
 
 
 def check_known(what: str, names: Collection[Any], choices: Collection[str]) -> None:

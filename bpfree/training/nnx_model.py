@@ -69,11 +69,15 @@ class Model(NamedTuple):
 
 
 def model(make: Callable[[nnx.Rngs], nnx.Module], options: Mapping[str, Any]) -> Model:
-    """The model of `make(rngs)`; its own random streams are those of `rngs`."""
+    """The model of `make(rngs)`; its own random streams are those of `rngs`.
+
+    Plain arrays among its attributes are constants, as they are in `make(nnx.Rngs(0))`.
+    """
     with jax.ensure_compile_time_eval():  # the caller may be traced
         module = make(nnx.Rngs(0))
     rest = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))
-    kinds = dict.fromkeys(type(v) for _, v in rest if not isinstance(v, nnx.RngState))
+    variables = [v for _, v in rest if isinstance(v, nnx.Variable)]
+    kinds = dict.fromkeys(type(v) for v in variables if not isinstance(v, nnx.RngState))
     return Model(make, module, tuple(kinds), options)
 
 

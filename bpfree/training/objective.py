@@ -5,8 +5,11 @@ found in the model's program. A model with a method `objective` (an energy, a gr
 nodes) says itself what it minimises.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
+
+import jax
 
 from bpfree.adapters import Noise
 from bpfree.equilibrium.energy import Energy
@@ -47,7 +50,7 @@ def make(
     """
     own = hasattr(model, "objective")
     if not own and not losses.is_objective(loss):
-        loss = losses.of_examples(loss, chosen.losses)
+        loss = of_examples(loss, chosen.losses)
         return hold(frozen, supervised(model, loss, chosen.noise, variables, x))
     if chosen != Objective():
         whose = "this model" if own else "config.loss"
@@ -56,3 +59,21 @@ def make(
     if frozen and isinstance(objective, Energy):
         raise ConfigError("config.frozen: this model has an energy")
     return hold(frozen, objective)
+
+
+def of_examples(function: losses.Function, each_of: str) -> losses.Function:
+    """The loss of each example (B,), its labels' mean; or of each label (B, T)."""
+
+    @functools.wraps(function)
+    def found(outputs: Any, label: jax.Array) -> jax.Array:
+        each = function(outputs, label)
+        if each_of == "example":
+            return each.mean(range(1, each.ndim))
+        if each.ndim != 2:
+            raise ValueError(
+                "config.objective.losses='step' needs labels (B, T), one for each step; "
+                f"the data set has {label.shape}"
+            )
+        return each
+
+    return found

@@ -47,11 +47,16 @@ def find(name: str, where: str) -> Callable[..., Any]:
 
 
 def run_file(path: Path, name: str) -> types.ModuleType:
-    """The module of a Python file; raises ConfigError with the line that failed."""
+    """The module of a Python file, which may import its neighbours, as a script may.
+
+    Raises ConfigError with the line that failed.
+    """
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     try:
         sys.modules[name] = module  # dataclasses and type hints look there
         spec.loader.exec_module(module)
@@ -79,6 +84,4 @@ def config_error(path: Path, error: Exception) -> ConfigError:
 def _file(path: Path, where: str) -> types.ModuleType:
     if not path.is_file():
         raise ConfigError(f"{where}: there is no file {path}")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # as for a script: it may import its neighbours
     return run_file(path, f"own_{path.stem}_{zlib.crc32(str(path).encode())}")

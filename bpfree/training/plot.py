@@ -25,8 +25,10 @@ def learning_curve(records: list[Record], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 2.75 * panels), layout="constrained")
     upper, lower, *third = figure.subplots(panels, 1, sharex=True)
     marker = "o" if len(logs) < 40 else ""
-    upper.plot(steps, [r["train/loss"] for r in logs], color="C0", marker=marker, ms=3)
-    upper.set(ylabel="training loss", yscale="log", title=title)
+    losses = [r["train/loss"] for r in logs]
+    scale = "linear" if any(loss <= 0 for loss in losses) else "log"
+    upper.plot(steps, losses, color="C0", marker=marker, ms=3)
+    upper.set(ylabel="training loss", yscale=scale, title=title)
     metric = measured(logs[0])[0].partition("/")[2]
     values = [r[f"validation/{metric}"] for r in logs]
     lower.plot(steps, values, color="C1", marker=marker, ms=3, label="validation")
