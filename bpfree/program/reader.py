@@ -109,7 +109,7 @@ class Reader:
 
     def _inside(self, op: Op, ins, place: bool) -> list[Value]:
         """Branches, loops without a length, functions with a derivative of their own."""
-        joined = join(ins)
+        joined = join([v for v, read in zip(ins, op.reads, strict=True) if read])
         has_product = op.count(PRODUCTS)
         own_rule = op.has_own_rule
         if not own_rule:  # no node can stand inside
