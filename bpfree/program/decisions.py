@@ -61,6 +61,7 @@ class Decisions:
     inputs: dict[Path, tuple[int, Mark]]
     pending: dict[Path, tuple[int, ...]]
     idle: set[Path]
+    guess: int
 
     def __init__(self, source: Source):
         self.source, self.constants = source, False
@@ -69,8 +70,9 @@ class Decisions:
         self.forced = (1 << source.roles.count("param")) - 1 if source.everywhere else 0
         self.coupled = self.auto = 0
 
-    def begin(self) -> None:
-        """Forget the tags of the walk before."""
+    def begin(self, guess: int) -> None:
+        """Forget the tags of the walk before; `guess` as in `Reader.read`."""
+        self.guess = guess
         self.outputs, self.inputs, self.pending, self.idle = {}, {}, {}, set()
 
     def found(self) -> Found:
@@ -108,6 +110,7 @@ class Decisions:
             return value.at_node()._replace(decides=0, noise=0, mixed=0)
         elif kind == "node":
             bit = self.bit(op.path)
+            value = self.placed_anew(op, bit, value) if axis is not None else value
             place = Place(axis) if isinstance(axis, int) else value.place
             shared = axis is None or bit & self.coupled or not self.source.batch
             self.outputs[op.path] = Mark("node", (), None if shared else place)
@@ -190,6 +193,19 @@ class Decisions:
         end = self.source.ends[op.path]
         self.pending[end] = tuple(dict.fromkeys(self.pending.get(end, ()) + leaves))
 
+    def placed_anew(self, op: Op, bit: int, value: Value) -> Value:
+        """The value of a node; where its place is lost, on an axis of the batch's size.
+
+        What noise reaches it stays shared by the examples. A guess that leads to no
+        example's own loss is not made again.
+        """
+        shape, source = op.eqn.outvars[0].aval.shape, self.source
+        fits = [a for a, size in enumerate(shape) if size == source.batch]
+        known = value.place is not LOST or bit & self.coupled
+        if known or not (fits and source.anew):
+            return value
+        return value.mixing()._replace(place=Place(fits[min(self.guess, len(fits) - 1)]))
+
     def node(self, op: Op, leaves: tuple[int, ...], value: Value, steps: int) -> Value:
         bit = self.bit(op.path, leaves)
         aval = op.eqn.outvars[0].aval
@@ -197,6 +213,7 @@ class Decisions:
             self.force(sum(1 << i for i in leaves))
             return value
         batch = self.source.batch
+        value = self.placed_anew(op, bit, value)
         by_rows = value.place is None and bool(aval.shape[:1])
         by_rows = by_rows and aval.shape[0] in self.source.rows
         at = Place(0) if by_rows else value.place

@@ -23,7 +23,7 @@ class Reader:
         decided = self.decided
         while True:
             before = decided.forced, decided.coupled
-            decided.begin()
+            decided.begin(guess)
             ends = self._walk(self.source.body, self._start(guess), True, 1)
             decided.end(ends[losses])
             if before == (decided.forced, decided.coupled):
