@@ -79,6 +79,12 @@ class Decisions:
         forced = {i: Mark("node", (i,)) for i in bits_of(self.forced)}
         return Found(self.outputs, self.inputs, forced, self.idle)
 
+    @property
+    def shared(self) -> tuple[int, int]:
+        """How many nodes are shared by the batch, and how many parameters get noise."""
+        nodes = (i for path, i in self.bits.items() if path[0] >= 0)
+        return sum(self.coupled >> i & 1 for i in nodes), self.forced.bit_count()
+
     def bit(self, path: Path, leaves: tuple[int, ...] = ()) -> int:
         """The bit of the node at a path."""
         self.leaves[path] = leaves

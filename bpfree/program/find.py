@@ -75,11 +75,10 @@ def find(
     readings = read(assumed=False)
     if batch and any(r.constants for r in readings):
         readings += read(assumed=True)
-    fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
-    best = min(readings, key=fewest)
+    best = min(readings, key=lambda r: r.shared)
     if best.coupled:
         again = read(assumed=best.source.assumed is not None, anew=True)
-        best = min([best, *again], key=fewest)
+        best = min([best, *again], key=lambda r: r.shared)
     return best.found()
 
 
