@@ -4,7 +4,8 @@ A `Place` says that axis `axis` of a value counts `outer * B * inner` entries, o
 entry `(o * B + b) * inner + i` belongs to example b. `moved` maps the place of an operand
 to that of the result, or says that it is lost: entries of different examples meet (a sum
 over the batch), or change their order (a sort). Negative axes belong to enclosing scans:
--1 is the axis of the steps of the innermost one.
+-1 is the axis of the steps of the innermost one. A reshape may lay the examples out on
+several axes (`Parts`), which are followed apart until another one brings them together.
 """
 
 import math
@@ -12,23 +13,25 @@ from collections.abc import Callable
 from typing import Any
 
 from bpfree.program import contractions, indexing
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Parts, Place, Somewhere, on_axes, together
 
 Rule = Callable[..., Place | None]
 """rule(eqn, i, place, batch, columns) -> place in the results, of operand i."""
 
 
-def moved(eqn, i: int, place: Place, batch: int, columns) -> Place | None:
+def moved(eqn, i: int, place: Place | Parts, batch: int, columns) -> Somewhere:
     """The place in the results of what stands at `place` in operand `i`, or LOST.
 
     Args:
       batch: number of examples.
       columns: of the index operand of a gather, what is known of each column.
     """
-    if place.axis < 0:
-        return place
     name = eqn.primitive.name
     if name in _ELEMENTWISE:
+        return place
+    if isinstance(place, Parts):
+        return on_axes(place, lambda at, n: moved(eqn, i, at, n, columns), batch)
+    if place.axis < 0:
         return place
     rule = _RULES.get("cum" if name.startswith("cum") else name)
     return rule(eqn, i, place, batch, columns) if rule else LOST
@@ -55,9 +58,34 @@ def _broadcast(eqn, i, place, batch, columns):
     return place._replace(axis=axis) if eqn.params["shape"][axis] == size else LOST
 
 
-def reshaped(place: Place, shape, new_shape, batch: int) -> Place | None:
+def reshaped(place: Place, shape, new_shape, batch: int) -> Somewhere:
     """The place after a reshape in row-major order."""
     outer = math.prod(shape[: place.axis]) * place.outer
+    return _reshaped(outer, new_shape, batch)
+
+
+def _reshaped(outer: int, new_shape, batch: int) -> Somewhere:
+    """The place of examples that have `outer` copies in front, in row-major order."""
+    whole = _on_one_axis(outer, new_shape, batch)
+    return _in_parts(outer, new_shape, batch) if whole is LOST else whole
+
+
+def _in_parts(outer: int, new_shape, batch: int) -> Somewhere:
+    """The place of examples that a reshape lays out on several axes."""
+    before = 1
+    for axis, size in enumerate(new_shape):
+        if before * size > outer:
+            per, rest = divmod(outer, before)
+            count, odd = divmod(size, max(per, 1))
+            if rest or odd or batch % count:
+                return LOST
+            minor = _reshaped(outer * count, new_shape, batch // count)
+            return together([Place(axis, per), minor], [count, batch // count])
+        before *= size
+    return LOST
+
+
+def _on_one_axis(outer: int, new_shape, batch: int) -> Place | None:
     before = 1
     for axis, size in enumerate(new_shape):
         if before * size >= outer * batch and (size > 1 or batch == 1):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from bpfree.program.flat import Op, Path
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Parts, Place, Somewhere, axes_of
 from bpfree.program.source import Source
 from bpfree.program.values import Value, bits_of, join
 from bpfree.program.weights import LOOKUPS
@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 
     kind: str
     leaves: tuple[int, ...]
-    place: Place | None = None
+    place: Somewhere = None
 
 
 class Found(NamedTuple):
@@ -35,18 +35,20 @@ class Found(NamedTuple):
       inputs: {path: (operand, mark)}, of the values that kernels multiply.
       params: {leaf: mark}: weight noise.
       idle: paths of tags of the user that cannot move the losses.
+      maps: paths of loops without a carry whose steps are parts of the batch.
     """
 
     outputs: dict[Path, Mark]
     inputs: dict[Path, tuple[int, Mark]]
     params: dict[int, Mark]
     idle: set[Path]
+    maps: set[Path]
 
 
 class Decisions:
     """The tags of one reading of a program.
 
-    `outputs`, `inputs` and `idle` are as in `Found`; `pending` are the leaves of products
+    `outputs`, `inputs`, `idle` and `maps` are as in `Found`; `pending` are the leaves of products
     whose node stands after the operation at a path, `bits` the numbers of the nodes.
 
     Attributes that grow from walk to walk:
@@ -61,6 +63,7 @@ class Decisions:
     inputs: dict[Path, tuple[int, Mark]]
     pending: dict[Path, tuple[int, ...]]
     idle: set[Path]
+    maps: set[Path]
     guess: int
 
     def __init__(self, source: Source):
@@ -73,11 +76,12 @@ class Decisions:
     def begin(self, guess: int) -> None:
         """Forget the tags of the walk before; `guess` as in `Reader.read`."""
         self.guess = guess
-        self.outputs, self.inputs, self.pending, self.idle = {}, {}, {}, set()
+        self.outputs, self.inputs, self.pending = {}, {}, {}
+        self.idle, self.maps = set(), set()
 
     def found(self) -> Found:
         forced = {i: Mark("node", (i,)) for i in bits_of(self.forced)}
-        return Found(self.outputs, self.inputs, forced, self.idle)
+        return Found(self.outputs, self.inputs, forced, self.idle, self.maps)
 
     @property
     def shared(self) -> tuple[int, int]:
@@ -134,7 +138,7 @@ class Decisions:
 
     def meets(self, op: Op, value: Value) -> bool:
         """Whether noise of several examples meets in this sum."""
-        if value.place is None or self.source.credited:
+        if not isinstance(value.place, Place) or self.source.credited:
             return False
         at, shape = value.place, op.eqn.invars[0].aval.shape
         whole = shape[at.axis] == at.outer * (self.source.batch or 0) * at.inner
@@ -224,6 +228,8 @@ class Decisions:
         by_rows = by_rows and aval.shape[0] in self.source.rows
         at = Place(0) if by_rows else value.place
         alone = at is not None and not bit & self.coupled
+        if isinstance(at, Parts) and min(axes_of(at)) < 0:  # steps of a loop, and an axis
+            alone = False
         mine = sum(1 << i for i in leaves)
         entries = sum(math.prod(self.source.shapes[i]) for i in leaves)
         size = steps * math.prod(aval.shape)  # of the noise, as long as it is shared
