@@ -40,7 +40,9 @@ def mapped(params, batch, key):
 
 
 def mapped_by_size(params, batch, key):
-    one = lambda part: _losses(params, jax.tree.map(lambda a: a[None], part))[0]
+    def one(part):
+        return _losses(params, jax.tree.map(lambda a: a[None], part))[0]
+
     return lax.map(one, batch, batch_size=2)
 
 
@@ -167,8 +169,8 @@ def test_a_map_over_parts_is_estimated_as_the_whole_batch_is():
     def estimate(loss_fn):
         tx = bpfree.node_perturbation(loss_fn, num_samples=4)
         given = case(loss_fn)
-        update = lambda p: tx.update(None, tx.init(p), p, batch=given.batch)[0]
-        return jax.jit(update)(given.params)
+        update = jax.jit(lambda p: tx.update(None, tx.init(p), p, batch=given.batch))
+        return update(given.params)[0]
 
     for loss_fn in (mapped, interleaved):
         right, found = estimate(plain), estimate(loss_fn)

@@ -8,12 +8,12 @@ over the batch), or change their order (a sort). Negative axes belong to enclosi
 several axes (`Parts`), which are followed apart until another one brings them together.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from bpfree.program import contractions, indexing
-from bpfree.program.place import LOST, Parts, Place, Somewhere, on_axes, together
+from bpfree.program.place import LOST, Parts, Place, Somewhere, on_axes
+from bpfree.program.reshaping import reshaped
 
 Rule = Callable[..., Place | None]
 """rule(eqn, i, place, batch, columns) -> place in the results, of operand i."""
@@ -56,44 +56,6 @@ def _broadcast(eqn, i, place, batch, columns):
     axis = eqn.params["broadcast_dimensions"][place.axis]
     size = eqn.invars[0].aval.shape[place.axis]
     return place._replace(axis=axis) if eqn.params["shape"][axis] == size else LOST
-
-
-def reshaped(place: Place, shape, new_shape, batch: int) -> Somewhere:
-    """The place after a reshape in row-major order."""
-    outer = math.prod(shape[: place.axis]) * place.outer
-    return _reshaped(outer, new_shape, batch)
-
-
-def _reshaped(outer: int, new_shape, batch: int) -> Somewhere:
-    """The place of examples that have `outer` copies in front, in row-major order."""
-    whole = _on_one_axis(outer, new_shape, batch)
-    return _in_parts(outer, new_shape, batch) if whole is LOST else whole
-
-
-def _in_parts(outer: int, new_shape, batch: int) -> Somewhere:
-    """The place of examples that a reshape lays out on several axes."""
-    before = 1
-    for axis, size in enumerate(new_shape):
-        if before * size > outer:
-            per, rest = divmod(outer, before)
-            count, odd = divmod(size, max(per, 1))
-            if rest or odd or batch % count:
-                return LOST
-            minor = _reshaped(outer * count, new_shape, batch // count)
-            return together([Place(axis, per), minor], [count, batch // count])
-        before *= size
-    return LOST
-
-
-def _on_one_axis(outer: int, new_shape, batch: int) -> Place | None:
-    before = 1
-    for axis, size in enumerate(new_shape):
-        if before * size >= outer * batch and (size > 1 or batch == 1):
-            per, rest = divmod(outer, before)
-            inner, odd = divmod(size, max(per, 1) * batch)
-            return LOST if rest or odd or not per else Place(axis, per, inner)
-        before *= size
-    return LOST
 
 
 def _reshape(eqn, i, place, batch, columns):

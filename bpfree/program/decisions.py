@@ -48,8 +48,8 @@ class Found(NamedTuple):
 class Decisions:
     """The tags of one reading of a program.
 
-    `outputs`, `inputs`, `idle` and `maps` are as in `Found`; `pending` are the leaves of products
-    whose node stands after the operation at a path, `bits` the numbers of the nodes.
+    `outputs`, `inputs`, `idle` and `maps` are as in `Found`; `pending` are the leaves of
+    products whose node stands after the operation at a path, `bits` the numbers of nodes.
 
     Attributes that grow from walk to walk:
       forced: bits of the parameters that get weight noise.

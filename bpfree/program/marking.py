@@ -14,7 +14,6 @@ from bpfree.program.flat import Path
 from bpfree.program.maps import maps_opened
 from bpfree.program.place import Parts, Place
 
-
 _NESTED = 3  # loops over parts of the batch within each other that are opened
 
 
