@@ -6,6 +6,7 @@ true gradient, and noise of one example moves no other example's loss.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -197,6 +198,44 @@ def test_parts_whose_carry_moves_stay_in_their_loop():
     found = bpfree.blocks(loss_fn, given.params, *checks.arguments(given))
     assert "example" not in {block.noise for block in found}
     assert checks.inexact(given) == {}
+
+
+def test_marks_and_what_has_no_vmap_in_a_loop_over_parts():
+    """A user's node is found its axis; a callback without `vmap` keeps the loop."""
+
+    def marked(params, batch, key):
+        def losses(part):
+            h = jnp.tanh(bpfree.node(part["x"] @ params["w1"], "h"))
+            return cross_entropy(bpfree.node(h @ params["w2"], "y"), part["label"])
+
+        return lax.map(losses, _parts(batch, 4, 2)).ravel()
+
+    def called(params, batch, key):
+        def losses(part):
+            h = jax.pure_callback(np.tanh, jnp.zeros((2, 6)), part["x"] @ params["w1"])
+            return cross_entropy(h @ params["w2"], part["label"])
+
+        return lax.map(losses, _parts(batch, 4, 2)).ravel()
+
+    def carried(params, batch, key):
+        def step(h, part):
+            h = jnp.tanh(bpfree.node(part["x"] @ params["w1"] + h, "h"))
+            return h, cross_entropy(bpfree.node(h @ params["w2"], "y"), part["label"])
+
+        return lax.scan(step, jnp.zeros((2, 6)), _parts(batch, 4, 2))[1].ravel()
+
+    def kinds(loss_fn):
+        given = case(loss_fn)
+        return {
+            block.noise
+            for block in bpfree.blocks(loss_fn, PARAMS, *checks.arguments(given))[:-1]
+        }
+
+    assert kinds(marked) == {"example"}
+    assert checks.inexact(case(marked)) == {}
+    assert "example" not in kinds(called)
+    assert kinds(carried) == {"batch"}
+    assert checks.inexact(case(carried)) == {}
 
 
 def test_a_planted_order_of_the_parts_is_seen():

@@ -123,7 +123,7 @@ class Decisions:
             value = self.placed_anew(op, bit, value) if axis is not None else value
             place = Place(axis) if isinstance(axis, int) else value.place
             shared = axis is None or bit & self.coupled or not self.source.batch
-            self.outputs[op.path] = Mark("node", (), None if shared else place)
+            self.outputs[op.path] = Mark("node", (), None if shared else _standing(place))
             return value.at_node(bit)._replace(place=place)
         return value
 
@@ -226,10 +226,8 @@ class Decisions:
         value = self.placed_anew(op, bit, value)
         by_rows = value.place is None and bool(aval.shape[:1])
         by_rows = by_rows and aval.shape[0] in self.source.rows
-        at = Place(0) if by_rows else value.place
+        at = Place(0) if by_rows else _standing(value.place)
         alone = at is not None and not bit & self.coupled
-        if isinstance(at, Parts) and min(axes_of(at)) < 0:  # steps of a loop, and an axis
-            alone = False
         mine = sum(1 << i for i in leaves)
         entries = sum(math.prod(self.source.shapes[i]) for i in leaves)
         size = steps * math.prod(aval.shape)  # of the noise, as long as it is shared
@@ -242,3 +240,9 @@ class Decisions:
         place = at if alone and batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value.at_node(bit)
+
+
+def _standing(place: Somewhere) -> Somewhere:
+    """Where a node has its examples: not on the steps of a loop and an axis as well."""
+    inside = isinstance(place, Parts) and min(axes_of(place)) < 0
+    return LOST if inside else place

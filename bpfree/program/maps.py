@@ -34,7 +34,7 @@ def maps_opened(jaxpr, consts, args, paths: Set[Path]) -> tuple[Any, Any]:
         def each(i, eqn, invals):
             here = (*path, i)
             if here in paths:
-                return _side_by_side(eqn, invals)
+                return _side_by_side(eqn, invals) or tags.bind_eqn(eqn, invals)
             if here not in inside:
                 return tags.bind_eqn(eqn, invals)
             if eqn.primitive.name in tags.INLINED:
@@ -54,6 +54,7 @@ def maps_opened(jaxpr, consts, args, paths: Set[Path]) -> tuple[Any, Any]:
 
 
 def _side_by_side(eqn, invals) -> list[Any]:
+    """The results of a loop without one; [] where an operation has no `vmap`."""
     jaxpr, closed = tags.body_of(eqn)
     consts, carry, xs = tags.split_scan(eqn.params, invals)
     carry, xs = list(carry), list(xs)
@@ -61,9 +62,14 @@ def _side_by_side(eqn, invals) -> list[Any]:
     def at(jaxpr, args):
         return rewriting.replay(jaxpr, closed, args, tags.bind_eqn, lambda *_: False)
 
+    def ys(carry, xs):
+        return at(jaxpr, [*consts, *carry, *xs])[len(carry) :]
+
     last, carries = _carried(eqn, jaxpr, consts, carry, xs, at) if carry else ([], [])
-    ys = jax.vmap(lambda c, x: at(jaxpr, [*consts, *c, *x])[len(carry) :])(carries, xs)
-    return [*last, *ys]
+    try:
+        return [*last, *jax.vmap(ys)(carries, xs)]
+    except Exception:  # the operation's own refusal
+        return []
 
 
 def _carried(eqn, jaxpr, consts, carry, xs, at) -> tuple[list[Any], list[Any]]:
