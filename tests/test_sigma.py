@@ -303,3 +303,25 @@ def test_a_scheduled_sigma_that_values_outgrow_is_a_fault(baseline):
 def test_signs_are_refused_without_a_baseline():
     with pytest.raises(ValueError, match="signs need a centred loss"):
         bpfree.approximated_likelihood_ratio(problems.mlp_loss, baseline="none")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("options", [{}, {"layerwise": True}, {"redraw": True}])
+def test_signs_are_credited_with_how_far_they_moved_values_of_16_bits(dtype, options):
+    """One entry per example and a linear loss: every sample is the gradient itself.
+
+    A sigma of 1.3 spacings above 1 moves values by .78 or 1.56 of it, and by less below.
+    """
+    spacing = float(jnp.finfo(dtype).eps)
+    x = jnp.array([[0.3], [0.7], [1.3], [1.7], [2.6], [3.4]], dtype)
+    slope = jnp.arange(1.0, 7.0)
+
+    def loss_fn(params, batch):
+        y = bpfree.node(batch["x"] @ params["w"].astype(dtype), "y")
+        return (y[:, 0].astype(jnp.float64) - x[:, 0].astype(jnp.float64)) * slope
+
+    params, batch = {"w": jnp.ones((1, 1), jnp.float32)}, {"x": x}
+    tx = bpfree.node_perturbation(loss_fn, num_samples=1, sigma=1.3 * spacing, **options)
+    found = jax.jit(lambda p: tx.update(None, tx.init(p), p, batch=batch)[0])(params)
+    right = (x[:, 0].astype(jnp.float64) * slope).mean()
+    assert abs(float(found["w"][0, 0]) / right - 1) < 4 * spacing

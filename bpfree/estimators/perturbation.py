@@ -176,6 +176,7 @@ def _clean_part(run: Run) -> Found:
         return Found(signals, slopes, changes=changes), ()
 
     found = runs.mean_over_samples(run, chunk)
+    found = found._replace(gradient=runs.as_moved(run, found.gradient))
     if not run.apart:
         return found
     slopes, changes = map(sum_over_devices, (found.slopes, found.changes))

@@ -26,6 +26,7 @@ from bpfree.program.loops import in_segments, with_starts
 from bpfree.program.tags import Site
 from bpfree.program.trace import Program, name_hash, split_aux
 from bpfree.sampling.loop import sum_over_draws
+from bpfree.sampling.rounding import as_felt
 from bpfree.sampling.scale import rms, scaled, sizes_at
 from bpfree.sampling.weighting import weighted_sum
 
@@ -132,7 +133,8 @@ def _signal(run: runs.Run, site: Site, spread) -> Partial:
             return total + weighted_sum(w, noise), None
 
         start = tags.zeros(jax.typeof(y)).astype(jnp.float32)
-        return scaled(1 / sigma, lax.scan(add, start, (keys, weights))[0])
+        signal = scaled(1 / sigma, lax.scan(add, start, (keys, weights))[0])
+        return as_felt(signal, sigma, y, plan.score is None)
 
     lead = site.shape[: site.steps]
     draws = jnp.arange(num_draws)
@@ -181,6 +183,7 @@ def _pulled(run: runs.Run, signals, loops):
     def surrogate(params):
         args = (params, *run.args[1:])
         out, products = passes.evaluate(run.program, spec, args, signals)
-        return split_aux(out)[0].mean() + sum(p.sum() for p in products.values())
+        loss = split_aux(out)[0].mean()
+        return loss + sum(p.sum().astype(loss.dtype) for p in products.values())
 
     return jax.grad(surrogate)(run.args[0])

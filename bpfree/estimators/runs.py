@@ -18,6 +18,7 @@ from bpfree.sampling.credit import check_segments, rows_of, rule_weights
 from bpfree.sampling.learned_scale import current_scales, scale_slopes
 from bpfree.sampling.loop import Layout, laid_out, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
+from bpfree.sampling.rounding import as_felt
 from bpfree.sampling.scale import of_each, scaled, scales
 
 
@@ -149,6 +150,16 @@ def signals(run: Run, weights, noise, rule) -> NodeTree:
     return {
         name: scaled(inverse[name], rule(w, score(noise[name])))
         for name, w in credited(run, weights).items()
+    }
+
+
+def as_moved(run: Run, signals: NodeTree) -> NodeTree:
+    """Signals of noise as it moved the values, see `as_felt`."""
+    settings = run.settings
+    signs = settings.plan.score is None and settings.derivative == "finite_difference"
+    return {
+        name: as_felt(signal, run.sigma[name], run.values[name], signs)
+        for name, signal in signals.items()
     }
 
 

@@ -4,31 +4,34 @@ A `Place` says that axis `axis` of a value counts `outer * B * inner` entries, o
 entry `(o * B + b) * inner + i` belongs to example b. `moved` maps the place of an operand
 to that of the result, or says that it is lost: entries of different examples meet (a sum
 over the batch), or change their order (a sort). Negative axes belong to enclosing scans:
--1 is the axis of the steps of the innermost one.
+-1 is the axis of the steps of the innermost one. A reshape may lay the examples out on
+several axes (`Parts`), which are followed apart until another one brings them together.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from bpfree.program import contractions, indexing
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Parts, Place, Somewhere, on_axes
+from bpfree.program.reshaping import reshaped
 
 Rule = Callable[..., Place | None]
 """rule(eqn, i, place, batch, columns) -> place in the results, of operand i."""
 
 
-def moved(eqn, i: int, place: Place, batch: int, columns) -> Place | None:
+def moved(eqn, i: int, place: Place | Parts, batch: int, columns) -> Somewhere:
     """The place in the results of what stands at `place` in operand `i`, or LOST.
 
     Args:
       batch: number of examples.
       columns: of the index operand of a gather, what is known of each column.
     """
-    if place.axis < 0:
-        return place
     name = eqn.primitive.name
     if name in _ELEMENTWISE:
+        return place
+    if isinstance(place, Parts):
+        return on_axes(place, lambda at, n: moved(eqn, i, at, n, columns), batch)
+    if place.axis < 0:
         return place
     rule = _RULES.get("cum" if name.startswith("cum") else name)
     return rule(eqn, i, place, batch, columns) if rule else LOST
@@ -53,19 +56,6 @@ def _broadcast(eqn, i, place, batch, columns):
     axis = eqn.params["broadcast_dimensions"][place.axis]
     size = eqn.invars[0].aval.shape[place.axis]
     return place._replace(axis=axis) if eqn.params["shape"][axis] == size else LOST
-
-
-def reshaped(place: Place, shape, new_shape, batch: int) -> Place | None:
-    """The place after a reshape in row-major order."""
-    outer = math.prod(shape[: place.axis]) * place.outer
-    before = 1
-    for axis, size in enumerate(new_shape):
-        if before * size >= outer * batch and (size > 1 or batch == 1):
-            per, rest = divmod(outer, before)
-            inner, odd = divmod(size, max(per, 1) * batch)
-            return LOST if rest or odd or not per else Place(axis, per, inner)
-        before *= size
-    return LOST
 
 
 def _reshape(eqn, i, place, batch, columns):

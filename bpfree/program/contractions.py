@@ -1,6 +1,6 @@
 """Where the examples of a batch stand after a product: rules of `axes`."""
 
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Parts, Place
 
 
 def dot(eqn, i, place, batch, columns):
@@ -18,9 +18,11 @@ def dot(eqn, i, place, batch, columns):
     return place._replace(axis=before)
 
 
-def exchanged(eqn, i: int, place: Place, batch: int) -> Place | None:
+def exchanged(eqn, i: int, place: Place | Parts, batch: int) -> Place | None:
     """The place of a graph's nodes in a product of their values with an (N, N) matrix."""
-    if eqn.primitive.name != "dot_general" or (place.outer, place.inner) != (1, 1):
+    if eqn.primitive.name != "dot_general" or isinstance(place, Parts):
+        return LOST
+    if (place.outer, place.inner) != (1, 1):
         return LOST
     contracted, batched = eqn.params["dimension_numbers"]
     if place.axis not in contracted[i]:

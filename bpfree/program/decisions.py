@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from bpfree.program.flat import Op, Path
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Parts, Place, Somewhere, axes_of
 from bpfree.program.source import Source
 from bpfree.program.values import Value, bits_of, join
 from bpfree.program.weights import LOOKUPS
@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 
     kind: str
     leaves: tuple[int, ...]
-    place: Place | None = None
+    place: Somewhere = None
 
 
 class Found(NamedTuple):
@@ -35,19 +35,21 @@ class Found(NamedTuple):
       inputs: {path: (operand, mark)}, of the values that kernels multiply.
       params: {leaf: mark}: weight noise.
       idle: paths of tags of the user that cannot move the losses.
+      maps: paths of loops without a carry whose steps are parts of the batch.
     """
 
     outputs: dict[Path, Mark]
     inputs: dict[Path, tuple[int, Mark]]
     params: dict[int, Mark]
     idle: set[Path]
+    maps: set[Path]
 
 
 class Decisions:
     """The tags of one reading of a program.
 
-    `outputs`, `inputs` and `idle` are as in `Found`; `pending` are the leaves of products
-    whose node stands after the operation at a path, `bits` the numbers of the nodes.
+    `outputs`, `inputs`, `idle` and `maps` are as in `Found`; `pending` are the leaves of
+    products whose node stands after the operation at a path, `bits` the numbers of nodes.
 
     Attributes that grow from walk to walk:
       forced: bits of the parameters that get weight noise.
@@ -61,6 +63,8 @@ class Decisions:
     inputs: dict[Path, tuple[int, Mark]]
     pending: dict[Path, tuple[int, ...]]
     idle: set[Path]
+    maps: set[Path]
+    guess: int
 
     def __init__(self, source: Source):
         self.source, self.constants = source, False
@@ -69,13 +73,21 @@ class Decisions:
         self.forced = (1 << source.roles.count("param")) - 1 if source.everywhere else 0
         self.coupled = self.auto = 0
 
-    def begin(self) -> None:
-        """Forget the tags of the walk before."""
-        self.outputs, self.inputs, self.pending, self.idle = {}, {}, {}, set()
+    def begin(self, guess: int) -> None:
+        """Forget the tags of the walk before; `guess` as in `Reader.read`."""
+        self.guess = guess
+        self.outputs, self.inputs, self.pending = {}, {}, {}
+        self.idle, self.maps = set(), set()
 
     def found(self) -> Found:
         forced = {i: Mark("node", (i,)) for i in bits_of(self.forced)}
-        return Found(self.outputs, self.inputs, forced, self.idle)
+        return Found(self.outputs, self.inputs, forced, self.idle, self.maps)
+
+    @property
+    def shared(self) -> tuple[int, int]:
+        """How many nodes are shared by the batch, and how many parameters get noise."""
+        nodes = (i for path, i in self.bits.items() if path[0] >= 0)
+        return sum(self.coupled >> i & 1 for i in nodes), self.forced.bit_count()
 
     def bit(self, path: Path, leaves: tuple[int, ...] = ()) -> int:
         """The bit of the node at a path."""
@@ -108,9 +120,10 @@ class Decisions:
             return value.at_node()._replace(decides=0, noise=0, mixed=0)
         elif kind == "node":
             bit = self.bit(op.path)
+            value = self.placed_anew(op, bit, value) if axis is not None else value
             place = Place(axis) if isinstance(axis, int) else value.place
             shared = axis is None or bit & self.coupled or not self.source.batch
-            self.outputs[op.path] = Mark("node", (), None if shared else place)
+            self.outputs[op.path] = Mark("node", (), None if shared else _standing(place))
             return value.at_node(bit)._replace(place=place)
         return value
 
@@ -125,7 +138,7 @@ class Decisions:
 
     def meets(self, op: Op, value: Value) -> bool:
         """Whether noise of several examples meets in this sum."""
-        if value.place is None or self.source.credited:
+        if not isinstance(value.place, Place) or self.source.credited:
             return False
         at, shape = value.place, op.eqn.invars[0].aval.shape
         whole = shape[at.axis] == at.outer * (self.source.batch or 0) * at.inner
@@ -190,6 +203,19 @@ class Decisions:
         end = self.source.ends[op.path]
         self.pending[end] = tuple(dict.fromkeys(self.pending.get(end, ()) + leaves))
 
+    def placed_anew(self, op: Op, bit: int, value: Value) -> Value:
+        """The value of a node; where its place is lost, on an axis of the batch's size.
+
+        What noise reaches it stays shared by the examples. A guess that leads to no
+        example's own loss is not made again.
+        """
+        shape, source = op.eqn.outvars[0].aval.shape, self.source
+        fits = [a for a, size in enumerate(shape) if size == source.batch]
+        known = value.place is not LOST or bit & self.coupled
+        if known or not (fits and source.anew):
+            return value
+        return value.mixing()._replace(place=Place(fits[min(self.guess, len(fits) - 1)]))
+
     def node(self, op: Op, leaves: tuple[int, ...], value: Value, steps: int) -> Value:
         bit = self.bit(op.path, leaves)
         aval = op.eqn.outvars[0].aval
@@ -197,9 +223,10 @@ class Decisions:
             self.force(sum(1 << i for i in leaves))
             return value
         batch = self.source.batch
+        value = self.placed_anew(op, bit, value)
         by_rows = value.place is None and bool(aval.shape[:1])
         by_rows = by_rows and aval.shape[0] in self.source.rows
-        at = Place(0) if by_rows else value.place
+        at = Place(0) if by_rows else _standing(value.place)
         alone = at is not None and not bit & self.coupled
         mine = sum(1 << i for i in leaves)
         entries = sum(math.prod(self.source.shapes[i]) for i in leaves)
@@ -213,3 +240,9 @@ class Decisions:
         place = at if alone and batch else None
         self.outputs[op.path] = Mark("node", leaves, place)
         return value.at_node(bit)
+
+
+def _standing(place: Somewhere) -> Somewhere:
+    """Where a node has its examples: not on the steps of a loop and an axis as well."""
+    inside = isinstance(place, Parts) and min(axes_of(place)) < 0
+    return LOST if inside else place

@@ -68,15 +68,18 @@ def find(
     )
     guesses = range(_guesses(source))
 
-    def read(assumed):
-        seen = source.placing(batch if assumed else None)
+    def read(assumed, anew=False):
+        seen = source.placing(batch if assumed else None)._replace(anew=anew)
         return [Reader(seen).read(losses, i) for i in guesses]
 
     readings = read(assumed=False)
     if batch and any(r.constants for r in readings):
         readings += read(assumed=True)
-    fewest = lambda r: (r.coupled.bit_count(), r.forced.bit_count())  # noqa: E731
-    return min(readings, key=fewest).found()
+    best = min(readings, key=lambda r: r.shared)
+    if best.coupled:
+        again = read(assumed=best.source.assumed is not None, anew=True)
+        best = min([best, *again], key=lambda r: r.shared)
+    return best.found()
 
 
 def _guesses(source: Source) -> int:

@@ -33,6 +33,13 @@ class Op(NamedTuple):
     def has_own_rule(self) -> bool:
         return foreign.has_own_rule(self.eqn.primitive)
 
+    @property
+    def reads(self) -> list[bool]:
+        """Which operands it depends on: of a `cond` those that a branch reads."""
+        if self.name != "cond":
+            return [True] * len(self.ins)
+        return [True, *map(any, zip(*map(reads, self.bodies), strict=True))]
+
     def count(self, names: Set[str]) -> int:
         """How many operations of these names stand in its bodies, at any depth.
 
@@ -158,6 +165,9 @@ def _live(body: Body, used, ends: Ends, found: Live) -> list[bool]:
             reads = _live_scan(op, wanted, ends, found)
         elif op.name in tags.REMAT:
             reads = _live(op.bodies[0], wanted, ends, found)
+        elif op.name == "cond":
+            branches = [_live(inner, wanted, ends, found) for inner in op.bodies]
+            reads = [True, *map(any, zip(*branches, strict=True))]
         else:
             for inner in op.bodies:
                 _live(inner, [True] * len(inner.outs), ends, found)

@@ -11,6 +11,10 @@ from bpfree.program import rewriting, tags
 from bpfree.program.decisions import Found, Mark
 from bpfree.program.find import find
 from bpfree.program.flat import Path
+from bpfree.program.maps import maps_opened
+from bpfree.program.place import Parts, Place
+
+_NESTED = 3  # loops over parts of the batch within each other that are opened
 
 
 def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, **options):
@@ -22,7 +26,13 @@ def with_nodes(jaxpr, consts, args, batch: int | None, credited: bool, **options
       credited: whether rules of the user say which losses answer for a node.
       options: the further arguments of `find`.
     """
-    found = find(jaxpr, consts, roles(args), 0, batch, credited, **options)
+    for _ in range(_NESTED):
+        found = find(jaxpr, consts, roles(args), 0, batch, credited, **options)
+        if not found.maps:
+            break
+        jaxpr, consts = maps_opened(jaxpr, consts, jax.tree.leaves(args), found.maps)
+    else:
+        found = find(jaxpr, consts, roles(args), 0, batch, credited, **options)
     return tagged(jaxpr, consts, args, batch, found)
 
 
@@ -97,6 +107,8 @@ class _Marking:
     def tag(self, x, mark: Mark, name: str | None):
         """A node whose examples are folded into an axis sees them on an axis alone."""
         at = mark.place
+        if isinstance(at, Parts):
+            return self.tag_parts(x, mark, name, at)
         if at is None or (at.outer, at.inner) == (1, 1):
             axis = None if at is None else at.axis
             return tags.tagged(x, mark.kind, name, axis)
@@ -105,6 +117,22 @@ class _Marking:
         axis = at.axis + (at.outer != 1)
         y = tags.tagged(x.reshape(shape), mark.kind, name, axis)
         return y.reshape(x.shape)
+
+    def tag_parts(self, x, mark: Mark, name: str | None, at: Parts):
+        """A node whose examples stand on several axes sees them on its first one."""
+        of_axis = {at.axis: (at, n) for at, n in zip(at.places, at.sizes, strict=True)}
+        shape: list[int] = []
+        source = {}
+        for axis, whole in enumerate(x.shape):
+            place, size = of_axis.get(axis, (None, 0))
+            source[axis] = len(shape) + 1
+            shape += [place.outer, size, place.inner] if place else [whole]
+        moved = [source[place.axis] for place in at.places]
+        front = list(range(len(moved)))
+        y = jnp.moveaxis(x.reshape(shape), moved, front)
+        whole = y.reshape(self.batch, *(n for n in y.shape[len(moved) :] if n != 1))
+        y = tags.tagged(whole, mark.kind, name, 0).reshape(y.shape)
+        return jnp.moveaxis(y, front, moved).reshape(x.shape)
 
     def output(self, eqn, invals, outs, mark: Mark):
         if mark.kind == "statistic":
@@ -117,7 +145,7 @@ class _Marking:
         Tagged are the mean and, before it, the share of every example in it, (B, ...).
         """
         at, name = mark.place, tags.MEAN + self.named(mark)[1]
-        assert at is not None and self.batch
+        assert isinstance(at, Place) and self.batch
         folds = (at.outer, self.batch, at.inner)
         x = x.reshape(*x.shape[: at.axis], *folds, *x.shape[at.axis + 1 :])
         x = jnp.moveaxis(x, at.axis + 1, 0)  # outer and inner stay, one axis further on

@@ -154,6 +154,23 @@ def observed(
     return run
 
 
+def rounded_sum(y: jax.Array, delta: jax.Array) -> jax.Array:
+    """y + delta, rounded to the type of y.
+
+    Of 16 bits XLA may leave out the rounding where it computes in 32, in one pass and not
+    in another; how far noise moves a value (`sampling.rounding`) must be known.
+    """
+    delta = delta.astype(y.dtype)
+    if y.dtype.itemsize > 2:
+        return y + delta
+    kind = jnp.finfo(y.dtype)
+    rounded = partial(
+        lax.reduce_precision, exponent_bits=kind.nexp, mantissa_bits=kind.nmant
+    )
+    wide = rounded(y.astype(jnp.float32))
+    return rounded(wide + delta.astype(jnp.float32)).astype(y.dtype)
+
+
 def adding(program: Program, at_node=lambda y: y, tap=True):
     """Visit that adds deltas at the active nodes, and keeps constant what is held.
 
@@ -185,7 +202,7 @@ def adding(program: Program, at_node=lambda y: y, tap=True):
         value = at_node(y)
         if site.name in deltas:
             delta = deltas[site.name]
-            value = value + (delta(y) if callable(delta) else delta).astype(y.dtype)
+            value = rounded_sum(value, delta(y) if callable(delta) else delta)
         return value, ({site.name: y} if tap else {})
 
     return visit

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from bpfree.program import tags, values
 from bpfree.program.decisions import Decisions
 from bpfree.program.flat import Body, Op
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Parts, Place, axes_of
 from bpfree.program.seen_through import held_stops, is_callback
 from bpfree.program.source import Source
 from bpfree.program.values import Value, carried, join, typed
@@ -23,7 +23,7 @@ class Reader:
         decided = self.decided
         while True:
             before = decided.forced, decided.coupled
-            decided.begin()
+            decided.begin(guess)
             ends = self._walk(self.source.body, self._start(guess), True, 1)
             decided.end(ends[losses])
             if before == (decided.forced, decided.coupled):
@@ -92,6 +92,8 @@ class Reader:
     def _scan(self, op: Op, ins, place: bool, steps: int) -> list[Value]:
         steps *= op.eqn.params["length"]
         consts, carry, xs = tags.split_scan(op.eqn.params, ins)
+        parts = any(isinstance(v.place, Parts) and 0 in axes_of(v.place) for v in xs)
+        parts = parts and any(v.trains or v.noise for v in ins)
         still = [values.into_loop(v, False) for v in (*consts, *carry)]
         consts, carry = still[: len(consts)], still[len(consts) :]
         xs = [values.into_loop(v, True) for v in xs]
@@ -105,11 +107,14 @@ class Reader:
             carry, lambda c: self._walk(body, [*consts, *c, *xs], place, steps)
         )
         count = len(carry)
+        needed = self.source.live.outs.get(body.outs, ())
+        if parts and not op.eqn.effects and not any(map(_moves, carry, needed)):
+            self.decided.maps.add(op.path)
         return [values.out_of_loop(v, i >= count) for i, v in enumerate(outs)]
 
     def _inside(self, op: Op, ins, place: bool) -> list[Value]:
         """Branches, loops without a length, functions with a derivative of their own."""
-        joined = join(ins)
+        joined = join([v for v, read in zip(ins, op.reads, strict=True) if read])
         has_product = op.count(PRODUCTS)
         own_rule = op.has_own_rule
         if not own_rule:  # no node can stand inside
@@ -184,6 +189,11 @@ class Reader:
         if value.place or size not in shape:
             return value
         return value._replace(data=True, place=Place(shape.index(size)))
+
+
+def _moves(carry: Value, needed: bool) -> bool:
+    """Whether the losses can change through what a loop carries."""
+    return needed and bool(carry.trains or carry.decides or carry.noise)
 
 
 def _settled(carry, body) -> tuple[list[Value], list[Value]]:

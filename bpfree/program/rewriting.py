@@ -124,6 +124,18 @@ def replay_inside(eqn, invals, bind: Bind) -> list[Any]:
     return reopened(eqn, invals, evaluate)
 
 
+def bind_inside(eqn, invals, bind: Bind, wanted: Callable[[str], bool]) -> list[Any]:
+    """An equation as it stands, but for those of its bodies with primitives so named."""
+    name = eqn.primitive.name
+    if not any(tags.contains(j, lambda p: wanted(p.name)) for j in tags.sub_jaxprs(eqn)):
+        return tags.bind_eqn(eqn, invals)
+    if name in tags.INLINED:
+        return replay(*tags.body_of(eqn), invals, bind)
+    if name == "scan" or name == "cond" or name in tags.REMAT:
+        return replay_inside(eqn, invals, bind)
+    return tags.bind_eqn(eqn, invals)
+
+
 def reopened(eqn, invals, evaluate: Callable[..., list[Any]]) -> list[Any]:
     """A scan, remat or cond equation with `evaluate(jaxpr, consts, args)` of its body.
 

@@ -17,6 +17,9 @@ class Source(NamedTuple):
       assumed: length of the axis by which a constant, or what a key draws, is taken for a
         value of the batch (coordinates, latents, time steps). Nothing rests on it: noise
         that does not stay with its example is seen on the way to the losses.
+      anew: whether a node where the examples' place is lost, with an axis of the batch's
+        size, begins anew on it. Nothing rests on that either: noise from before counts as
+        shared by the examples.
       ends, sums: of `weights`.
     """
 
@@ -32,6 +35,7 @@ class Source(NamedTuple):
     hold_stops: bool
     everywhere: bool
     assumed: int | None = None
+    anew: bool = False
     ends: dict[Path, Path] = {}
     sums: dict[Path, tuple[int, int]] = {}
 

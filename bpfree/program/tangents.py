@@ -33,16 +33,13 @@ def with_tangents(loss_fn: LossFn) -> LossFn:
 
 
 def _bind(eqn, invals) -> list[Any]:
-    name = eqn.primitive.name
-    if "custom_vjp" in name:
+    if _has_rule_of_cotangents(eqn.primitive.name):
         return _transposed(eqn, invals)
-    if not any(map(tags.has_custom_vjp, tags.sub_jaxprs(eqn))):
-        return tags.bind_eqn(eqn, invals)
-    if name in tags.INLINED:
-        return rewriting.replay(*tags.body_of(eqn), invals, _bind)
-    if name == "scan" or name == "cond" or name in tags.REMAT:
-        return rewriting.replay_inside(eqn, invals, _bind)
-    return tags.bind_eqn(eqn, invals)
+    return rewriting.bind_inside(eqn, invals, _bind, _has_rule_of_cotangents)
+
+
+def _has_rule_of_cotangents(name: str) -> bool:
+    return "custom_vjp" in name
 
 
 def _transposed(eqn, invals) -> list[Any]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.program import rewriting, tags
+from bpfree.program.collectives import as_reductions
 from bpfree.program.marking import with_nodes
 from bpfree.program.names import NameFilter, chosen_names, numbered
 from bpfree.program.tags import Site
@@ -152,6 +153,7 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
 def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, **options):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = rewriting.to_jaxpr(loss_fn, args)
+    jaxpr, consts = as_reductions(jaxpr, consts, jax.tree.leaves(args))
     losses = split_aux(out)[0]
     batch_size = check_losses(losses, loss_axes)
     credited = credited and losses.ndim == 1  # of (B, T) the examples must not meet

@@ -10,7 +10,7 @@ import numpy as np
 
 from bpfree.program import axes, contractions, tags
 from bpfree.program.flat import Op
-from bpfree.program.place import LOST, Place
+from bpfree.program.place import LOST, Place, Somewhere, axes_of, on_axes
 
 
 class Value(NamedTuple):
@@ -25,7 +25,7 @@ class Value(NamedTuple):
     noise: int = 0
     mixed: int = 0
     data: bool = False
-    place: Place | None = None
+    place: Somewhere = None
     const: np.ndarray | None = None
     columns: tuple[np.ndarray | None, ...] = ()
 
@@ -86,7 +86,7 @@ def placed(op: Op, ins: Sequence[Value], batch: int | None, exchange: bool) -> V
         moved.append((value, at))
     found = [at for _, at in moved if at is not LOST]
     noisy = [at for value, at in moved if value.noise and at is not LOST]
-    place = noisy[0] if noisy else min(found, default=None)
+    place = noisy[0] if noisy else min(found, key=axes_of, default=None)
     mixed = joined.mixed
     for value, at in moved:
         if at != place or at is LOST:
@@ -96,20 +96,25 @@ def placed(op: Op, ins: Sequence[Value], batch: int | None, exchange: bool) -> V
 
 def into_loop(value: Value, sliced: bool) -> Value:
     """A value in the body of a scan, where places on the axis of steps are negative."""
-    at = value.place
-    if at is not None and (sliced or at.axis < 0):
+
+    def entered(at: Place, _) -> Somewhere:
+        if not (sliced or at.axis < 0):
+            return at
         whole = at.axis > 0 or (at.outer, at.inner) == (1, 1)
-        at = at._replace(axis=at.axis - 1) if whole else LOST
+        return at._replace(axis=at.axis - 1) if whole else LOST
+
+    at = on_axes(value.place, entered, 0)
     if at is LOST and value.place is not None:
         value = value.mixing()
     return value._replace(place=at, const=None, columns=())
 
 
 def out_of_loop(value: Value, stacked: bool) -> Value:
-    at = value.place
-    if at is not None and (stacked or at.axis < 0):
-        at = at._replace(axis=at.axis + 1)
-    return value._replace(place=at, const=None, columns=())
+    def left(at: Place, _) -> Place:
+        return at._replace(axis=at.axis + (stacked or at.axis < 0))
+
+    place = on_axes(value.place, left, 0)
+    return value._replace(place=place, const=None, columns=())
 
 
 def carried(start: Value, end: Value) -> Value:
@@ -121,7 +126,7 @@ def carried(start: Value, end: Value) -> Value:
         place = start.place if start.noise else end.place
     if end.place is None and end.noise and start.place is not None:
         place = LOST
-    if place is not None and place.axis == -1:  # the steps would meet in the carry
+    if place is not None and -1 in axes_of(place):  # the steps would meet in the carry
         return joined.mixing()
     return joined._replace(place=place)
 
