@@ -24,7 +24,13 @@ from bpfree.estimators import clean_pass
 from bpfree.program import passes
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
-from bpfree.sampling.loop import Layout, mean_of, over_samples, sum_over_draws
+from bpfree.sampling.loop import (
+    Layout,
+    mean_of,
+    over_samples,
+    own_kernels,
+    sum_over_draws,
+)
 from bpfree.sampling.noise import Plan, credit, draw_chunk
 from bpfree.sampling.scale import at_least_float32, scaled
 
@@ -85,7 +91,8 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
         slope = _slope(step, predictor, weights, moves, change)
         return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
-    credited, slope = sum_over_draws(chunk, step.layout)[0]
+    apart = own_kernels(step.layout, chunk)
+    credited, slope = sum_over_draws(apart, step.layout)[0]
     slope = _mean_slope(step, predictor, slope, weights)
     return mean_of(credited, _samples(step)), slope
 
@@ -108,7 +115,7 @@ def misfit_of_derivatives(step: Step, predictor, weights):
         moves, change = over_samples(step.layout, observe)(noise)
         return _slope(step, predictor, weights, moves, change), ()
 
-    slope = sum_over_draws(chunk, step.layout)[0]
+    slope = sum_over_draws(own_kernels(step.layout, chunk), step.layout)[0]
     return _mean_slope(step, predictor, slope, weights)
 
 

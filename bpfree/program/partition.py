@@ -124,6 +124,8 @@ def _apart(function: Callable[..., Any], mesh: Any, axis: Any) -> Callable[..., 
         many = jax.vmap(function, axes)
         if not batched[0]:
             return _apart(many, mesh, axis)(device, *args), True
+        if not any(batched[1:]):  # the same on all devices
+            return function(*args), False
         if not batched[2]:
             return many(*args), True
         names = {axis} if isinstance(axis, str) else set(axis)
