@@ -8,7 +8,7 @@ from scipy import stats
 
 import bpfree
 from bpfree.program.tags import Site
-from bpfree.sampling import noise as noises
+from bpfree.sampling import signs as packing
 from bpfree.sampling.loop import Layout, sum_over_draws
 from bpfree.sampling.noise import (
     antithetic_plan,
@@ -146,7 +146,7 @@ def test_packed_signs(shape, batch_axis):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_tpu_unpacks_the_same_bits(count):
     words = jax.random.bits(jax.random.key(0), (3, 2, 5, count), jnp.uint32)
-    assert np.array_equal(noises._selected(words), noises._unpacked(words))
+    assert np.array_equal(packing._selected(words), packing._top_bits(words))
 
 
 # --------------------------------------------------------------------------- the loop
