@@ -39,10 +39,12 @@ PROGRAMS: dict[str, Any] = {
     "rank 1": partial(bpfree.weight_perturbation, rank=1),
     "forward gradient": bpfree.forward_gradient,
     "learned feedback": bpfree.learned_feedback,
+    "feedback by jvp": partial(bpfree.learned_feedback, teacher="jvp"),
     "backprop": bpfree.backprop,
     "dense signs": bpfree.weight_perturbation,
 }
-ONE_PASS = ("backprop", "learned feedback")  # whatever the number of samples
+FEEDBACK = ("learned feedback", "feedback by jvp")
+ONE_PASS = ("backprop", *FEEDBACK)  # whatever the number of samples
 
 
 class Step(NamedTuple):
@@ -78,7 +80,7 @@ def step(name: str, net: Net, mesh: Mesh, samples: int, **options: Any) -> Step:
     batch = shape({"x": net.x, "label": net.label})
     passes = 1 if name in ONE_PASS else samples
     options |= {"num_samples": passes * mesh.size, "sharding": spread}
-    options |= {"example_batch": batch} if name == "learned feedback" else {}
+    options |= {"example_batch": batch} if name in FEEDBACK else {}
     estimator = PROGRAMS[name](net.loss, **({} if name == "backprop" else options))
     tx = optax.chain(estimator, optax.adam(1e-3))
 

@@ -1,6 +1,7 @@
 """Learned feedback: its predictors against autodiff, its contract, its two teachers."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import linen as nn
 
 import bpfree
 from bpfree.estimators import predictors
-from bpfree.program import passes, rewriting
+from bpfree.program import passes, rewriting, tags
 from bpfree.program.trace import trace
 from bpfree.sampling.noise import draw_chunk, rademacher
 from tests import linen_models, problems
@@ -215,6 +216,49 @@ def test_derivatives_teach_the_squared_error_of_each_block(teacher, same):
     found = jax.tree.map(jnp.subtract, after, weights)
     noise = first_noise(clean_pass(deep_loss, DEEP, BATCH), samples)
     assert (relative_error(found, jax.grad(misfit)(weights, noise)) < 1e-12) == same
+
+
+class Factored(nn.Module):
+    """A kernel made of two factors: a block that is not affine in both together."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(4, param_dtype=jnp.float64)(x))
+        start = nn.initializers.normal(1.0)
+        left = self.param("left", start, (4, 3), jnp.float64)
+        right = self.param("right", start, (3, 2), jnp.float64)
+        return x @ (left @ right)
+
+
+@pytest.mark.parametrize(
+    "model, shape, saved",
+    [(*SHAPES["skip"], 2), (*SHAPES["conv"], 4), (Factored(), (5, 3), 0)],
+)
+def test_where_blocks_are_affine_one_product_tells_their_error(model, shape, saved):
+    """The same slope as from the responses of predictor and model apart.
+
+    The gate sees those two: a product more for each kernel behind a node.
+    """
+    x = np.random.default_rng(0).normal(size=shape)
+    params = model.init(jax.random.key(0), x)["params"]
+    loss_fn, batch = squares(model), {"x": x, "label": model.apply({"params": params}, x)}
+    apart = predictors.chained()._replace(respond=lambda *a: predictors.responses(*a))
+
+    def fitted(predictor):
+        tx = feedback(
+            loss_fn, batch, teacher="jvp", fit=optax.identity(), predictor=predictor
+        )
+        weights = jax.tree.map(lambda w: w + 0.3, tx.init(params).inner.weights)
+        state = with_weights(tx, params, weights)
+        update = lambda p: tx.update(None, state, p, batch=batch)[1].inner.weights  # noqa: E731
+        jaxpr = jax.make_jaxpr(update)(params).jaxpr
+        used, _ = tags.dce(jaxpr, [True] * len(jaxpr.outvars))
+        found = re.findall(" = (?:dot_general|conv_general_dilated)", str(used))
+        return update(params), len(found)
+
+    (one, few), (two, many) = fitted(predictors.chained()), fitted(apart)
+    assert_close(one, two, rtol=1e-12, atol=1e-12)
+    assert many - few == saved
 
 
 def test_derivatives_leave_a_right_predictor_alone():

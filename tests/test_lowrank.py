@@ -1,6 +1,7 @@
 """Functions of W + A B^T without the sum are the functions of the sum."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,43 @@ def shapes_of(jaxpr):
         yield from (v.aval.shape for v in eqn.outvars)
         for inner in tags.sub_jaxprs(eqn):
             yield from shapes_of(inner)
+
+
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "HWIO", "NCHW"), ("HWNC", "HWIO", "NHWC")]
+
+
+@pytest.mark.parametrize("numbers", LAYOUTS)
+@pytest.mark.parametrize("rank, groups", [(1, 1), (2, 8)])
+def test_samples_of_a_moving_input_share_one_convolution(numbers, rank, groups):
+    """Their filters are channels of it, as long as the layer has as many (here 8).
+
+    The gate sees convolutions of more filters, which have a group for each sample.
+    """
+    kernels = [low_rank(3, 3, 3, 5, rank=1), low_rank(3, 3, 5, 8, rank=rank)]
+    parts = [(normal(4, *w.left.shape), normal(4, *w.right.shape)) for w in kernels]
+
+    def deep(first, second):
+        image = IMAGE.transpose(["NHWC".index(c) for c in numbers[0]])
+        for kernel, out in ((first, numbers[0]), (second, numbers[2])):
+            options = {"dimension_numbers": (*numbers[:2], out)}
+            image = lax.conv_general_dilated(image, kernel, (1, 1), "SAME", **options)
+        return image
+
+    def added(evaluate, scale, noise):
+        pairs = zip(kernels, noise, strict=True)
+        sums = [w._replace(left=scale * n[0], right=n[1]) for w, n in pairs]
+        return evaluate(deep, *sums)
+
+    def samples(evaluate):
+        one = lambda *args: added(evaluate, *args)  # noqa: E731
+        both = jax.vmap(one, (0, None))  # an antithetic pair shares `right`
+        return jax.vmap(both, (None, 0))(jnp.asarray([1.0, -1.0]), parts)
+
+    truth = samples(lambda fn, *ws: fn(*(w.full() for w in ws)))
+    assert_close(samples(lowrank.evaluate), truth, rtol=1e-11, atol=1e-11)
+    jaxpr = jax.make_jaxpr(lambda: samples(lowrank.evaluate))().jaxpr
+    found = set(re.findall(r"feature_group_count=(\d+)", str(jaxpr)))
+    assert max(map(int, found)) == groups
 
 
 def test_where_no_rule_applies_the_sum_would_be_seen():

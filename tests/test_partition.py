@@ -94,6 +94,32 @@ def test_kernels_with_samples_stay_on_their_device(rank, chunk_size):
     assert_close(program(far_params, far_batch), one, rtol=1e-4, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("teacher", ["responses", "jvp"])
+def test_predicting_kernels_are_fitted_where_their_samples_are(teacher):
+    """Of a convnet: the misfit's gradient by a kernel gathers nothing."""
+    loss_fn, params, batch = case("convnet")
+    mesh = jax.make_mesh((8,), ("sample",), axis_types=(AxisType.Auto,))
+    sharding, whole = (NamedSharding(mesh, PartitionSpec(*a)) for a in (("sample",), ()))
+
+    def fitted(sharding, params, batch):
+        tx = bpfree.learned_feedback(
+            loss_fn,
+            example_batch=batch,
+            num_samples=8,
+            teacher=teacher,
+            fit=optax.sgd(0.1),
+            sharding=sharding,
+        )
+        state = tx.init(params)
+        update = jax.jit(lambda p, b: tx.update(None, state, p, batch=b)[1].inner.weights)
+        program = update.lower(params, batch).compile()
+        return program.as_text(), program(params, batch)
+
+    text, many = fitted(sharding, *jax.device_put((params, batch), whole))
+    assert "all-gather" not in text
+    assert_close(many, fitted(None, params, batch)[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layerwise", [False, True])
 def test_noisy_pairing_of_a_convnet(layerwise):
     """Only what noise reaches has samples: the rest is differentiated as it stands."""

@@ -8,6 +8,7 @@ from scipy import stats
 
 import bpfree
 from bpfree.program.tags import Site
+from bpfree.sampling import signs as packing
 from bpfree.sampling.loop import Layout, sum_over_draws
 from bpfree.sampling.noise import (
     antithetic_plan,
@@ -140,6 +141,12 @@ def test_packed_signs(shape, batch_axis):
     assert np.abs(x.mean(0)).max() * 64 < LIMIT
     correlation = x.T @ x / 4096 - np.eye(x.shape[1])
     assert np.abs(correlation).max() * 64 < LIMIT
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_tpu_unpacks_the_same_bits(count):
+    words = jax.random.bits(jax.random.key(0), (3, 2, 5, count), jnp.uint32)
+    assert np.array_equal(packing._selected(words), packing._top_bits(words))
 
 
 # --------------------------------------------------------------------------- the loop

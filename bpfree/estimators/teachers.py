@@ -21,10 +21,16 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.estimators import clean_pass
-from bpfree.program import passes
+from bpfree.program import passes, rewriting
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
-from bpfree.sampling.loop import Layout, mean_of, over_samples, sum_over_draws
+from bpfree.sampling.loop import (
+    Layout,
+    mean_of,
+    over_samples,
+    own_kernels,
+    sum_over_draws,
+)
 from bpfree.sampling.noise import Plan, draw_chunk
 from bpfree.sampling.scale import at_least_float32, scaled
 from bpfree.sampling.weighting import credit
@@ -86,7 +92,8 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
         slope = _slope(step, predictor, weights, moves, change)
         return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
-    credited, slope = sum_over_draws(chunk, step.layout)[0]
+    apart = own_kernels(step.layout, chunk)
+    credited, slope = sum_over_draws(apart, step.layout)[0]
     slope = _mean_slope(step, predictor, slope, weights)
     return mean_of(credited, _samples(step)), slope
 
@@ -97,33 +104,64 @@ def misfit_of_derivatives(step: Step, predictor, weights):
     One forward derivative of the program cut at the nodes has those of all blocks: what
     moves at a node ends in the blocks that read it.
     """
-    params = step.clean.args[0]
-
-    def observe(noise):
-        values = step.clean.values
-        moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
-        return moves, clean_pass.responses(params, step.clean, moves)
+    respond = partial(_respond, step, predictor)
+    errors = _errors(step, predictor, weights)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
-        moves, change = over_samples(step.layout, observe)(noise)
-        return _slope(step, predictor, weights, moves, change), ()
+        values = step.clean.values
+        moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
+        error = over_samples(step.layout, errors)(moves)
+        slope = jax.vjp(partial(respond, moves), weights)[1](error)[0]
+        return jax.tree.map(at_least_float32, slope), ()
 
-    slope = sum_over_draws(chunk, step.layout)[0]
+    slope = sum_over_draws(own_kernels(step.layout, chunk), step.layout)[0]
     return _mean_slope(step, predictor, slope, weights)
+
+
+def _errors(step: Step, predictor, weights):
+    """moves -> df(y; V) z - df(y; theta) z at the ends of the blocks.
+
+    Where a block is affine in its parameters, that is its derivative by them, in the
+    direction V - theta: one product in place of two, and no difference of large numbers.
+    """
+    params = step.clean.args[0]
+    of_blocks = clean_pass.responses
+
+    def apart(moves):
+        guess = predictor.respond(weights, step.clean, moves)
+        return jax.tree.map(jnp.subtract, guess, of_blocks(params, step.clean, moves))
+
+    if predictor.respond is not of_blocks:
+        return apart
+
+    def along(params, direction, moves):
+        one = partial(of_blocks, clean=step.clean, moves=moves)
+        return jax.jvp(one, (params,), (direction,))[1]
+
+    direction = jax.tree.map(jnp.subtract, weights, params)
+    moves = {s.name: step.clean.values[s.name] for s in step.sites}
+    read = rewriting.reads(along, params, direction, moves)
+    affine = not any(read[: len(jax.tree.leaves(params))])
+    return partial(along, params, direction) if affine else apart
 
 
 def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
     """By the weights, of half the squared error of the responses to these moves."""
 
     def respond(weights):
-        one = partial(predictor.respond, weights, step.clean)
-        guess = over_samples(step.layout, one)(moves)
+        guess = _respond(step, predictor, moves, weights)
         return {name: guess[name] for name in change}
 
     guess, vjp = jax.vjp(respond, weights)
     slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
     return jax.tree.map(at_least_float32, slope)
+
+
+def _respond(step: Step, predictor, moves: NodeTree, weights):
+    """Of each sample, to its moves."""
+    one = partial(predictor.respond, weights, step.clean)
+    return over_samples(step.layout, one)(moves)
 
 
 def _mean_slope(step: Step, predictor, slope, weights):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpfree.program import products, rewriting, tags
+from bpfree.program import columns, products, rewriting, tags
 
 
 class LowRank(NamedTuple):
@@ -41,7 +41,7 @@ def evaluate(fn: Callable[..., Any], *args) -> Any:
     leaves, tree = jax.tree.flatten(args, is_leaf=_is_low_rank)
     shapes = [jax.typeof(a.base if _is_low_rank(a) else a) for a in leaves]
     jaxpr, consts, out = rewriting.to_jaxpr(fn, jax.tree.unflatten(tree, shapes))
-    outs = map(_full, _replay(jaxpr, consts, leaves))
+    outs = map(_full, _replay(jaxpr, consts, leaves, {}))
     return jax.tree.unflatten(jax.tree.structure(out), list(outs))
 
 
@@ -53,35 +53,45 @@ def _with_low_rank(eqn, invals) -> bool:
     return any(map(_is_low_rank, invals))
 
 
-def _replay(jaxpr, consts, args) -> list[Any]:
-    return rewriting.replay(jaxpr, consts, args, _bind, _with_low_rank)
+Moving = dict[int, Any]
+"""{id: value} of arrays that were made of sums, and so have samples as these have."""
+
+
+def _replay(jaxpr, consts, args, moving: Moving) -> list[Any]:
+    def bind(eqn, invals):
+        outs = _bind(eqn, invals, moving)
+        if _with_low_rank(eqn, invals) or any(id(x) in moving for x in invals):
+            moving.update((id(y), y) for y in outs)
+        return outs
+
+    return rewriting.replay(jaxpr, consts, args, bind, _with_low_rank)
 
 
 def _full(x: Any) -> Any:
     return x.full() if _is_low_rank(x) else x
 
 
-def _bind(eqn, invals) -> list[Any]:
+def _bind(eqn, invals, moving: Moving) -> list[Any]:
     name = eqn.primitive.name
     if eqn.primitive is tags.tag_p:
         return invals
     if not _with_low_rank(eqn, invals):
         return tags.bind_eqn(eqn, invals)
     if name in tags.REMAT:
-        return _replay(*tags.body_of(eqn), invals)
+        return _replay(*tags.body_of(eqn), invals, moving)
     rule = _RULES.get(name)
-    out = rule(eqn, invals) if rule else None
+    out = rule(eqn, invals, moving) if rule else None
     return tags.bind_eqn(eqn, list(map(_full, invals))) if out is None else out
 
 
 # ------------------------------------------------- rules; None where one does not apply
 
 
-def _cast(eqn, invals):
+def _cast(eqn, invals, moving):
     return [LowRank(*(tags.bind_eqn(eqn, [part])[0] for part in invals[0]))]
 
 
-def _dot(eqn, invals):
+def _dot(eqn, invals, moving):
     """The product with the base, and one einsum, which finds the cheap order."""
     lhs, rhs = invals
     if _is_low_rank(lhs):
@@ -126,23 +136,25 @@ def _letters(numbers, lhs_ndim, rhs_ndim) -> tuple[list[int], list[int], list[in
     return lhs, rhs, [*(lhs[i] for i in lhs_batch), *free]
 
 
-def _conv(eqn, invals):
-    """A convolution with r filters, and a product over them at every position."""
+def _conv(eqn, invals, moving):
+    """A convolution with r filters, and a product over them at every position.
+
+    Where the input moves with the samples, they share one convolution.
+    """
     x, kernel = invals
     numbers = eqn.params["dimension_numbers"]
     grouped = eqn.params["feature_group_count"] * eqn.params["batch_group_count"] > 1
     if grouped or _is_low_rank(x) or numbers.rhs_spec[0] != len(numbers.rhs_spec) - 1:
         return None
-    (y,) = tags.bind_eqn(eqn, [x, kernel.base])
-    (few,) = tags.bind_eqn(eqn, [x, kernel.left])
-    channel = numbers.out_spec[1]
-    term = jnp.tensordot(
-        few, kernel.right, (channel, 1), precision=eqn.params["precision"]
-    )
-    return [y + jnp.moveaxis(term, -1, channel).astype(y.dtype)]
+    batch, channel = (numbers.lhs_spec[0], numbers.out_spec[0]), numbers.out_spec[1]
+    convolve = lambda x, kernel: tags.bind_eqn(eqn, [x, kernel])[0]  # noqa: E731
+    precision = eqn.params["precision"]
+    if id(x) not in moving:  # its product with the base is the same for all samples
+        return [columns.apart(convolve, channel, precision)(x, *kernel)]
+    return [columns.together(convolve, batch, channel, precision)(x, *kernel)]
 
 
-def _scan(eqn, invals):
+def _scan(eqn, invals, moving):
     """Slices of a stack share `right`; what is carried is added up."""
     consts, carry, xs = tags.split_scan(eqn.params, invals)
     length = eqn.params["length"]
@@ -155,7 +167,8 @@ def _scan(eqn, invals):
         return x._replace(right=jnp.broadcast_to(x.right, (length, *x.right.shape)))
 
     def evaluate(jaxpr, closed, args):
-        return list(map(_full, _replay(jaxpr, closed, args)))
+        moving.update((id(x), x) for x in args)
+        return list(map(_full, _replay(jaxpr, closed, args, moving)))
 
     given = [*consts, *map(_full, carry), *map(stacked, xs)]
     return rewriting.reopened(eqn, given, evaluate)

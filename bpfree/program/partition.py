@@ -102,7 +102,9 @@ def kernels_apart(mesh: Mesh | AbstractMesh, axis: Any) -> Callable[..., list[An
     """
 
     def bind(eqn, invals):
-        if eqn.primitive is not lax.conv_general_dilated_p:
+        # Convolutions that samples share (see `columns`) have a rule of their own.
+        shared = eqn.primitive.name == "custom_vmap_call" and len(eqn.outvars) == 1
+        if not shared and eqn.primitive is not lax.conv_general_dilated_p:
             return tags.bind_eqn(eqn, invals)
         conv = _apart(lambda *args: tags.bind_eqn(eqn, args)[0], mesh, axis)
         return [conv(lax.axis_index(DEVICES), *invals)]
@@ -111,8 +113,8 @@ def kernels_apart(mesh: Mesh | AbstractMesh, axis: Any) -> Callable[..., list[An
 
 
 def _apart(function: Callable[..., Any], mesh: Any, axis: Any) -> Callable[..., Any]:
-    """`function` of (input, kernel), after the number of a device: that alone says which
-    of the `vmap`s around us is the one over devices."""
+    """`function` of (input, kernel, ...), after the number of a device: that alone says
+    which of the `vmap`s around us is the one over devices."""
 
     @jax.custom_batching.custom_vmap
     def one(device, *args):
@@ -124,7 +126,9 @@ def _apart(function: Callable[..., Any], mesh: Any, axis: Any) -> Callable[..., 
         many = jax.vmap(function, axes)
         if not batched[0]:
             return _apart(many, mesh, axis)(device, *args), True
-        if not batched[2]:
+        if not any(batched[1:]):  # the same on all devices
+            return function(*args), False
+        if not any(batched[2:]):
             return many(*args), True
         names = {axis} if isinstance(axis, str) else set(axis)
         rows = tuple(PartitionSpec(axis if b else None) for b in batched[1:])

@@ -19,10 +19,8 @@ from jax import lax
 
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, name_hash
-from bpfree.sampling.words import SMALL, random_words
-
-_WORD = 32  # signs in one random word
-
+from bpfree.sampling import signs
+from bpfree.sampling.words import random_words
 
 Draw = Callable[[jax.Array, tuple[int, ...], int | None], jax.Array]
 
@@ -89,7 +87,7 @@ def gaussian(share: int = 1) -> Plan:
 
 def rademacher() -> Plan:
     """Independent signs, 32 to a random word (SPSA directions); they have no density."""
-    words = OfWords(_packed, lambda *args: _signs(*args)[None])
+    words = OfWords(signs.packed, lambda *args: signs.unpacked(*args)[None])
     return Plan(1, words.draw, None, words)
 
 
@@ -115,36 +113,7 @@ def packed_signs(
     Words are packed within an example, and along the last axis if 32 divides it, so that
     any sharded axis unpacks locally; what is small is hashed flat.
     """
-    return OfWords(_packed, _signs).draw(key, shape, batch_axis)
-
-
-def _packed(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
-    rows, *rest = words = _words(shape, batch_axis)
-    return words if math.prod(words) > SMALL else (rows, math.prod(rest))
-
-
-def _words(shape: tuple[int, ...], batch_axis: int | None) -> tuple[int, ...]:
-    """An example in each row; its axes, or one for all where 32 does not divide them."""
-    rows = 1 if batch_axis is None else shape[batch_axis]
-    rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
-    if rest and rest[-1] % _WORD == 0:
-        return (rows, *rest[:-1], rest[-1] // _WORD)
-    return rows, -(-math.prod(rest) // _WORD)
-
-
-def _signs(words, shape: tuple[int, ...], batch_axis: int | None) -> jax.Array:
-    words = drawn_once(words).reshape(_words(shape, batch_axis))
-    places = np.arange(_WORD, dtype=np.uint32).reshape((1,) * words.ndim + (-1,))
-    top_bit = (words[..., None] >> places) << (_WORD - 1)
-    one = jnp.uint32(0x3F800000)  # float32 1.0, whose top bit is the sign
-    signs = lax.bitcast_convert_type(top_bit | one, jnp.float32)
-    signs = signs.reshape(*words.shape[:-1], -1)
-    rest = [n for axis, n in enumerate(shape) if axis != batch_axis]
-    if words.ndim == 2:
-        signs = signs[:, : math.prod(rest)].reshape(-1, *rest)
-    return (
-        signs.reshape(shape) if batch_axis is None else jnp.moveaxis(signs, 0, batch_axis)
-    )
+    return OfWords(signs.packed, signs.unpacked).draw(key, shape, batch_axis)
 
 
 def _normals(words: jax.Array, dtype: Any) -> jax.Array:
