@@ -41,7 +41,7 @@ def energies(rows, rate, steps):
     """Off-diagonal energy before each step at a fixed rate without guard; and R."""
 
     def one(matrix, _):
-        x = moments.product(rows, moments.transpose(matrix))
+        x = moments.product(rows, matrix.mT)
         energy = jnp.sum(off_diagonal(moments.second_moment(x)[0]) ** 2)
         bracket = rules.decorrelating(x, 1.0, 0.0)
         return rules.step(matrix, bracket, rate[None]), energy
@@ -89,7 +89,7 @@ def _move(rule, state, rows):
 
 
 def covariance(matrix, rows):
-    x = moments.product(rows, moments.transpose(matrix))
+    x = moments.product(rows, matrix.mT)
     return np.asarray(moments.second_moment(x)[0])
 
 
