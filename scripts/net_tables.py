@@ -61,10 +61,17 @@ DEEP = {
 
 
 def depth_transformer() -> str:
+    names = (f"depth_transformer{depth}" for depth in ("_3", "_6", "", "_24"))
+    return _depth("blocks", "bits per character", list(map(records.read, names)))
+
+
+def depth_resnet20() -> str:
+    found = [records.read("depth_resnet20")]
+    return _depth("layers", "bits per image", found)
+
+
+def _depth(unit: str, bits: str, found) -> str:
     """Arms of `scripts/depth.py`; the gap is from the control to the twin."""
-    found = [
-        records.read(f"depth_transformer{depth}") for depth in ("_3", "_6", "", "_24")
-    ]
     lines = []
     for rows in (record["rows"] for record in found):
         for r in rows.values():
@@ -76,9 +83,8 @@ def depth_transformer() -> str:
             line += [with_spread(r, name, 3) for name in ("accuracy", "bits")]
             line += [f"{(r['accuracy'] - start) / (end - start):.2f}"]
             lines.append([*line, with_spread(r, "ratio", 2)])
-    head = ["blocks", "estimator", "rate", "test accuracy", "bits per character"]
-    text = table([*head, "gap", "seconds over the twin's"], lines)
-    return text + sources(found)
+    head = [unit, "estimator", "rate", "test accuracy", bits, "gap"]
+    return table([*head, "seconds over the twin's"], lines) + sources(found)
 
 
 RULES = {
