@@ -9,8 +9,8 @@
 Causal transformers on characters of Python's own help text, or residual nets on images.
 Arms, all with Adam, the same batches and as many steps: "backprop", the twin; "frozen",
 backprop on the last layer alone, the control; "responses" and "jvp", the two teachers of
-learned feedback; on request "node perturbation" with as many samples as cost what "jvp"
-costs. The rate of each arm is the one of `--rates` with the best validation accuracy on a
+learned feedback; on request "jvp seldom", whose predictor learns on every second update,
+and "node perturbation" with as many samples as cost what "jvp" costs. The rate of each arm is the one of `--rates` with the best validation accuracy on a
 seed of its own; then seeds 0, 1, ... "Ratio": CPU seconds of a run over those of
 backprop's, which is in turn with it.
 """
@@ -29,6 +29,11 @@ from depth_nets import Net
 
 import bpfree
 
+LEARNED: dict[str, dict[str, Any]] = {
+    "responses": {"teacher": "responses"},
+    "jvp": {"teacher": "jvp"},
+    "jvp seldom": {"teacher": "jvp", "fit_every": 2},
+}
 ALL = ["backprop", "frozen", "jvp", "responses"]
 NET = flags.DEFINE_enum("net", "transformer", ["transformer", "resnet"], "which")
 DEPTHS = flags.DEFINE_list("depths", ["12"], "blocks; of a ResNet its layers: 18, 20, 50")
@@ -58,9 +63,9 @@ def make_net(depth: int) -> Net:
 def make_arm(net: Net, arm: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """(seed -> estimator, optimiser -> optimiser)."""
 
-    def learned(teacher, seed):
+    def learned(arm, seed):
         return bpfree.learned_feedback(
-            net.loss_fn, example_batch=net.batch, teacher=teacher, seed=seed
+            net.loss_fn, example_batch=net.batch, seed=seed, **LEARNED[arm]
         )
 
     def perturbed(samples, seed=0):
@@ -70,7 +75,7 @@ def make_arm(net: Net, arm: str) -> tuple[Callable[[Any], Any], Callable[[Any], 
     def exact(seed):
         return bpfree.backprop(net.loss_fn, example_batch=net.batch, seed=seed)
 
-    if arm in ("responses", "jvp"):
+    if arm in LEARNED:
         return partial(learned, arm), lambda adam: adam
     if arm == "node perturbation":
         budget = bpfree.diagnostics.cost(learned("jvp", 0), net.params, net.batch)

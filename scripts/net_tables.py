@@ -57,6 +57,7 @@ DEEP = {
     "frozen": "`backprop()`, the last layer alone, the control",
     "responses": "`learned_feedback()`",
     "jvp": '`learned_feedback(teacher="jvp")`',
+    "jvp seldom": '`learned_feedback(teacher="jvp", fit_every=2)`',
 }
 
 
