@@ -2,7 +2,7 @@
 
     python scripts/depth.py [--depths=12] [--arms=...] [--steps=300]
         [--results=results/depth_transformer.json]
-    python scripts/depth.py --net=resnet --depths=20 --batch=64 [--data=tiny_imagenet_20]
+    python scripts/depth.py --net=resnet --depths=20 --batch=32 [--data=tiny_imagenet_20]
         [--results=results/depth_resnet20.json]
     python scripts/depth.py --figure=scripts/figures/depth.png [--from=NAME,NAME]
 
@@ -10,9 +10,10 @@ Causal transformers on characters of Python's own help text, or residual nets on
 Arms, all with Adam, the same batches and as many steps: "backprop", the twin; "frozen",
 backprop on the last layer alone, the control; "responses" and "jvp", the two teachers of
 learned feedback; on request "jvp seldom", whose predictor learns on every second update,
-and "node perturbation" with as many samples as cost what "jvp" costs. The rate of each arm is the one of `--rates` with the best validation accuracy on a
-seed of its own; then seeds 0, 1, ... "Ratio": CPU seconds of a run over those of
-backprop's, which is in turn with it.
+and "node perturbation" with as many samples as cost what "jvp" costs. The rate of each
+arm is the one of `--rates` with the best validation accuracy on a seed of its own; then
+seeds 0, 1, ... "Ratio": CPU seconds of a run over those of backprop's, which is in turn
+with it.
 """
 
 import time
