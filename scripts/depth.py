@@ -1,41 +1,49 @@
-"""Learned feedback in deep causal transformers: accuracy, and the time of a step.
+"""Learned feedback in deep nets: accuracy, and the time of a step.
 
     python scripts/depth.py [--depths=12] [--arms=...] [--steps=300]
         [--results=results/depth_transformer.json]
+    python scripts/depth.py --net=resnet --depths=20 --batch=32 [--data=tiny_imagenet_20]
+        [--results=results/depth_resnet20.json]
     python scripts/depth.py --figure=scripts/figures/depth.png [--from=NAME,NAME]
 
-Characters of Python's own help text (`bpfree.data.characters`). Arms, all with Adam, the
-same batches and as many steps: "backprop", the twin; "frozen", backprop on the last layer
-alone, the control; "responses" and "jvp", the two teachers of learned feedback; on
-request "node perturbation" with as many samples as cost what "jvp" costs. The rate of
-each arm is the one of `--rates` with the best validation accuracy on a seed of its own;
-then seeds 0, 1, ... "Ratio": CPU seconds of a run over those of backprop's, which is in
-turn with it.
+Causal transformers on characters of Python's own help text, or residual nets on images.
+Arms, all with Adam, the same batches and as many steps: "backprop", the twin; "frozen",
+backprop on the last layer alone, the control; "responses" and "jvp", the two teachers of
+learned feedback; on request "jvp seldom", whose predictor learns on every second update,
+and "node perturbation" with as many samples as cost what "jvp" costs. The rate of each
+arm is the one of `--rates` with the best validation accuracy on a seed of its own; then
+seeds 0, 1, ... "Ratio": CPU seconds of a run over those of backprop's, which is in turn
+with it.
 """
 
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import depth_nets
 import jax
-import jax.numpy as jnp
-import optax
 import records
 import trainer
 from absl import app, flags
+from depth_nets import Net
 
 import bpfree
-from bpfree.data import characters
-from bpfree.models import transformer
-from bpfree.training import steps
 
+LEARNED: dict[str, dict[str, Any]] = {
+    "responses": {"teacher": "responses"},
+    "jvp": {"teacher": "jvp"},
+    "jvp seldom": {"teacher": "jvp", "fit_every": 2},
+}
 ALL = ["backprop", "frozen", "jvp", "responses"]
-DEPTHS = flags.DEFINE_list("depths", ["12"], "blocks of attention and MLP")
+NET = flags.DEFINE_enum("net", "transformer", ["transformer", "resnet"], "which")
+DEPTHS = flags.DEFINE_list("depths", ["12"], "blocks; of a ResNet its layers: 18, 20, 50")
 ARMS = flags.DEFINE_list("arms", ALL, "which; the first is the twin")
 STEPS = flags.DEFINE_integer("steps", 300, "updates")
-WIDTH = flags.DEFINE_integer("width", 32, "of the residual stream; 4 heads")
+WIDTH = flags.DEFINE_integer("width", 0, "residual stream (32), or first channels (8)")
 LENGTH = flags.DEFINE_integer("length", 32, "characters of an example")
+DATA = flags.DEFINE_string("data", "cifar10_jpeg", "image set of a ResNet")
+NORM = flags.DEFINE_string("norm", "none", "of a ResNet, or batch")
 BATCH = flags.DEFINE_integer("batch", 16, "examples in a step")
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each arm")
 RATES = flags.DEFINE_list("rates", ["2e-3", "6e-3"], "the grid")
@@ -45,91 +53,67 @@ FROM = flags.DEFINE_list("from", ["depth_transformer"], "result files of the fig
 SEARCH_SEED = 1000
 
 
-class Net(NamedTuple):
-    """A model with its data, on the device, and its loss function."""
-
-    model: Any
-    data: Any
-    loss_fn: Callable[..., Any]
-
-
 def make_net(depth: int) -> Net:
-    data = characters.load("python_topics", length=LENGTH.value)
-    model = transformer.Model(data.num_classes, WIDTH.value, depth)
-
-    def loss(logits, label):
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        return losses.mean(-1)
-
-    return Net(model, trainer.on_device(data), bpfree.supervised(model, loss))
-
-
-def first(net: Net):
-    """The batch whose shapes the estimators are made for, and shapes of parameters."""
-    batch = jax.tree.map(lambda a: a[: BATCH.value], net.data.train)
-    made = steps.init_variables
-    shapes = jax.eval_shape(lambda: made(net.model, jax.random.key(0), batch)[0])
-    return batch, shapes
+    if NET.value == "transformer":
+        width = WIDTH.value or 32
+        return depth_nets.causal(depth, width, LENGTH.value, BATCH.value)
+    width = WIDTH.value or 8
+    return depth_nets.residual(depth, width, DATA.value, NORM.value, BATCH.value)
 
 
 def make_arm(net: Net, arm: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """(seed -> estimator, optimiser -> optimiser)."""
-    batch, params = first(net)
 
-    def learned(teacher, seed):
+    def learned(arm, seed):
         return bpfree.learned_feedback(
-            net.loss_fn, example_batch=batch, teacher=teacher, seed=seed
+            net.loss_fn, example_batch=net.batch, seed=seed, **LEARNED[arm]
         )
 
     def perturbed(samples, seed=0):
         options = {"num_samples": samples, "sigma": 0.01, "seed": seed}
-        return bpfree.node_perturbation(net.loss_fn, **options)
+        return bpfree.node_perturbation(net.loss_fn, example_batch=net.batch, **options)
 
-    if arm in ("responses", "jvp"):
+    def exact(seed):
+        return bpfree.backprop(net.loss_fn, example_batch=net.batch, seed=seed)
+
+    if arm in LEARNED:
         return partial(learned, arm), lambda adam: adam
     if arm == "node perturbation":
-        budget = bpfree.diagnostics.cost(learned("jvp", 0), params, batch)
-        count = bpfree.diagnostics.samples_for(perturbed, budget, params, batch)
+        budget = bpfree.diagnostics.cost(learned("jvp", 0), net.params, net.batch)
+        samples_for = bpfree.diagnostics.samples_for
+        count = samples_for(perturbed, budget, net.params, net.batch)
         return partial(perturbed, count), lambda adam: adam
-    control = partial(trainer.only, "Dense_1") if arm == "frozen" else lambda adam: adam
-    return lambda seed: bpfree.backprop(net.loss_fn, seed=seed), control
-
-
-def scores(net: Net, params, part) -> dict[str, jax.Array]:
-    """Accuracy of all positions, and bits per character."""
-    logits = net.model.apply({"params": params}, part["x"])
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, part["label"])
-    right = logits.argmax(-1) == part["label"]
-    return {"accuracy": right.mean(), "bits": nats.mean() / jnp.log(2)}
+    control = partial(trainer.only, net.readout)
+    return exact, control if arm == "frozen" else lambda adam: adam
 
 
 def compile_run(net: Net, arm: str):
-    """`(seed, rate) -> parameters` at the end of a training; compiled here, once."""
+    """`(seed, rate) -> state` at the end of a training; compiled here, once."""
     make, wrap = make_arm(net, arm)
 
-    def run(seed, rate):
+    def run(train, seed, rate):  # the data is an argument: no constant of the program
         sizes = {"batch_size": BATCH.value, "num_steps": STEPS.value}
-        return trainer.train(
-            make, net.model, net.data, seed, rate, wrap=wrap, **sizes
-        ).params
+        data = net.data._replace(train=train)
+        end = trainer.train(make, net.model, data, seed, rate, wrap=wrap, **sizes)
+        return end._replace(opt_state=())
 
-    compiled = jax.jit(run).lower(0, 1e-3).compile()
-    return lambda seed, rate: jax.block_until_ready(compiled(seed, rate))
+    train = net.data.train
+    compiled = jax.jit(run).lower(train, 0, 1e-3).compile()
+    return lambda seed, rate: jax.block_until_ready(compiled(train, seed, rate))
 
 
 def compare(depth: int):
     """Rows of the arms after each seed; the arms of a seed run one after the other."""
     net = make_net(depth)
-    batch, params = first(net)
-    measure = jax.jit(partial(scores, net))
+    measure = partial(depth_nets.scores, net)
     runs = {arm: compile_run(net, arm) for arm in ARMS.value}
     rows: dict[str, dict[str, Any]] = {}
     tests: dict[str, list[dict[str, float]]] = {arm: [] for arm in runs}
     for arm, run in runs.items():
         rates = list(map(float, RATES.value))
         ends = [run(SEARCH_SEED, rate) for rate in rates]
-        found = [float(measure(p, net.data.validation)["accuracy"]) for p in ends]
-        cost = bpfree.diagnostics.cost(make_arm(net, arm)[0](0), params, batch)
+        found = [measure(end, net.data.validation)["accuracy"] for end in ends]
+        cost = bpfree.diagnostics.cost(make_arm(net, arm)[0](0), net.params, net.batch)
         row = {"depth": depth, "arm": arm, "steps": STEPS.value, "cost": cost}
         row |= {"validation": [round(a, 4) for a in found]}
         rows[arm] = row | {"rate": trainer.best(rates, found)}
@@ -139,8 +123,7 @@ def compare(depth: int):
             start = time.process_time()
             end = run(seed, rows[arm]["rate"])
             spent = time.process_time() - start
-            test = jax.tree.map(float, measure(end, net.data.test))
-            tests[arm].append(test | {"seconds": spent})
+            tests[arm].append(measure(end, net.data.test) | {"seconds": spent})
         for arm, found in tests.items():
             for name in ("accuracy", "bits"):
                 rows[arm] |= records.spread(name, [t[name] for t in found])

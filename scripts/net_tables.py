@@ -55,14 +55,22 @@ DEEP = {
     "frozen": "`backprop()`, the last layer alone, the control",
     "responses": "`learned_feedback()`",
     "jvp": '`learned_feedback(teacher="jvp")`',
+    "jvp seldom": '`learned_feedback(teacher="jvp", fit_every=2)`',
 }
 
 
 def depth_transformer() -> str:
+    names = (f"depth_transformer{depth}" for depth in ("_3", "_6", "", "_24"))
+    return _depth("blocks", "bits per character", list(map(records.read, names)))
+
+
+def depth_resnet20() -> str:
+    found = [records.read("depth_resnet20")]
+    return _depth("layers", "bits per image", found)
+
+
+def _depth(unit: str, bits: str, found) -> str:
     """Arms of `scripts/depth.py`; the gap is from the control to the twin."""
-    found = [
-        records.read(f"depth_transformer{depth}") for depth in ("_3", "_6", "", "_24")
-    ]
     lines = []
     for rows in (record["rows"] for record in found):
         for r in rows.values():
@@ -74,9 +82,8 @@ def depth_transformer() -> str:
             line += [with_spread(r, name, 3) for name in ("accuracy", "bits")]
             line += [f"{records.gap(r['accuracy'], start, end):.2f}"]
             lines.append([*line, with_spread(r, "ratio", 2)])
-    head = ["blocks", "estimator", "rate", "test accuracy", "bits per character"]
-    text = table([*head, "gap", "seconds over the twin's"], lines)
-    return text + sources(found)
+    head = [unit, "estimator", "rate", "test accuracy", bits, "gap"]
+    return table([*head, "seconds over the twin's"], lines) + sources(found)
 
 
 RULES = {

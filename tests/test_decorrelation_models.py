@@ -130,19 +130,30 @@ def test_the_cifar_variants_run_dry(arg):
 # ------------------------------------------------------------------------------- models
 
 
-def test_the_networks_are_the_published_ones():
-    """Parameters: 11,689,512 and 25,557,032 with ImageNet stems and 1,000 classes, and
-    the kernels that give them their names."""
+@pytest.mark.parametrize(
+    ("layers", "width", "stem", "classes", "count", "shortcuts"),
+    [
+        (18, 64, "imagenet", 1000, 11_689_512, 3),
+        (20, 16, "cifar", 10, 272_474, 2),  # with projections at the two shortcuts
+        (50, 64, "imagenet", 1000, 25_557_032, 4),
+    ],
+)
+def test_the_networks_are_the_published_ones(
+    layers, width, stem, classes, count, shortcuts
+):
+    """Parameters, and the kernels that give the nets their names."""
     x = jnp.zeros((1, 64, 64, 3))
-    for layers, count in ((18, 11_689_512), (50, 25_557_032)):
-        model = resnet.Model(1000, layers=layers, stem="imagenet")
+
+    def leaves(model):
         shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-        assert sum(p.size for p in jax.tree.leaves(shapes)) == count
-        model = resnet.Model(10, layers=layers, norm="none")
-        shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-        kernels = [p for p in jax.tree.leaves(shapes) if p.ndim > 1]
-        shortcuts = 3 if layers == 18 else 4
-        assert len(kernels) == layers + shortcuts
+        return jax.tree.leaves(shapes)
+
+    model = resnet.Model(classes, layers=layers, width=width, stem=stem)
+    assert sum(p.size for p in leaves(model)) == count
+    kernels = [
+        p for p in leaves(resnet.Model(10, layers=layers, norm="none")) if p.ndim > 1
+    ]
+    assert len(kernels) == layers + shortcuts
 
 
 @pytest.mark.parametrize(
@@ -164,7 +175,7 @@ def test_models_map_images_to_logits(model):
     ("model", "message"),
     [
         (vgg.Model(3, pool="mean"), "pool='mean'"),
-        (resnet.Model(3, layers=34), r"layers=34 is unknown.*\(18, 50\)"),
+        (resnet.Model(3, layers=34), r"layers=34 is unknown.*\(18, 20, 50\)"),
         (resnet.Model(3, stem="large"), "stem='large' is unknown"),
     ],
 )

@@ -589,3 +589,30 @@ def test_a_while_loop_behind_a_node_is_refused_in_our_words(last):
     tx = bpfree.learned_feedback(loss_fn, example_batch=batch)
     with pytest.raises(ValueError, match="a while_loop .* has none in reverse"):
         jax.eval_shape(lambda p: tx.update(None, tx.init(p), p, batch=batch), params)
+
+
+@pytest.mark.parametrize("teacher", ["losses", "responses", "jvp"])
+def test_between_fits_the_predictor_predicts_and_stays(teacher):
+    """The first update is that of a fit each time; the second leaves the predictor."""
+    often, seldom = (feedback(teacher=teacher, fit_every=n) for n in (1, 2))
+
+    def two(tx):
+        def step(state, _):
+            gradient, state = tx.update(None, state, PARAMS, batch=BATCH)
+            return state, (gradient, state.inner)
+
+        return jax.jit(lambda: jax.lax.scan(step, tx.init(PARAMS), length=3)[1])()
+
+    (gradients, often), (found, seldom) = two(often), two(seldom)
+    at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)  # noqa: E731
+    assert_close(at(found, slice(2)), at(gradients, slice(2)), rtol=1e-9, atol=1e-12)
+    assert_close(at(seldom, 0), at(often, 0), rtol=1e-9, atol=1e-12)
+    assert_close(at(seldom, 1), at(seldom, 0), rtol=0, atol=0)
+    assert relative_error(at(seldom, 2).weights, at(seldom, 1).weights) > 0
+
+
+def test_a_correction_needs_every_fit():
+    with pytest.raises(ValueError, match="fit_every=2 must be 1, or more with shrinkage"):
+        feedback(fit_every=2, shrinkage=1.0)
+    with pytest.raises(ValueError, match="fit_every=0"):
+        feedback(fit_every=0)

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from bpfree.estimators.adam import adam
-from bpfree.program import passes, rewriting, tags
+from bpfree.program import passes, rewriting, tags, tangents
 from bpfree.program.interpreter import Run
 from bpfree.program.reach import AFTER, reach
 from bpfree.program.tags import Site
@@ -63,6 +63,19 @@ class Predictor(NamedTuple):
     models: Literal["blocks", "rest"] = "blocks"
     # It must follow a model that learns.
     fit: Callable[[], optax.GradientTransformation] = partial(adam, 1e-2, b1=0.5, b2=0.99)
+
+
+def run(program: Program, args) -> tuple[Clean, Any, Callable[[NodeTree], Any]]:
+    """(the clean pass, the program's output, signals at the nodes -> gradient)."""
+    out, values, pull = passes.cut_vjp(program, args)
+    kinds = ("node", "hold")  # statistics of the batch are values like any other here
+    kept = {
+        s.name: values[s.name]
+        for s in program.sites
+        if s.kind in kinds
+        if s.name in values
+    }
+    return Clean(tangents.known(program), args, kept), out, pull
 
 
 def feeds_back(clean: Clean) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
+from jax import lax
 from jax.sharding import NamedSharding
 
 from bpfree.choices import check_choice
@@ -24,7 +25,7 @@ from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.faults import find_fault
 from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import frozen
-from bpfree.program import passes, tags, tangents
+from bpfree.program import tags
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.common import once
 from bpfree.program.trace import (
@@ -67,6 +68,7 @@ def learned_feedback(
     predictor: predictors.Predictor | None = None,
     teacher: Literal["responses", "losses", "jvp"] = "responses",
     fit: optax.GradientTransformation | None = None,
+    fit_every: int = 1,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -108,6 +110,9 @@ def learned_feedback(
       fit: optimiser of the predictor; None is `optax.adam(1e-3)` for "losses" and
         otherwise that of the predictor: `optax.adam(1e-2, b1=0.5, b2=0.99)` for
         `chained()`.
+      fit_every: the predictor learns on the first of so many updates, and only that one
+        pays for the teacher and the fit (under `vmap` all do). More than 1 needs
+        shrinkage 0.
       antithetic: pairs z, -z; with "losses" the curvature then cancels.
       loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
 
@@ -115,10 +120,10 @@ def learned_feedback(
       An optax transformation; pass `batch=` to `update`.
 
     Raises:
-      ValueError: unknown choice, bad count, sigma or shrinkage, one loss for the whole
-        batch, a last node shared by the batch, losses without a derivative at it, a
-        single node, a last node inside a loop, or nodes for which the predictor finds no
-        derivative.
+      ValueError: unknown choice, bad count, sigma, shrinkage or fit_every, one loss for
+        the whole batch, a last node shared by the batch, losses without a derivative at
+        it, a single node, a last node inside a loop, or nodes for which the predictor
+        finds no derivative.
 
     Reference: the signal is a control variate on node perturbation. Fitting feedback
     weights to the noise of the next layer is the weight mirror of Akrout et al., "Deep
@@ -146,6 +151,8 @@ def learned_feedback(
         )
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
+    if fit_every < 1 or fit_every > 1 and shrinkage > 0:
+        raise ValueError(f"fit_every={fit_every} must be 1, or more with shrinkage 0")
     fit = fit or (adam(1e-3) if teacher == "losses" else predictor.fit())
     if not hasattr(fit, "update"):
         raise ValueError(f"fit={fit!r} must be an optimiser, such as optax.adam(1e-3)")
@@ -165,7 +172,7 @@ def learned_feedback(
 
     def init(params) -> FeedbackState:
         def shapes(*args):
-            return _clean_pass(traced(args), args)[0].values
+            return clean_pass.run(traced(args), args)[0].values
 
         key = jax.random.fold_in(as_key(seed), name_hash("predictor"))
         args = arguments(loss_fn, params, example_batch, key)
@@ -178,7 +185,7 @@ def learned_feedback(
         return FeedbackState(weights, fit.init(weights))
 
     def estimate(key, args, state, wanted) -> Estimate:
-        clean, out, pull = _clean_pass(traced(args), args)
+        clean, out, pull = clean_pass.run(traced(args), args)
         found = check_blocks(clean.program, clean.args, wanted)
         warn_of_backpropagation(found, nodes)
         losses, aux = split_aux(out)
@@ -196,25 +203,34 @@ def learned_feedback(
             plan,
             layout,
         )
-        if teacher == "losses":
-            residual = teachers.residual_of(step)
-            miss = teachers.filled(residual, predicted, -1 / losses.size)
-            slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
-        elif teacher == "jvp":
-            residual = teachers.residual_of(step) if shrinkage > 0 else {}
-            slope = teachers.misfit_of_derivatives(step, predictor, older)
+
+        def learn():
+            if teacher == "losses":
+                residual = teachers.residual_of(step)
+                miss = teachers.filled(residual, predicted, -1 / losses.size)
+                slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
+            elif teacher == "jvp":
+                residual = teachers.residual_of(step) if shrinkage > 0 else {}
+                slope = teachers.misfit_of_derivatives(step, predictor, older)
+            else:
+                residual, slope = teachers.residual_and_misfit(
+                    step, predictor, older, residual=shrinkage > 0
+                )
+            moved, fit_state = fit.update(slope, state.inner.fit, older)
+            inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
+            return residual if shrinkage > 0 else {}, inner
+
+        if fit_every == 1:
+            residual, inner = learn()
         else:
-            residual, slope = teachers.residual_and_misfit(
-                step, predictor, older, residual=shrinkage > 0
-            )
+            due = state.count % fit_every == 0
+            residual, inner = lax.cond(due, learn, lambda: ({}, state.inner))
         signal = teachers.filled(
             residual, predicted, shrinkage / losses.size, 1 / losses.size
         )
-        moved, fit_state = fit.update(slope, state.inner.fit, older)
         sizes = sizes_at(clean.program.sites, clean.values)
         scales = {s.name: step.sigma for s in step.sites} if noisy_passes else {}
         fault = find_fault(clean.program, sizes, scales)
-        inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
         return Estimate(pull(signal), losses, aux, fault, inner)
 
     def shared(key, args, state, wanted) -> Estimate:
@@ -223,15 +239,3 @@ def learned_feedback(
 
     estimator = of_losses(loss_fn, shared, init)
     return transformation(estimator, loss_fn, seed, example_batch)
-
-
-def _clean_pass(program: Program, args):
-    out, values, pull = passes.cut_vjp(program, args)
-    kinds = ("node", "hold")  # statistics of the batch are values like any other here
-    kept = {
-        s.name: values[s.name]
-        for s in program.sites
-        if s.kind in kinds
-        if s.name in values
-    }
-    return clean_pass.Clean(tangents.known(program), args, kept), out, pull

@@ -1,4 +1,4 @@
-"""Residual networks of 18 and 50 layers (He et al. 2016)."""
+"""Residual networks of 18, 20 and 50 layers (He et al. 2016)."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,18 @@ from bpfree.choices import check_choice
 from bpfree.models.convnet import NORMS, as_images
 from bpfree.models.mlp import activation
 
-LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+LAYERS = {18: (2, 2, 2, 2), 20: (3, 3, 3), 50: (3, 4, 6, 3)}
 STEMS = ("cifar", "imagenet")
 
 
 class Model(nn.Module):
-    """A stem, four stages of residual blocks, the mean over positions, Dense.
+    """A stem, stages of residual blocks, the mean over positions, Dense.
 
     Attributes:
       num_classes: width of the last layer, whose outputs are logits.
-      layers: 18 (blocks of two 3x3 convolutions) or 50 (bottlenecks).
+      layers: 18 (blocks of two 3x3 convolutions, four stages), 20 (three stages of three
+        such blocks, for small images; 16 channels in its authors' hands) or 50
+        (bottlenecks, four stages).
       width: channels of the first stage; each later one has twice as many.
       stem: "cifar" (3x3) or "imagenet" (7x7 of stride 2, then 3x3 maxima of stride 2).
       norm: "batch"; or "none": biases, and branches that start as zero (their last
