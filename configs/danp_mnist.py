@@ -6,9 +6,9 @@ The setting of the official code, which others have measured: batch 1000, 20 epo
 Adam 1e-3, raw pixels, one noisy pass a step with sigma 0.01, and R of every layer moved
 at every step by the rule without a variance term (kappa = 0) at the rate 1e-3.
 
-Test accuracy at the end, seeds 0 to 2, JAX 0.10.2, CPU: .9661, .9625, .9615 (others:
-96.4 % with the official code, the best of all epochs); 12 to 19 minutes of one core
-beside other jobs. The variants have not been measured on MNIST.
+docs/benchmarks/decorrelation.md has its test accuracy (others: 96.4 % with the official
+code, the best of all epochs); 12 to 19 minutes of one core beside other jobs. The
+variants have not been measured on MNIST.
 
 Reads the folder `mnist` of the directory that BPFREE_DATA_DIR names.
 

@@ -25,10 +25,8 @@ Variants:
 * `holomorphic`, `adaptive` (sweeps to a tolerance), `centred` (N = 2), `classic`
   (one-sided, beta = 0.1)
 * `noisy`, `noisy_online`, `noisy_classic`: noise of 0.04 on the drives while nudged
-  (one-sided at beta = 0.1 for the last); five epochs. Measured: `noisy` .9698 and .9682
-  with --config.num_steps=8250 (three epochs, seeds 0 and 1), .9738, .9730 and .9738 in
-  full (seeds 0 to 2); `noisy_online` .9735, .9707 and .9710;
-  with --config.num_steps=2750 (one epoch, seed 0) `noisy_classic` .1135, which is chance
+  (one-sided at beta = 0.1 for the last); five epochs. docs/benchmarks/energies.md has
+  what they come to
 * `published`, `published_online`, `published_noisy`: their sweeps and rate, one radius
   for all, 50 epochs of 55,000 images. Their last-epoch validation errors, mean and
   deviation of 3 seeds: 2.33 %, 2.32 % and 2.20 +- 0.24 %; 1.97 % for classic EP without

@@ -14,18 +14,18 @@ Nets: `resnet5.py:resnet5` (the default), `resnet5.py:vgg8`. With each of them t
 layer alone, the control); and `resnet5.py:smoke`, one step of a small net on made-up
 data. Seeds: `--config.seed=1`.
 
-Test accuracy, seeds 0 to 2, JAX 0.10.2, one CPU core beside other jobs:
+docs/benchmarks/architectures.md has test accuracies. Minutes of one CPU core beside other
+jobs:
 
-                          ResNet-5                    VGG-8
-    node perturbation  .436 (seed 0)   22 min
-    dnp                .5168 .5153 .5361   17-24 min  .512 (seed 0, 4 samples)
-    feedback           .6033 .6074 .6172   4-5 min  .6861 .7002 .6855   7-10 min
-    bp                 .608 .608 .612    2.5 min  .6962 .7104 .7081   4 min
-    frozen             .409 .435 .448     .5 min  .3062 .3036 .3171   1 min
+                          ResNet-5   VGG-8
+    node perturbation       22
+    dnp                   17 to 24
+    feedback               4 to 5   7 to 10
+    bp                      2.5        4
+    frozen                   .5        1
 
-All at the rate of their recipe, 1e-3. With --config.schedule.init_value=3e-3 every arm of
-ResNet-5 does better: dnp .5537 .5516 .5539, and seed 0 alone feedback .6774, bp .6740,
-frozen .4537; of the gap there dnp closes 45 %, feedback 102 %.
+The rate is that of their recipe, 1e-3; with --config.schedule.init_value=3e-3 every arm of
+ResNet-5 does better.
 
 The run reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names: a
 JPEG copy (quality about 75) of all 60,000 images, not the exact pixels. For the exact
