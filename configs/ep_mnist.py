@@ -15,10 +15,9 @@ The other variants have the network, initialisation, batch and nudging of Labori
 Zenke 2022 (arXiv:2209.00530, Table 1): 784-256-256-10, full feedback, N = 10 points on a
 circle of radius 0.4, SGD, batch 20. Not theirs: 8 free, 6 real and 4 complex over-relaxed
 sweeps (200 and 50 plain ones there), and the learning rate falls from 0.1 to 0 on a
-cosine (0.05 throughout there). `--config=configs/ep_mnist.py:holomorphic` for seeds 0, 1,
-2 (JAX 0.10.2, CPU): test accuracy .9755, .9762, .9751 (10,000 images), 232 to 272 s of
-training. With adaptive sweeps and a constant rate of 0.05, seed 0: .9727. The original
-code has 97.7 % at epoch 10.
+cosine (0.05 throughout there). docs/benchmarks/energies.md has the test accuracy
+of `ep_mnist.py:holomorphic` (232 to 272 s of training). With adaptive sweeps and a
+constant rate of 0.05, seed 0: .9727. The original code has 97.7 % at epoch 10.
 
 Variants:
 
