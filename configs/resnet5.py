@@ -24,8 +24,8 @@ jobs:
     bp                      2.5        4
     frozen                   .5        1
 
-The rate is that of their recipe, 1e-3; with --config.schedule.init_value=3e-3 every arm of
-ResNet-5 does better.
+The rate is that of their recipe, 1e-3; with --config.schedule.init_value=3e-3 every arm
+of ResNet-5 does better.
 
 The run reads the folder `cifar10_jpeg` of the directory that BPFREE_DATA_DIR names: a
 JPEG copy (quality about 75) of all 60,000 images, not the exact pixels. For the exact
