@@ -177,7 +177,7 @@ ESTIMATORS = (
         bpfree.learned_feedback,
         contract="aligned",
         parameters=NORMALIZED,
-        extras=("example_batch", "shrinkage", "predictor", "teacher", "fit"),
+        extras=("example_batch", "shrinkage", "predictor", "teacher", "fit", "fit_every"),
         small=_FEEDBACK | {"num_samples": 4},
         trains=_FEEDBACK | {"num_samples": 32, "sigma": 0.05},
     ),
