@@ -21,6 +21,7 @@ import runpy
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +66,10 @@ def batches(job: Job, num_steps: int) -> list[jax.Array]:
 def launched(job: Job, arrays, num_steps: int):
     """`state -> state` by the launcher's loop, in a directory of its own."""
     source = feed.on_device(job.task, arrays[0])
-    program = source.lower(job.settings.log_every, state_of(job))()
-    cached = source._replace(lower=lambda length, state: lambda: program)
+    program, advance = source.lower(job.settings.log_every, state_of(job))
+    compiled = program.compile()
+    ready = SimpleNamespace(compile=lambda: compiled)
+    cached = source._replace(lower=lambda length, state: (ready, advance))
 
     def run(state):
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:

@@ -145,7 +145,9 @@ def program(text, num_samples=16, hidden=(64,), **estimator):
     ]
     batch = mesh.assemble(devices, 64, parts)
     lowered = steps.lowered(
-        lambda state, batch: steps.scan_steps(made.task, state, batch, lambda b: b),
+        lambda state, batch: steps.count_steps(
+            made.task, state, 1, lambda i: {k: v[i] for k, v in batch.items()}
+        ),
         mesh.put(devices, state),
         batch,
     )

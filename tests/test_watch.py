@@ -186,7 +186,8 @@ def test_an_epoch_of_grain_visits_every_example_once(monkeypatch):
     task = made.task._replace(batch_size=4)
     source = feed.from_grain(task, one_by_one(part), made.data.validation)
     state = steps.init_state(task, made.params, made.model_state)
-    source.lower(10, state)()(state, 10)
+    program, advance = source.lower(10, state)
+    advance(program.compile(), state, 10)
     jax.effects_barrier()
     order = np.concatenate([a.ravel() for a in seen])
     assert len(order) == 40

@@ -78,7 +78,8 @@ def of_step(
         }
 
         def block(state, batches):
-            return steps.scan_steps(task, state, batches, lambda batch: batch)
+            batch_of = lambda i: jax.tree.map(lambda a: a[i], batches)  # noqa: E731
+            return steps.count_steps(task, state, length, batch_of)
 
         args: tuple = (state, taken)
     else:
@@ -86,7 +87,7 @@ def of_step(
 
         def block(state, train, validation):  # type: ignore[misc]
             state, losses = steps.advance(task, length, state, train)
-            return state, steps.look(task, state, losses.mean(), validation)
+            return state, steps.look(task, state, losses / length, validation)
 
         args = (state, on_device(data.train), on_device(data.validation))
     found = report(jax.jit(block, donate_argnums=0), args, target, steps=length)

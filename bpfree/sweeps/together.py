@@ -71,15 +71,15 @@ def place(group: Group) -> Placed:
 
 
 def lowered(placed: Placed, length: int) -> jax.stages.Lowered:
-    """`(state, numbers, count, train) -> (state, sums of losses (P,))`."""
+    """`(state, numbers, train, count) -> (state, sums of losses (P,))`."""
 
-    def advance(task, state, count, train):
-        return steps.piece(task, length, state, count, train)
+    def advance(task, state, train, count):
+        return steps.advance(task, length, state, train, count)
 
     run = _each(placed.group, advance, None, None, out_axes=(STACKED, 0))
     where = jax.tree.map(lambda a: a.sharding, placed.state)
     run = jax.jit(run, donate_argnums=0, out_shardings=(where, None))
-    return run.lower(placed.state, placed.numbers, np.int32(0), placed.train)
+    return run.lower(placed.state, placed.numbers, placed.train, np.int32(0))
 
 
 # -------------------------------------------------------------------------- the training
@@ -117,14 +117,8 @@ def _train(runs, placed, state, manager, complaints) -> TrainState:
     settings, size = placed.group.settings, placed.group.size
     compiled = jax.jit(_each(placed.group, steps.look, 0, None))
 
-    def lower():
-        program = lowered(placed, settings.log_every)
-
-        def compile():
-            run = program.compile()
-            return lambda s, n: run(s, placed.numbers, np.int32(n), placed.train)
-
-        return compile
+    def advance(run, state, count):
+        return run(state, placed.numbers, placed.train, np.int32(count))
 
     def look(state, losses, length):
         return compiled(state, placed.numbers, losses / length, placed.validation)
@@ -141,7 +135,7 @@ def _train(runs, placed, state, manager, complaints) -> TrainState:
         settings,
         state,
         settings.num_steps,
-        lower=lower,
+        lower=lambda: (lowered(placed, settings.log_every), advance),
         look=look,
         report=report,
         save=lambda s: checkpoint.save(manager, s),

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +56,7 @@ def run(
     state: TrainState,
     last: int,
     *,
-    lower: Callable[[], Callable[[], Advance]],
+    lower: Callable[[], tuple[jax.stages.Lowered, Advance]],
     look: Callable[[TrainState, Any, int], steps.Metrics],
     report: Callable[[TrainState, Block], Any],
     save: Callable[[TrainState], None],
@@ -83,7 +84,8 @@ def run(
     if done >= last:
         return state
     with interrupt.noted("the run") as came:
-        advance = interrupt.wait_for(lower(), given_up=came)
+        program, call = lower()
+        advance = partial(call, interrupt.wait_for(program.compile, given_up=came))
         look(state, bpfree.value(state.opt_state), 1)
         while done < last:
             length = settings.log_every - done % settings.log_every

@@ -16,7 +16,7 @@ from bpfree.training import mesh, steps
 from bpfree.training.names import imported
 from bpfree.training.steps import Task, TrainState
 
-Advance = Callable[[TrainState, int], tuple[TrainState, jax.Array]]
+Advance = Callable[[Any, TrainState, int], tuple[TrainState, jax.Array]]
 _PIECE = 8  # steps whose batches are sent to the device at once
 
 
@@ -24,14 +24,15 @@ class Feed(NamedTuple):
     """A run's supply of batches.
 
     Attributes:
-      lower: `(length, state) -> compile`; `compile()` is a function of states like this
-        one and a count, and does so many steps, `length` at most. It returns the sum of
-        their losses, too, and takes the state's buffers.
+      lower: `(length, state) -> (program, advance)`: a program to be compiled, and a
+        function of it, compiled, of states like this one and of a count. That does so
+        many steps, `length` at most, returns the sum of their losses, too, and takes the
+        state's buffers.
       position: () -> what a checkpoint must hold to go on from here (JSON).
       seek: takes the feed to such a position.
     """
 
-    lower: Callable[[int, TrainState], Callable[[], Advance]]
+    lower: Callable[[int, TrainState], tuple[jax.stages.Lowered, Advance]]
     position: Callable[[], Any]
     seek: Callable[[Any], None]
 
@@ -40,16 +41,11 @@ def on_device(task: Task, train: Batch) -> Feed:
     """Batches are gathered on the device; their order is made there, too."""
 
     def lower(length, state):
-        def run(state, count, train):
-            return steps.piece(task, length, state, count, train)
+        def run(state, train, count):
+            return steps.advance(task, length, state, train, count)
 
-        program = steps.lowered(run, state, np.int32(0), train)
-
-        def compile():
-            compiled = program.compile()
-            return lambda state, count: compiled(state, np.int32(count), train)
-
-        return compile
+        program = steps.lowered(run, state, train, np.int32(0))
+        return program, lambda run, state, count: run(state, train, np.int32(count))
 
     return Feed(lower, lambda: None, lambda position: None)
 
@@ -96,6 +92,14 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
 
         return steps.count_steps(task, state, count, batch_of)
 
+    def advance(run, state, count):
+        total: Any = 0.0
+        for begun in range(0, count, _PIECE):
+            now = min(_PIECE, count - begun)
+            state, some = run(state, np.int32(now), take(now))
+            total = total + some
+        return state, total
+
     def lower(length, state):
         shapes = {
             k: mesh.shape_of_batches(
@@ -103,21 +107,6 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
             )
             for k, a in example.items()
         }
-        program = steps.lowered(several, state, np.int32(0), shapes)
-
-        def compile():
-            compiled = program.compile()
-
-            def advance(state, count):
-                total: Any = 0.0
-                for begun in range(0, count, _PIECE):
-                    now = min(_PIECE, count - begun)
-                    state, some = compiled(state, np.int32(now), take(now))
-                    total = total + some
-                return state, total
-
-            return advance
-
-        return compile
+        return steps.lowered(several, state, np.int32(0), shapes), advance
 
     return Feed(lower, batches.get_state, batches.set_state)

@@ -118,29 +118,19 @@ def batch_order(
 
 
 def advance(
-    task: Task, length: int, state: TrainState, train: Batch
-) -> tuple[TrainState, jax.Array]:
-    """`length` updates on rows of `train`, and their losses (length,); traceable."""
-    size = train["label"].shape[0]
-    rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
-    take = lambda rows: jax.tree.map(lambda a: a[rows], train)  # noqa: E731
-    return scan_steps(task, state, rows, take)
-
-
-def piece(
-    task: Task, length: int, state: TrainState, count: Any, train: Batch
+    task: Task, length: int, state: TrainState, train: Batch, count: Any = None
 ) -> tuple[TrainState, jax.Array]:
     """`count` updates on rows of `train`, and the sum of their losses (); traceable.
 
     Args:
-      length: the largest count. It is static; the count is an argument of the program, so
-        that pieces of any length run without another compilation.
-      count: int32 ().
+      length: the largest count. It is static; the count may be an argument of the
+        program, so that pieces of any length run without another compilation.
+      count: int32 (); None is `length`.
     """
     size = train["label"].shape[0]
     rows = batch_order(task.keys.order, state.step, length, size, task.batch_size)
     take = lambda i: jax.tree.map(lambda a: a[rows[i]], train)  # noqa: E731
-    return count_steps(task, state, count, take)
+    return count_steps(task, state, length if count is None else count, take)
 
 
 def count_steps(
@@ -156,18 +146,6 @@ def count_steps(
     first = state, jnp.zeros_like(bpfree.value(state.opt_state))
     state, total = lax.fori_loop(0, count, lambda i, carry: run(i, *carry), first)
     return mesh.in_place(task.mesh, state), total
-
-
-def scan_steps(
-    task: Task, state: TrainState, inputs: Any, batch_of: Callable[[Any], Batch]
-) -> tuple[TrainState, jax.Array]:
-    """One update for each item of the leading axis of `inputs`; losses (steps,)."""
-
-    def step(state, item):
-        return train_step(task, state, batch_of(item))
-
-    state, losses = lax.scan(canonical_convs(step), state, inputs)
-    return mesh.in_place(task.mesh, state), losses
 
 
 def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
