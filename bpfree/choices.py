@@ -1,7 +1,6 @@
 """Closed choices of arguments: as types, which an editor lists, and checked."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 BaselineName = Literal[
     "clean", "leave_one_out", "batch", "none", "standardise", "centred_ranks"
@@ -11,7 +10,7 @@ Derivative = Literal["finite_difference", "jvp"]
 Noise = Literal["rademacher", "gaussian"]
 
 
-def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
-    """ValueError, with the choices, for a value that is none of them."""
-    if value not in (known := tuple(choices)):
+def check_choice(what: str, value: Any, choices: Any) -> None:
+    """ValueError, with the choices, for a value that is none of them (a Literal's)."""
+    if value not in (known := get_args(choices)):
         raise ValueError(f"{what}={value!r} is unknown; choose one of {known}")

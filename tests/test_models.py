@@ -1,5 +1,9 @@
 """The launcher's models."""
 
+import importlib
+import pkgutil
+from typing import get_args, get_type_hints
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +11,19 @@ import optax
 import pytest
 
 import bpfree
+from bpfree import models
 from bpfree.data import graphs
-from bpfree.models import convnet, gcn, recurrent, resnet5, spiking, vgg
+from bpfree.models import (
+    convnet,
+    gcn,
+    hopfield,
+    mlp,
+    recurrent,
+    resnet,
+    resnet5,
+    spiking,
+    vgg,
+)
 from tests import problems
 from tests.statistics import assert_close
 
@@ -48,6 +63,30 @@ def test_mistakes(fields, message):
     model = convnet.Model(3, **{"image": (8, 8, 1), **fields})
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), ROWS)
+
+
+FREE = ("graph", "dir", "name")  # texts that are no choice among a few
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(models.__path__)])
+def test_choices_are_literals(name):
+    """Which an editor lists, and a config's mistakes are held against."""
+    model = importlib.import_module(f"bpfree.models.{name}").Model
+    hints = get_type_hints(model)
+    assert {field for field, kind in hints.items() if kind is str} <= set(FREE)
+
+
+@pytest.mark.parametrize(
+    "literal, functions",
+    [
+        (mlp.Activation, mlp.ACTIVATIONS),
+        (recurrent.Cell, recurrent.CELLS),
+        (resnet.Layers, resnet.LAYERS),
+        (hopfield.Pool, hopfield.POOLS),
+    ],
+)
+def test_every_choice_has_what_it_names(literal, functions):
+    assert set(get_args(literal)) == set(functions)
 
 
 # -------------------------------------------------------------------- other architectures

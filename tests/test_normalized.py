@@ -1,5 +1,7 @@
 """Iterative and activity-based node perturbation, and the two noisy passes."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def test_of_one_node_activity_based_is_iterative():
     gates.assert_close(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm", normalized.NORMS)
+@pytest.mark.parametrize("norm", get_args(normalized.Norm))
 def test_the_weights_are_those_of_the_equation(norm):
     """n dL / (B ||da||^2), of nodes of any shape, one of them shared by the batch."""
     random = np.random.default_rng(0)

@@ -23,7 +23,6 @@ from bpfree.program import tags
 __all__ = ["supervised"]
 
 Noise = Literal["preactivation", "weight", "auto"]
-NOISE = ("preactivation", *tags.NOISE)
 
 
 def supervised(
@@ -81,7 +80,7 @@ def supervised(
         >>> loss_fn(params, batch).shape
         (5,)
     """
-    check_choice("noise", noise, NOISE)
+    check_choice("noise", noise, Noise)
     apply = _adapter(model).bind(model, tuple(rngs), tuple(mutable), call_kwargs)
     keys = (x, label, state) if mutable else (x, label)
 

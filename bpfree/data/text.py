@@ -14,7 +14,7 @@ number. Number 0 is "no word".
 
 import re
 import zlib
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def load(
     Raises DataError: as `images.load`. ValueError: another form; vocabulary < 2;
     length < 1.
     """
-    check_choice("form", form, get_args(Form))
+    check_choice("form", form, Form)
     if vocabulary < 2 or length < 1:
         raise ValueError(
             f"vocabulary={vocabulary} must be at least 2, and length={length} at least 1"

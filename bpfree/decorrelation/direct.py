@@ -100,7 +100,7 @@ def whiten(*, damping: float = 0.1, decay: float = 0.9, method: Method = "eigh")
     """
     _check(damping, decay)
     roots = {"eigh": _eigh, "newton_schulz": newton_schulz}
-    check_choice("method", method, roots)
+    check_choice("method", method, Method)
     return _direct(roots[method], by_transpose, by_matrix, damping, decay)
 
 

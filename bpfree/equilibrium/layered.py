@@ -38,6 +38,7 @@ Layer = nn.Module | tuple[nn.Module, Pool]
 Activation = Literal[
     "shifted_sigmoid", "dsilu", "hard_sigmoid", "relu", "tanh", "identity"
 ]
+Cost = Literal["cross_entropy", "squared_error"]
 
 
 def layered(
@@ -46,7 +47,7 @@ def layered(
     activation: Activation | Fn = "shifted_sigmoid",
     readout: nn.Module | None = None,
     feedback: Feedback = 1.0,
-    cost: Literal["cross_entropy", "squared_error"] | Fn = "cross_entropy",
+    cost: Cost | Fn = "cross_entropy",
     skips: Sequence[tuple[int, int, Layer]] = (),
     output_activation: Activation | Fn | None = None,
     image: Sequence[int] = (),
@@ -106,11 +107,11 @@ def layered(
     net = Net(
         tuple(edges),
         len(layers),
-        _chosen("activation", activation, ACTIVATIONS),
-        _chosen("output_activation", last, ACTIVATIONS),
+        _chosen("activation", activation, Activation, ACTIVATIONS),
+        _chosen("output_activation", last, Activation, ACTIVATIONS),
         readout,
         feedback,
-        _chosen("cost", cost, COSTS),
+        _chosen("cost", cost, Cost, COSTS),
         tuple(image),
         x,
         label,
@@ -118,12 +119,12 @@ def layered(
     return _energy(net)
 
 
-def _chosen(what: str, value: str | Fn, choices: Mapping[str, Fn]) -> Fn:
+def _chosen(what: str, value: str | Fn, names: Any, functions: Mapping[str, Fn]) -> Fn:
     """The function `value` names, or `value` itself."""
     if callable(value):
         return value
-    check_choice(what, value, choices)
-    return choices[value]
+    check_choice(what, value, names)
+    return functions[value]
 
 
 def _edge(name, source, target, layer) -> Edge:

@@ -12,7 +12,7 @@ to every state.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ class Relaxed(NamedTuple):
 
 def check_relaxation(settings: Relaxation) -> None:
     """ValueError with the choices for settings that cannot be."""
-    check_choice("ordering", settings.ordering, get_args(Ordering))
+    check_choice("ordering", settings.ordering, Ordering)
     for name in ("free", "nudged"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}={getattr(settings, name)} sweeps: at least 1")

@@ -12,7 +12,7 @@ from bpfree.estimators.node_perturbation import NOISE
 from bpfree.estimators.settings import Sigma, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 
-REFERENCES = ("clean", "noisy")
+Reference = Literal["clean", "noisy"]
 
 
 def activity_node_perturbation(
@@ -25,8 +25,8 @@ def activity_node_perturbation(
     antithetic: bool = False,
     nodes: NodeFilter = None,
     noise: Noise = "gaussian",
-    reference: Literal["clean", "noisy"] = "clean",
-    norm: Literal["global", "per_layer"] = "global",
+    reference: Reference = "clean",
+    norm: normalized.Norm = "global",
     derivative: Derivative = "finite_difference",
     sharding: NamedSharding | None = None,
     example_batch: Any = None,
@@ -82,9 +82,9 @@ def activity_node_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("noise", noise, tuple(NOISE))
-    check_choice("reference", reference, REFERENCES)
-    check_choice("norm", norm, normalized.NORMS)
+    check_choice("noise", noise, Noise)
+    check_choice("reference", reference, Reference)
+    check_choice("norm", norm, normalized.Norm)
     noisy = reference == "noisy"
     if noisy:
         two_pass.check(loss_fn, sigma, antithetic, derivative)

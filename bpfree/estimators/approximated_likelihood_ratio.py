@@ -22,6 +22,7 @@ def _sign_plan() -> Plan:
     return gaussian()._replace(score=lambda noise: _SCALE * jnp.sign(noise))
 
 
+Encoding = Literal["noise", "loss", "product"]
 # What is a sign -> (plan, whether the centred losses are signs).
 _ENCODINGS = {
     "noise": (_sign_plan, False),
@@ -39,7 +40,7 @@ BaselineChoice = (
 def approximated_likelihood_ratio(
     loss_fn: LossFn,
     *,
-    encode: Literal["noise", "loss", "product"] = "noise",
+    encode: Encoding = "noise",
     num_samples: int = 32,
     sigma: Sigma = 0.05,
     seed: int | jax.Array = 0,
@@ -100,7 +101,7 @@ def approximated_likelihood_ratio(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("encode", encode, tuple(_ENCODINGS))
+    check_choice("encode", encode, Encoding)
     compared = find_baseline(baseline)
     if compared is NONE:
         raise ValueError(

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from bpfree.program import rewriting
 from bpfree.program.trace import NodeTree
 
-DERIVATIVES = ("finite_difference", "jvp")
-
 
 def linearized(f: Callable[[NodeTree], Any], nodes) -> Callable[[NodeTree], Any]:
     """`delta -> (df / d delta at 0) delta`, with all else computed once, here.

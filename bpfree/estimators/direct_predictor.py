@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bpfree.choices import check_choice
 from bpfree.estimators.adam import adam
 from bpfree.estimators.clean_pass import (
     Clean,
@@ -22,11 +23,11 @@ from bpfree.program.trace import NodeTree, name_hash
 
 SMALL = 1e-3  # of the first weights: wrong feedback in the first steps does lasting harm
 
+Gate = Literal["derivative", "learned"]
+Per = Literal["position", "channel"]
 
-def direct(
-    gate: Literal["derivative", "learned"] = "derivative",
-    per: Literal["position", "channel"] = "position",
-) -> Predictor:
+
+def direct(gate: Gate = "derivative", per: Per = "position") -> Predictor:
     r"""A matrix for each node, from the error at the last one.
 
     .. math:: \hat g_l = \text{gate}_l \odot (B_l\, e), \qquad
@@ -70,11 +71,8 @@ def direct(
         >>> state.inner.weights["hidden"]["matrix"].shape
         (2, 4)
     """
-    if gate not in _GATES or per not in _FITS:
-        raise ValueError(
-            f"gate={gate!r}, per={per!r}: choose gate from {tuple(_GATES)} and per from "
-            f"{tuple(_FITS)}"
-        )
+    check_choice("gate", gate, Gate)
+    check_choice("per", per, Per)
 
     def init(key, clean):
         rows = _width(clean.program.nodes[-1])

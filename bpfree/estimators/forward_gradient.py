@@ -26,11 +26,13 @@ from bpfree.program.tangents import with_tangents
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.loop import in_chunks, mean_of, sum_over_draws
 
+Tangents = Literal["nodes", "weights"]
+
 
 def forward_gradient(
     loss_fn: LossFn,
     *,
-    tangents: Literal["nodes", "weights"] = "nodes",
+    tangents: Tangents = "nodes",
     num_samples: int = 32,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
@@ -90,8 +92,8 @@ def forward_gradient(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("tangents", tangents, ("nodes", "weights"))
-    check_choice("noise", noise, tuple(weight_noise.PLANS))
+    check_choice("tangents", tangents, Tangents)
+    check_choice("noise", noise, Noise)
     weight_noise.check_rank(rank)
     if tangents == "nodes" and rank is not None:
         raise ValueError("rank= is for tangents='weights'")

@@ -68,7 +68,7 @@ def iterative_node_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("noise", noise, tuple(NOISE))
+    check_choice("noise", noise, Noise)
     return perturbation.build(
         loss_fn,
         plan=NOISE[noise](),

@@ -48,7 +48,7 @@ from bpfree.sampling.scale import (
 )
 from bpfree.sampling.seeds import as_key
 
-TEACHERS = ("responses", "jvp", "losses")
+Teacher = Literal["responses", "losses", "jvp"]
 
 
 class FeedbackState(NamedTuple):
@@ -66,7 +66,7 @@ def learned_feedback(
     sigma: Number = 0.02,
     shrinkage: float = 0.0,
     predictor: predictors.Predictor | None = None,
-    teacher: Literal["responses", "losses", "jvp"] = "responses",
+    teacher: Teacher = "responses",
     fit: optax.GradientTransformation | None = None,
     fit_every: int = 1,
     seed: int | jax.Array = 0,
@@ -136,7 +136,7 @@ def learned_feedback(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("teacher", teacher, TEACHERS)
+    check_choice("teacher", teacher, Teacher)
     check_number(sigma)
     predictor = predictor or predictors.chained()
     if not isinstance(predictor, predictors.Predictor):

@@ -130,8 +130,8 @@ def likelihood_ratio(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("noise", noise, tuple(NOISE))
-    check_choice("pairing", pairing, ("clean", "noisy"))
+    check_choice("noise", noise, Density)
+    check_choice("pairing", pairing, Pairing)
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
     whole = [whole_number("num_samples", count) for count in counts]
     draws = math.gcd(*(count // 2 if antithetic else count for count in whole))

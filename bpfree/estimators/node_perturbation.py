@@ -124,7 +124,7 @@ def node_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("noise", noise, tuple(NOISE))
+    check_choice("noise", noise, Noise)
     settings = make_settings(
         loss_fn,
         plan=NOISE[noise](),

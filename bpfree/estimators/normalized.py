@@ -9,6 +9,7 @@ the noise.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,10 @@ from bpfree.sampling.loop import over_samples
 from bpfree.sampling.scale import at_least_float32
 from bpfree.sampling.weighting import credit
 
-NORMS = ("global", "per_layer")
+Norm = Literal["global", "per_layer"]
 
 
-def activity_signals(run: Run, norm: str) -> NodeTree:
+def activity_signals(run: Run, norm: Norm) -> NodeTree:
     """ANP: da is what was injected, and what arrived from the nodes before.
 
     Clean pairing: accumulated over the samples; see `perturbation`.
@@ -63,7 +64,7 @@ def _typed(run: Run, deltas: NodeTree) -> NodeTree:
     return {n: delta.astype(kinds[n]) for n, delta in deltas.items()}
 
 
-def _credited(losses, moved: NodeTree, nodes, norm: str) -> NodeTree:
+def _credited(losses, moved: NodeTree, nodes, norm: Norm) -> NodeTree:
     weights = weigh(losses, moved, nodes, norm)
     return {s.name: credit(weights[s.name], moved[s.name], s.batch_axis) for s in nodes}
 
@@ -77,7 +78,7 @@ def _change(run: Run):
     return lambda deltas: jax.tree.map(jnp.subtract, observe(deltas), clean)
 
 
-def weigh(losses: jax.Array, moved, nodes, norm: str) -> NodeTree:
+def weigh(losses: jax.Array, moved, nodes, norm: Norm) -> NodeTree:
     """{node: n dL / (B ||da||^2)}, (samples, B), or (samples,) for losses ().
 
     Without a batch axis (a node shared by the batch, one loss for it) every value counts.

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bpfree.choices import check_choice
-from bpfree.estimators.derivative import DERIVATIVES
+from bpfree.choices import BaselineName, Derivative, check_choice
 from bpfree.estimators.layerwise import Budget, Schedule, make_schedule
 from bpfree.program.trace import LossFn, NodeFilter, Program
 from bpfree.sampling import baselines
@@ -59,7 +58,7 @@ def make_settings(
     system makes noise itself, and sigma may be None.
     """
     compared = find_baseline(baseline)
-    check_choice("derivative", derivative, DERIVATIVES)
+    check_choice("derivative", derivative, Derivative)
     if derivative == "finite_difference" and not (own_noise and sigma is None):
         check_sigma(sigma)
     _check_credit(credit)
@@ -128,7 +127,7 @@ def find_baseline(baseline: str | Table | Baseline) -> Baseline:
         return baseline
     if callable(baseline):
         return Baseline(baseline)
-    check_choice("baseline", baseline, baselines.NAMES)
+    check_choice("baseline", baseline, BaselineName)
     return baselines.NAMES[baseline]
 
 

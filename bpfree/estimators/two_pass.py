@@ -61,7 +61,7 @@ def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
         )
 
 
-def make_estimator(settings: Settings, norm: str) -> Estimator:
+def make_estimator(settings: Settings, norm: normalized.Norm) -> Estimator:
     """The estimator of the module docstring: K pairs, and a weight product for each."""
 
     def estimate(key, args, state, wanted) -> Estimate:
@@ -85,7 +85,7 @@ def make_estimator(settings: Settings, norm: str) -> Estimator:
     return of_losses(settings.loss_fn, estimate)
 
 
-def _gradient(run: Run, key, norm: str):
+def _gradient(run: Run, key, norm: normalized.Norm):
     """(gradient, what the K first passes report)."""
     nodes, count = run.part.nodes, run.num_samples
 

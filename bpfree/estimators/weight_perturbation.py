@@ -166,7 +166,7 @@ def make_settings(
     hold_stop_gradient=True,
 ) -> Settings:
     """Raises ValueError for what cannot be."""
-    check_choice("noise", noise, tuple(weight_noise.PLANS))
+    check_choice("noise", noise, Noise)
     compared = find_baseline(baseline)
     if compared.across:
         raise ValueError(

@@ -1,14 +1,16 @@
 """Convolutional network."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from flax import linen as nn
+from flax.linen.linear import default_kernel_init
 
 from bpfree.choices import check_choice
-from bpfree.models.mlp import activation
+from bpfree.models.mlp import Activation, activation
 
-NORMS = ("none", "batch")
+Norm = Literal["none", "batch"]
 
 
 def as_images(x: jax.Array, image: Sequence[int]) -> jax.Array:
@@ -27,14 +29,23 @@ def as_images(x: jax.Array, image: Sequence[int]) -> jax.Array:
 
 
 def convolved(
-    x: jax.Array, channels: int, strides: int, norm: str, train: bool
+    x: jax.Array,
+    channels: int,
+    strides: int,
+    norm: Norm,
+    train: bool,
+    size: tuple[int, int] = (3, 3),
+    kernel_init: nn.initializers.Initializer = default_kernel_init,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
 ) -> jax.Array:
-    """A 3x3 convolution and its norm, as modules of the caller; ValueError."""
-    check_choice("norm", norm, NORMS)
-    x = nn.Conv(channels, (3, 3), strides=strides, use_bias=norm == "none")(x)
-    if norm == "none":
-        return x
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+    """A convolution and its norm, as modules of the caller; ValueError."""
+    check_choice("norm", norm, Norm)
+    bare = norm == "none"
+    conv = nn.Conv(channels, size, strides, use_bias=bare, kernel_init=kernel_init)
+    if bare:
+        return conv(x)
+    scaled = nn.BatchNorm(not train, momentum=0.9, scale_init=scale_init)
+    return scaled(conv(x))
 
 
 class Model(nn.Module):
@@ -52,8 +63,8 @@ class Model(nn.Module):
 
     num_classes: int
     channels: Sequence[int] = (16, 32)
-    norm: str = "none"
-    activation: str = "relu"
+    norm: Norm = "none"
+    activation: Activation = "relu"
     image: Sequence[int] = ()
 
     @nn.compact

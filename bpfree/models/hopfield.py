@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from bpfree.choices import check_choice
 from bpfree.equilibrium import Energy, Relaxation
 from bpfree.equilibrium.layered import Activation
 
+Pool = Literal["softmax", "average", "max"]
 POOLS: dict[str, Callable[[float], equilibrium.Pool]] = {
     "softmax": lambda temperature: equilibrium.softmax_pool(2, temperature),
     "average": lambda temperature: equilibrium.average_pool(2),
@@ -43,7 +44,7 @@ class Model:
     hidden: Sequence[int] = (256, 256)
     channels: Sequence[int] = ()
     activation: Activation = "shifted_sigmoid"
-    pool: str = "softmax"
+    pool: Pool = "softmax"
     image: Sequence[int] = ()
     sweeps: int = 100
     padded: Sequence[bool] = ()
@@ -53,7 +54,7 @@ class Model:
 
     def objective(self) -> Energy:
         """The energy; weights start truncated normal with deviation 1/sqrt(fan-in)."""
-        check_choice("pool", self.pool, POOLS)
+        check_choice("pool", self.pool, Pool)
         pool = POOLS[self.pool](self.temperature)
         layers: list[Any] = []
         for width, padded, pooled in self.convolutions():

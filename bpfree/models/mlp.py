@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import linen as nn
 
 from bpfree.choices import check_choice
 
+Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "sigmoid", "sign"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "leaky_relu": partial(nn.leaky_relu, negative_slope=0.2),
@@ -20,9 +22,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
     """One of `ACTIVATIONS`; ValueError with the choices."""
-    check_choice("activation", name, ACTIVATIONS)
+    check_choice("activation", name, Activation)
     return ACTIVATIONS[name]
 
 
@@ -39,7 +41,7 @@ class Model(nn.Module):
 
     num_classes: int
     hidden: Sequence[int] = (128, 128)
-    activation: str = "relu"
+    activation: Activation = "relu"
     adapters: int = 0
 
     @nn.compact

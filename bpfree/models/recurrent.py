@@ -1,6 +1,6 @@
 """Recurrent classifier: one layer of simple, gated or long short-term memory cells."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from bpfree.choices import check_choice
 
+Cell = Literal["rnn", "gru", "lstm"]
 CELLS = {"rnn": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
 
@@ -26,7 +27,7 @@ class Model(nn.Module):
     """
 
     num_classes: int
-    cell: str = "gru"
+    cell: Cell = "gru"
     hidden: int = 64
     vocabulary: int = 0
     features: int = 64
@@ -38,7 +39,7 @@ class Model(nn.Module):
 
         Raises ValueError: unknown cell; examples that are neither.
         """
-        check_choice("cell", self.cell, CELLS)
+        check_choice("cell", self.cell, Cell)
         lengths = None
         if self.vocabulary:
             lengths = jnp.maximum((x > 0).sum(1), 1)

@@ -1,16 +1,18 @@
 """Residual networks of 18, 20 and 50 layers (He et al. 2016)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 from flax import linen as nn
 
 from bpfree.choices import check_choice
-from bpfree.models.convnet import NORMS, as_images
-from bpfree.models.mlp import activation
+from bpfree.models.convnet import Norm, as_images, convolved
+from bpfree.models.mlp import Activation, activation
 
+Layers = Literal[18, 20, 50]
+Stem = Literal["cifar", "imagenet"]
 LAYERS = {18: (2, 2, 2, 2), 20: (3, 3, 3), 50: (3, 4, 6, 3)}
-STEMS = ("cifar", "imagenet")
 
 
 class Model(nn.Module):
@@ -31,11 +33,11 @@ class Model(nn.Module):
     """
 
     num_classes: int
-    layers: int = 18
+    layers: Layers = 18
     width: int = 64
-    stem: str = "cifar"
-    norm: str = "batch"
-    activation: str = "relu"
+    stem: Stem = "cifar"
+    norm: Norm = "batch"
+    activation: Activation = "relu"
     image: Sequence[int] = ()
 
     @nn.compact
@@ -44,9 +46,9 @@ class Model(nn.Module):
 
         Raises ValueError: unknown layers, stem, norm or activation.
         """
-        check_choice("layers", self.layers, LAYERS)
-        check_choice("stem", self.stem, STEMS)
-        check_choice("norm", self.norm, NORMS)
+        check_choice("layers", self.layers, Layers)
+        check_choice("stem", self.stem, Stem)
+        check_choice("norm", self.norm, Norm)
         phi = activation(self.activation)
         x = as_images(x, self.image)
         large = self.stem == "imagenet"
@@ -68,20 +70,18 @@ class _Block(nn.Module):
     width: int
     strides: int
     bottleneck: bool
-    norm: str
-    phi: object
+    norm: Norm
+    phi: Callable[[jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x, train):
         phi, norm = self.phi, self.norm
         out = 4 * self.width if self.bottleneck else self.width
+        y, size = x, (3, 3)
         if self.bottleneck:
-            y = phi(_Conv(self.width, (1, 1), 1, norm)(x, train))
-            y = phi(_Conv(self.width, (3, 3), self.strides, norm)(y, train))
-            y = _Conv(out, (1, 1), 1, norm, last=True)(y, train)
-        else:
-            y = phi(_Conv(self.width, (3, 3), self.strides, norm)(x, train))
-            y = _Conv(out, (3, 3), 1, norm, last=True)(y, train)
+            y, size = phi(_Conv(self.width, (1, 1), 1, norm)(x, train)), (1, 1)
+        y = phi(_Conv(self.width, (3, 3), self.strides, norm)(y, train))
+        y = _Conv(out, size, 1, norm, last=True)(y, train)
         if x.shape != y.shape:
             x = _Conv(out, (1, 1), self.strides, norm)(x, train)
         return phi(x + y)
@@ -93,24 +93,13 @@ class _Conv(nn.Module):
     channels: int
     size: tuple[int, int]
     strides: int
-    norm: str
+    norm: Norm
     last: bool = False
 
     @nn.compact
     def __call__(self, x, train):
         zeros, he = nn.initializers.zeros, nn.initializers.he_normal()
-        batch = self.norm == "batch"
-        kernel = zeros if self.last and not batch else he
-        x = nn.Conv(
-            self.channels,
-            self.size,
-            self.strides,
-            use_bias=not batch,
-            kernel_init=kernel,
-        )(x)
-        if not batch:
-            return x
+        kernel = zeros if self.last and self.norm == "none" else he
         scale = zeros if self.last else nn.initializers.ones
-        return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, scale_init=scale
-        )(x)
+        shape = self.channels, self.strides, self.norm
+        return convolved(x, *shape, train, self.size, kernel, scale)

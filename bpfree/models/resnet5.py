@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from bpfree.models.convnet import as_images
-from bpfree.models.mlp import activation
+from bpfree.models.mlp import Activation, activation
 
 
 class Model(nn.Module):
@@ -22,7 +22,7 @@ class Model(nn.Module):
     """
 
     num_classes: int
-    activation: str = "relu"
+    activation: Activation = "relu"
     image: tuple[int, ...] = ()
 
     @nn.compact

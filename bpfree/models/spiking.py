@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ def rate(x: jax.Array, steps: int) -> jax.Array:
     return jnp.diff(counts, axis=1, prepend=0)
 
 
-CODINGS = ("rate", "none")
+Coding = Literal["rate", "none"]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -59,7 +60,7 @@ class Model(nn.Module):
     num_classes: int
     hidden: Sequence[int] = (128,)
     steps: int = 16
-    coding: str = "rate"
+    coding: Coding = "rate"
     decay: float = 0.9
     surrogate: float = 0.0
 
@@ -69,7 +70,7 @@ class Model(nn.Module):
 
         Raises ValueError for an unknown coding.
         """
-        check_choice("coding", self.coding, CODINGS)
+        check_choice("coding", self.coding, Coding)
         if self.coding == "none":
             spikes = x.reshape(*x.shape[:2], -1)
         else:

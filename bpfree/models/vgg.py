@@ -1,15 +1,16 @@
 """VGG-like convolutional network."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from flax import linen as nn
 
 from bpfree.choices import check_choice
-from bpfree.models.convnet import as_images, convolved
-from bpfree.models.mlp import activation
+from bpfree.models.convnet import Norm, as_images, convolved
+from bpfree.models.mlp import Activation, activation
 
-POOLS = ("max", "stride")
+Pool = Literal["max", "stride"]
 
 
 class Model(nn.Module):
@@ -32,10 +33,10 @@ class Model(nn.Module):
 
     num_classes: int
     stages: Sequence[Sequence[int]] = ((16,), (32, 32), (64, 64))
-    pool: str = "stride"
+    pool: Pool = "stride"
     hidden: Sequence[int] = ()
-    norm: str = "none"
-    activation: str = "relu"
+    norm: Norm = "none"
+    activation: Activation = "relu"
     image: Sequence[int] = ()
 
     @nn.compact
@@ -44,7 +45,7 @@ class Model(nn.Module):
 
         Raises ValueError: unknown norm, pool or activation.
         """
-        check_choice("pool", self.pool, POOLS)
+        check_choice("pool", self.pool, Pool)
         phi = activation(self.activation)
         x = as_images(x, self.image)
         for stage in self.stages:
