@@ -53,14 +53,14 @@ def compiled(made: dict, text: str, batch: int):
     ready = job.prepare(config.read({**made, "mesh": text}))
     devices = ready.task.mesh
     state = steps.init_state(ready.task, ready.params, ready.model_state)
-    first = {k: v[None] for k, v in ready.batch.items() if k != "state"}
-    parts = [{k: v[:, c] for k, v in first.items()} for c in mesh.columns(devices, batch)]
+    here = mesh.columns(devices, batch)
+    first = {k: v[None, here] for k, v in ready.batch.items() if k != "state"}
 
     def step(state, batch):
         batch_of = lambda i: {k: v[i] for k, v in batch.items()}  # noqa: E731
         return steps.count_steps(ready.task, state, 1, batch_of)
 
-    arguments = mesh.put(devices, state), mesh.assemble(devices, batch, parts)
+    arguments = mesh.put(devices, state), mesh.assemble(devices, batch, first)
     return ready, steps.lowered(step, *arguments).compile()
 
 

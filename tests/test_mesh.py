@@ -138,12 +138,9 @@ def program(text, num_samples=16, hidden=(64,), **estimator):
     made = job.prepare(settings)
     devices = made.task.mesh
     state = steps.init_state(made.task, made.params, made.model_state)
-    batch = {k: v[None] for k, v in made.batch.items() if k != "state"}
-    parts = [
-        jax.tree.map(lambda a: a[:, c], batch)  # noqa: B023
-        for c in mesh.columns(devices, 64)
-    ]
-    batch = mesh.assemble(devices, 64, parts)
+    here = mesh.columns(devices, 64)
+    batch = {k: v[None, here] for k, v in made.batch.items() if k != "state"}
+    batch = mesh.assemble(devices, 64, batch)
     lowered = steps.lowered(
         lambda state, batch: steps.count_steps(
             made.task, state, 1, lambda i: {k: v[i] for k, v in batch.items()}

@@ -19,12 +19,6 @@ class EnergyLike(Protocol):
     """What `bpfree.equilibrium.Energy` has, and a loss function has not."""
 
     @property
-    def bind(self) -> Callable[[Any, Any], Any]: ...
-
-    @property
-    def cost(self) -> Callable[[Any, Any, Any], jax.Array]: ...
-
-    @property
     def weighted(self) -> Callable[..., jax.Array]: ...
 
 

@@ -23,13 +23,13 @@ class Settings(NamedTuple):
     schedule: Schedule
     sigma: Sigma | None
     baseline: Baseline
-    noisy: bool
     nodes: NodeFilter
-    derivative: str
-    credit: Credit
-    sigma_optimizer: optax.GradientTransformation | None
-    hold_statistics: bool
-    hold_stop_gradient: bool
+    noisy: bool = False
+    derivative: str = "finite_difference"
+    credit: Credit = None
+    sigma_optimizer: optax.GradientTransformation | None = None
+    hold_statistics: bool = False
+    hold_stop_gradient: bool = True
 
 
 def make_settings(
@@ -43,52 +43,34 @@ def make_settings(
     nodes: NodeFilter,
     sharding: Any,
     baseline: str | Table | Baseline = "clean",
-    noisy: bool = False,
     layerwise: bool = False,
-    derivative: str = "finite_difference",
-    credit: Credit = None,
-    sigma_optimizer: optax.GradientTransformation | None = None,
     own_noise: bool = False,
-    hold_statistics: bool = False,
-    hold_stop_gradient: bool = True,
+    **rest: Any,
 ) -> Settings:
     """Check the arguments of a constructor; raises ValueError with the choices.
 
-    With `noisy` each sample's signals meet its own layer inputs. With `own_noise` the
-    system makes noise itself, and sigma may be None.
+    With `own_noise` the system makes noise itself, and sigma may be None. The rest are
+    fields of `Settings`; with `noisy` each sample's signals meet its own layer inputs.
     """
-    compared = find_baseline(baseline)
-    check_choice("derivative", derivative, Derivative)
-    if derivative == "finite_difference" and not (own_noise and sigma is None):
-        check_sigma(sigma)
-    _check_credit(credit)
-    if sigma_optimizer is not None:
-        _check_learned(sigma, sigma_optimizer)
     if antithetic:
         plan = antithetic_plan(plan)
-    if derivative == "jvp" and (compared is not baselines.CLEAN or antithetic):
+    schedule = make_schedule(plan, num_samples, chunk_size, sharding, layerwise)
+    compared = find_baseline(baseline)
+    made = Settings(loss_fn, plan, schedule, sigma, compared, frozen(nodes), **rest)
+    check_choice("derivative", made.derivative, Derivative)
+    if made.derivative == "finite_difference" and not (own_noise and sigma is None):
+        check_sigma(sigma)
+    _check_credit(made.credit)
+    if made.sigma_optimizer is not None:
+        _check_learned(sigma, made.sigma_optimizer)
+    if made.derivative == "jvp" and (compared is not baselines.CLEAN or antithetic):
         raise ValueError(
             "derivative='jvp' measures no losses, so it takes no other baseline than "
             "'clean' and no antithetic pairs"
         )
-    schedule = make_schedule(plan, num_samples, chunk_size, sharding, layerwise)
-    fewest = min(layout.num_draws for layout in schedule.layouts)
     if compared.whole:
-        check_draws(fewest, plan)
-    return Settings(
-        loss_fn,
-        plan,
-        schedule,
-        sigma,
-        compared,
-        noisy,
-        frozen(nodes),
-        derivative,
-        credit,
-        sigma_optimizer,
-        hold_statistics,
-        hold_stop_gradient,
-    )
+        check_draws(min(layout.num_draws for layout in schedule.layouts), plan)
+    return made
 
 
 def frozen(nodes: NodeFilter) -> NodeFilter:

@@ -68,8 +68,7 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
 
     def read(rows):
         """This process's columns of one batch."""
-        parts = [[examples[i] for i in rows[column]] for column in columns]
-        return [jax.tree.map(lambda *a: np.stack(a), *part) for part in parts]
+        return jax.tree.map(lambda *a: np.stack(a), *(examples[i] for i in rows[columns]))
 
     ordered = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
     batches = iter(ordered.batch(task.batch_size).map(read).to_iter_dataset())
@@ -83,8 +82,8 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
             rim = [(0, rest), *[(0, 0)] * arrays[0].ndim]
             return np.pad(np.stack(arrays), rim)
 
-        parts = [jax.tree.map(stacked, *part) for part in zip(*taken, strict=True)]
-        return mesh.assemble(task.mesh, task.batch_size, parts)
+        mine = jax.tree.map(stacked, *taken)
+        return mesh.assemble(task.mesh, task.batch_size, mine)
 
     def several(state, count, taken):
         def batch_of(i):

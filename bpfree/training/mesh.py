@@ -173,40 +173,30 @@ def local(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def columns(mesh: Mesh | None, size: int) -> list[slice]:
-    """The parts of a batch of `size` examples whose devices are in this process."""
+def columns(mesh: Mesh | None, size: int) -> np.ndarray:
+    """The places in a batch of `size` examples whose devices are in this process."""
+    every = np.arange(size)
     if mesh is None:
-        return [slice(0, size)]
+        return every
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     found = sharding.addressable_devices_indices_map((size,)).values()
-    starts = {index[0].indices(size)[:2] for index in found if index}
-    return [slice(*start) for start in sorted(starts)]
+    return np.unique([every[index] for index in found if index])
 
 
-def assemble(mesh: Mesh | None, size: int, parts: list[Any]) -> Any:
+def assemble(mesh: Mesh | None, size: int, mine: Any) -> Any:
     """Batches (steps, size, ...) of the devices from this process's columns of them.
 
     Args:
-      parts: one tree of numpy arrays (steps, columns, ...) for each of `columns`.
+      mine: a tree of numpy arrays (steps, columns, ...).
     """
     if mesh is None:
-        return jax.device_put(parts[0])
-    sharding = _of_batches(mesh)
-    starts = [_start(column) for column in columns(mesh, size)]
+        return jax.device_put(mine)
 
-    def whole(*parts: np.ndarray) -> jax.Array:
-        shape = (parts[0].shape[0], size, *parts[0].shape[2:])
+    def whole(a: np.ndarray) -> jax.Array:
+        shape = (len(a), size, *a.shape[2:])
+        return jax.make_array_from_process_local_data(_of_batches(mesh), a, shape)
 
-        def mine(index: Any) -> np.ndarray:
-            return parts[starts.index(_start(index[1]))]
-
-        return jax.make_array_from_callback(shape, sharding, mine)
-
-    return jax.tree.map(whole, *parts)
-
-
-def _start(column: slice) -> int:
-    return column.start or 0
+    return jax.tree.map(whole, mine)
 
 
 def shape_of_batches(mesh: Mesh | None, shape: tuple[int, ...], dtype: Any):
