@@ -61,13 +61,9 @@ class Instruction(NamedTuple):
 
     def calls(self, *attributes: str) -> list[str]:
         """Names of the computations that the attributes name, `calls` for instance."""
-        found: list[str] = []
-        for attribute in attributes:
-            for names in re.findall(
-                rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest
-            ):
-                found += re.findall(r"[\w.\-]+", names)
-        return found
+        named = rf"\b(?:{'|'.join(attributes)})=(\{{[^}}]*\}}|%?[\w.\-]+)"
+        found = re.findall(named, self.rest)
+        return [name for names in found for name in re.findall(r"[\w.\-]+", names)]
 
     @property
     def scope(self) -> str:

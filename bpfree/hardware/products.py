@@ -21,19 +21,19 @@ class Product(NamedTuple):
 
 
 def product_of(computation: Computation, made: Instruction) -> Product | None:
-    operands = computation.operands(made)
+    """What an instruction multiplies, itself or in a library; None if it does not."""
+    library = made.op == "custom-call"
+    arrays = [o.arrays[0] for o in computation.operands(made)[:2] if o.arrays]
     flops: float
-    if made.op == "dot":
-        flops = 2 * made.arrays[0].size * _contracted(made, operands[0].arrays[0])
+    if made.op == "dot" or library and re.search(r"gemm|matmul", made.rest):
+        flops = 2 * made.arrays[0].size * _contracted(made, arrays[0])
     elif made.op == "convolution":
-        flops = _convolution(made, *(o.arrays[0] for o in operands[:2]))
-    elif made.op == "custom-call" and re.search(r"gemm|matmul", made.rest):
-        flops = 2 * made.arrays[0].size * _contracted(made, operands[0].arrays[0])
-    elif made.op == "custom-call" and "dim_labels=" in made.rest:
-        flops = _library_convolution(made, *(o.arrays[0] for o in operands[:2]))
+        flops = _convolution(made, *arrays)
+    elif library and "dim_labels=" in made.rest:
+        flops = _library_convolution(made, *arrays)
     else:
         return None
-    return Product(flops, _precision(made, operands[0].arrays[0]), made.scope)
+    return Product(flops, _precision(made, arrays[0]), made.scope)
 
 
 def _precision(made: Instruction, operand: Array) -> str:

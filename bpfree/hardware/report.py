@@ -1,38 +1,18 @@
-"""What one program costs on a device that need not be here: `report`.
-
-Every kernel takes at least
-
-    seconds = max(FLOPs / peak, bytes / bandwidth, bytes sent / links)
-
-and a program the sum over its kernels. That is a lower bound: no launch, no latency, no
-arithmetic but that of products (hashing of random numbers, for instance), no padding.
-One thing can undercut it: arrays that a GPU's L2 cache keeps between two kernels.
-"""
+"""What one program costs on a device that need not be here: `report`."""
 
 import inspect
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from bpfree.hardware import kernels, targets
+from bpfree.hardware import kernels, roofline, targets
 from bpfree.hardware.kernels import Kernel
-from bpfree.hardware.targets import Chip, HardwareError, Target
-
-GROUPS = (
-    "noise",
-    "products",
-    "elementwise",
-    "credit",
-    "pull",
-    "optimiser",
-    "collectives",
-    "validation",
-)
+from bpfree.hardware.targets import HardwareError, Target
 
 
 class Collective(NamedTuple):
@@ -157,7 +137,7 @@ def report(
         flops=sum(k.times * k.flops for k in found) / steps,
         bytes=sum(k.times * k.bytes for k in found) / steps,
         collectives=_collectives(found, steps),
-        seconds=_seconds(found, target.chip, steps),
+        seconds=roofline.seconds(found, target.chip, steps),
         compile_seconds=seconds,
         inference=inference,
     )
@@ -239,44 +219,3 @@ def _collectives(found: list[Kernel], steps: int) -> dict[str, Collective]:
         times = k.times / steps
         total[k.collective] = Collective(count + times, sent + times * k.sent)
     return total
-
-
-def _seconds(found: list[Kernel], chip: Chip | None, steps: int) -> dict[str, float]:
-    if chip is None:
-        return {}
-    total = dict.fromkeys(GROUPS, 0.0)
-    for kernel in found:
-        total[group(kernel)] += kernel.times * at_least(kernel, chip) / steps
-    return {name: seconds for name, seconds in total.items() if seconds}
-
-
-def at_least(kernel: Kernel, chip: Chip) -> float:
-    """Seconds of one run of a kernel, by the formula above."""
-    products = sum(p.flops / getattr(chip, p.precision) for p in kernel.products)
-    return max(products, kernel.bytes / chip.bandwidth, kernel.sent / chip.link)
-
-
-# The library's own names for parts of a step (`jax.named_scope`): see `bpfree.program`.
-_SCOPES: Mapping[str, str] = {
-    "bpfree.validation": "validation",
-    "bpfree.noise": "noise",
-    "bpfree.credit": "credit",
-    "bpfree.pull": "pull",
-    "transpose(": "pull",
-}
-
-
-def group(kernel: Kernel) -> str:
-    """The one of `GROUPS` that a kernel belongs to.
-
-    By its largest product, else its result: where JAX's names say that it stands.
-    """
-    if kernel.collective:
-        return "collectives"
-    if kernel.products:
-        scope = max(kernel.products, key=lambda p: p.flops).scope
-        rest = "products"
-    else:
-        scope = next(filter(None, kernel.scopes), "")
-        rest = "elementwise" if "bpfree." in scope else "optimiser"
-    return next((g for mark, g in _SCOPES.items() if mark in scope), rest)

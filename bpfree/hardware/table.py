@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from bpfree.hardware.report import GROUPS, TOO_MUCH, Report
+from bpfree.hardware.report import TOO_MUCH, Report
+from bpfree.hardware.roofline import GROUPS
 
 
 def table(reports: Mapping[str, Report]) -> str:

@@ -11,9 +11,7 @@ import importlib.util
 import math
 import os
 import re
-import tomllib
-from collections.abc import Sequence
-from importlib import resources
+from string import Template
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-GB, TB = 1e9, 1e12
+from bpfree.hardware.chips import GPUS, TPUS, Chip, data_file
 
 
 class HardwareError(ValueError):
@@ -35,60 +33,6 @@ class HardwareError(ValueError):
         ...     print(str(error)[:46])
         target 'h1000:8' is unknown. Did you mean 'h10
     """
-
-
-class Chip(NamedTuple):
-    """One device, by its data sheet.
-
-    Attributes:
-      bf16, f32, highest: FLOP/s of dense products at most: 16-bit operands; float32 ones
-        at JAX's default precision (TF32 on a GPU, bfloat16 on a TPU); and at the highest
-        (six bfloat16 products on a TPU).
-      memory: bytes.
-      bandwidth: of the memory, bytes/s.
-      link: bytes/s that a device can send to the others, all its links together.
-      gpu: what XLA asks of a GPU, in the order of `chips.toml`; () for a TPU.
-      per_chip: JAX devices in a chip; all else is of one device.
-    """
-
-    bf16: float
-    f32: float
-    highest: float
-    memory: float
-    bandwidth: float
-    link: float
-    gpu: tuple = ()
-    per_chip: int = 1
-
-
-def _chip(
-    bf16: float,
-    memory: float,
-    bandwidth: float,
-    link: float,
-    f32: float | None = None,
-    highest: float | None = None,
-    gpu: Sequence[Any] = (),
-    devices: int = 1,
-) -> Chip:
-    """A device of a chip in `chips.toml`, which JAX sees as `devices` of them."""
-    tera, giga = TB / devices, GB / devices
-    return Chip(
-        bf16=bf16 * tera,
-        f32=(f32 or bf16) * tera,
-        highest=(highest or bf16 / 6) * tera,
-        memory=memory * giga,
-        bandwidth=bandwidth * giga,
-        link=link * giga,
-        gpu=tuple(gpu),
-        per_chip=devices,
-    )
-
-
-_FILE = resources.files(__package__).joinpath("chips.toml")
-_SHEETS = tomllib.loads(_FILE.read_text(encoding="utf-8"))
-TPUS = {name: _chip(**sheet) for name, sheet in _SHEETS["tpu"].items()}
-GPUS = {name: _chip(**sheet) for name, sheet in _SHEETS["gpu"].items()}
 
 
 class Target(NamedTuple):
@@ -252,27 +196,16 @@ def _gpus(target: Target):
     assert target.chip is not None
     capability, cores, lanes, clock, shared, cache = target.chip.gpu
     major, minor = capability.split(".")
-    shared, cache = shared << 10, cache << 20
-    spec = f"""
-    platform_name: "CUDA"
-    device_description_str: "{target.text}"
-    dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-    gpu_device_info {{
-      name: "{target.text}" device_vendor: "NVIDIA Corporation" device_address_bits: 64
-      cuda_compute_capability {{ major: {major} minor: {minor} }}
-      core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {clock}
-      memory_bandwidth: {int(target.chip.bandwidth)}
-      device_memory_size: {int(target.chip.memory)} l2_cache_size: {cache}
-      shared_memory_per_core: {shared} shared_memory_per_block: 49152
-      shared_memory_per_block_optin: {shared - 1024}
-      threads_per_block_limit: 1024 threads_per_core_limit: 2048 threads_per_warp: 32
-      registers_per_core_limit: 65536 registers_per_block_limit: 65536
-      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-      platform_version: "Compute Capability {capability}" dnn_version: "9.10.0"
-      driver_version: "13.0.0" runtime_version: "13.0.0"
-      compile_time_toolkit_version: "13.0.0"
-    }}"""
+    spec = Template(data_file("gpu.pbtxt")).substitute(
+        {"name": target.text, "major": major, "minor": minor, "cores": cores},
+        lanes=lanes,
+        clock=clock,
+        bandwidth=int(target.chip.bandwidth),
+        memory=int(target.chip.memory),
+        cache=cache << 20,
+        shared=shared << 10,
+        optin=(shared << 10) - 1024,
+    )
     return topologies.get_topology_desc(
         target.text,
         platform="cuda",
