@@ -89,22 +89,16 @@ def _conv(module, kernel, shape):
     if any(refused.values()):
         names = [name for name, wrong in refused.items() if wrong]
         raise ValueError(f"layered() cannot transpose a Conv with this {names[0]}")
-    strides, dilation = (
-        _each(option, n) for option in (module.strides, module.kernel_dilation)
-    )
-    sizes, reach = shape[:n], []
-    for k, d in zip(kernel.shape[:n], dilation, strict=True):
-        reach.append((k - 1) * d + 1)
+    strides, dilation = _each(module.strides, n), _each(module.kernel_dilation, n)
+    sizes = shape[:n]
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:n], dilation, strict=True)]
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(sizes, reach, strides, padding)
     else:
         pads = [(p, p) if isinstance(p, int) else tuple(p) for p in _each(padding, n)]
     axes = (0, n + 1, *range(1, n + 1))
     numbers = lax.ConvDimensionNumbers(axes, (n + 1, n, *range(n)), axes)
-    options = {
-        "rhs_dilation": dilation,
-        "dimension_numbers": numbers,
-    }
+    options = {"rhs_dilation": dilation, "dimension_numbers": numbers}
     flipped = jnp.flip(kernel, tuple(range(n))).swapaxes(-1, -2)
     back = []
     for size, r, s, (low, high) in zip(sizes, reach, strides, pads, strict=True):

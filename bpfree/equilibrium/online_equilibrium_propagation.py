@@ -5,16 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpfree.equilibrium import holomorphy
+from bpfree.equilibrium import holomorphy, relaxation
 from bpfree.equilibrium.energy import Energy, Phases, States
-from bpfree.equilibrium.relaxation import (
-    Ordering,
-    Relaxation,
-    check_relaxation,
-    noise,
-    order_of,
-    relax,
-)
+from bpfree.equilibrium.relaxation import Ordering, Relaxation
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_energy
@@ -75,7 +68,7 @@ def online_equilibrium_propagation(
             f"num_points={num_points}, sweeps={sweeps}, periods={periods}: at least 2, 1 "
             "and 1"
         )
-    check_relaxation(Relaxation(ordering=ordering, factor=factor))
+    relaxation.check_relaxation(Relaxation(ordering=ordering, factor=factor))
     circle = radius * np.exp(2j * np.pi * np.arange(num_points) / num_points)
 
     def estimate(key, params, batch, state) -> Estimate:
@@ -84,15 +77,15 @@ def online_equilibrium_propagation(
         dynamics = energy.bind(params, batch)
         dtype = np.result_type(dynamics.dtype, np.complex64)
         net = dynamics.stacked()
-        order = order_of(ordering, len(dynamics.zeros))
+        order = relaxation.order_of(ordering, len(dynamics.zeros))
         size, count = dynamics.batch_size, periods * num_points
         w = jnp.asarray(factor, dynamics.dtype)
 
         def at_point(carry, point_and_key):
             states, total, mean = carry
             point, key = point_and_key
-            kick = noise(key, noise_scale) if noise_scale else None
-            found = relax(
+            kick = relaxation.noise(key, noise_scale) if noise_scale else None
+            found = relaxation.relax(
                 net,
                 point[None],
                 states,

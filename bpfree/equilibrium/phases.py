@@ -14,18 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from bpfree.equilibrium import relaxation
 from bpfree.equilibrium.energy import Dynamics, Phases, States
 from bpfree.equilibrium.extrapolation import extrapolated, kept
 from bpfree.equilibrium.free_phase import relax_free
 from bpfree.equilibrium.nudging import Nudging
-from bpfree.equilibrium.relaxation import (
-    Relaxation,
-    Relaxed,
-    noise,
-    order_of,
-    relax,
-    settles,
-)
+from bpfree.equilibrium.relaxation import Relaxation, Relaxed
 from bpfree.equilibrium.states import apart, minus, norm, rms, total
 from bpfree.program import devices
 
@@ -141,21 +135,21 @@ def _nudged(todo: _Todo, which, start, limit, key, response=lambda h: h) -> Rela
     """Relaxed phases at the points `which` of the rule; start: (states, products)."""
     states, products = _spread(todo.sharding, start)
     settings, dtype = todo.settings, states[0].dtype
-    found = relax(
+    found = relaxation.relax(
         todo.net,
         _numbers(todo.nudging.roots, which, dtype) * todo.radius.astype(dtype),
         states,
         products,
-        order=order_of(settings.ordering, len(states))[::-1],
+        order=relaxation.order_of(settings.ordering, len(states))[::-1],
         limit=limit,
         factor=todo.factor,
-        settled=settles(
+        settled=relaxation.settles(
             settings,
             lambda h: response(minus(h, todo.free)),
             count_all=not jnp.iscomplexobj(states[0]),
         ),
         response=response,
-        kick=None if key is None else noise(key, settings.noise),
+        kick=None if key is None else relaxation.noise(key, settings.noise),
     )
     return found._replace(states=_spread(todo.sharding, found.states))
 

@@ -46,16 +46,7 @@ def average_pool(window: int = 2) -> Pool:
         >>> round(float(bpfree.equilibrium.average_pool(2).fn(z)[0, 0, 0, 0]), 2)
         1.5
     """
-
-    def fn(z):
-        return _windows(z, window).mean((2, 4))
-
-    def pull(z, v):
-        return _spread(jnp.broadcast_to(v[:, :, None, :, None], _shape(z, window)), z) / (
-            window * window
-        )
-
-    return Pool("average_pool", fn, pull)
+    return _by_autodiff("average_pool", lambda z: _windows(z, window).mean((2, 4)))
 
 
 def softmax_pool(window: int = 2, temperature: float = 1.0) -> Pool:
@@ -118,25 +109,18 @@ def max_pool(window: int = 2) -> Pool:
         >>> round(float(bpfree.equilibrium.max_pool(2).fn(z)[0, 0, 0, 0]), 2)
         3.0
     """
-
-    def fn(z):
-        return _windows(z, window).max((2, 4))
-
-    def pull(z, v):
-        return jax.vjp(fn, z)[1](v)[0]
-
-    return Pool("max_pool", fn, pull)
+    return _by_autodiff("max_pool", lambda z: _windows(z, window).max((2, 4)))
 
 
-def _shape(z, s: int) -> tuple[int, ...]:
-    b, h, w, c = z.shape
-    return (b, h // s, s, w // s, s, c)
+def _by_autodiff(name: str, fn: Callable[[jax.Array], jax.Array]) -> Pool:
+    return Pool(name, fn, lambda z, v: jax.vjp(fn, z)[1](v)[0])
 
 
 def _windows(z: jax.Array, s: int) -> jax.Array:
     """(B, H, W, C) -> (B, H/s, s, W/s, s, C)."""
-    shape = _shape(z, s)
-    return z[:, : shape[1] * s, : shape[3] * s].reshape(shape)
+    b, h, w, c = z.shape
+    shape = (b, h // s, s, w // s, s, c)
+    return z[:, : h // s * s, : w // s * s].reshape(shape)
 
 
 def _spread(windows: jax.Array, like: jax.Array) -> jax.Array:

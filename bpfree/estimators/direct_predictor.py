@@ -9,15 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from bpfree.choices import check_choice
+from bpfree.estimators import clean_pass
 from bpfree.estimators.adam import adam
-from bpfree.estimators.clean_pass import (
-    Clean,
-    Predictor,
-    hidden,
-    kernel_inputs,
-    output_gradient,
-    without_derivative,
-)
+from bpfree.estimators.clean_pass import Clean, Predictor
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, name_hash
 
@@ -77,7 +71,7 @@ def direct(gate: Gate = "derivative", per: Per = "position") -> Predictor:
     def init(key, clean):
         rows = _width(clean.program.nodes[-1])
         weights = {}
-        for site in hidden(clean.program):
+        for site in clean_pass.hidden(clean.program):
             mine = jax.random.fold_in(key, name_hash(site.name))
             columns = _width(site) if per == "position" else _channels(site)
             matrix = SMALL * jax.random.normal(mine, (rows, columns), site.dtype)
@@ -91,7 +85,7 @@ def direct(gate: Gate = "derivative", per: Per = "position") -> Predictor:
         rows = jnp.moveaxis(error, last.batch_axis, 0)
         rows = rows.reshape(len(rows), -1)
         gates, found = _GATES[gate](weights, clean), {}
-        for site in hidden(clean.program):
+        for site in clean_pass.hidden(clean.program):
             product = rows @ weights[site.name]["matrix"].astype(rows.dtype)
             g = gates[site.name] * _shaped_as(product, site)
             found[site.name] = g.astype(clean.values[site.name].dtype)
@@ -99,7 +93,7 @@ def direct(gate: Gate = "derivative", per: Per = "position") -> Predictor:
 
     def predict(weights, clean):
         last = clean.program.nodes[-1].name
-        error = output_gradient(clean, clean.values)[last]
+        error = clean_pass.output_gradient(clean, clean.values)[last]
         found = feedback(weights, clean, error)
         return {**found, last: error.astype(clean.values[last].dtype)}
 
@@ -113,7 +107,9 @@ def direct(gate: Gate = "derivative", per: Per = "position") -> Predictor:
     def dead(clean):
         if gate == "learned":
             return []
-        return without_derivative(kernel_inputs, clean, hidden(clean.program))
+        return clean_pass.without_derivative(
+            clean_pass.kernel_inputs, clean, clean_pass.hidden(clean.program)
+        )
 
     return Predictor(init, predict, respond, dead, "rest", _FITS[per])
 
@@ -137,7 +133,7 @@ def _derivative_gate(weights, clean: Clean) -> NodeTree:
     del weights
 
     def total(values):
-        return sum(tap.sum() for tap in kernel_inputs(clean, values).values())
+        return sum(tap.sum() for tap in clean_pass.kernel_inputs(clean, values).values())
 
     return jax.grad(total)(clean.values)
 
@@ -152,7 +148,7 @@ def _learned_gate(weights, clean: Clean) -> NodeTree:
         )
         return jax.nn.sigmoid(slope * clean.values[site.name] + shift)
 
-    return {site.name: gate(site) for site in hidden(clean.program)}
+    return {site.name: gate(site) for site in clean_pass.hidden(clean.program)}
 
 
 _GATES = {"derivative": _derivative_gate, "learned": _learned_gate}

@@ -5,13 +5,7 @@ from types import MappingProxyType
 import jax.numpy as jnp
 import numpy as np
 
-from bpfree.estimators.estimate import (
-    BAD_SIGMA,
-    LOST_LOSS,
-    NO_FAULT,
-    SMALL_SIGMA,
-    name_code,
-)
+from bpfree.estimators import estimate
 from bpfree.sampling.scale import least_at, rms, smallest
 
 
@@ -26,7 +20,7 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     """
     sites = program.sites
     places = np.arange(len(sites), dtype=np.int32)
-    codes = jnp.asarray([*(name_code(s.name) for s in sites), 0], jnp.int32)
+    codes = jnp.asarray([*(estimate.name_code(s.name) for s in sites), 0], jnp.int32)
 
     def first(bad):
         return jnp.where(bad, places, len(sites)).min()
@@ -34,11 +28,13 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     scale = least_at(sites, sigma)
     safe = np.array([smallest(s.dtype) for s in sites], sizes.dtype) * sizes
     small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
-    code = jnp.int32(NO_FAULT)
+    code = jnp.int32(estimate.NO_FAULT)
     if changes:
         spacing = float(jnp.finfo(clean.dtype).eps) * rms([clean])[0].astype(jnp.float32)
         change = jnp.sqrt(jnp.stack(list(changes.values())))
-        code = jnp.where(((change > 0) & (change < spacing)).any(), LOST_LOSS, code)
-    code = jnp.where(small < len(sites), SMALL_SIGMA - codes[small], code)
+        code = jnp.where(
+            ((change > 0) & (change < spacing)).any(), estimate.LOST_LOSS, code
+        )
+    code = jnp.where(small < len(sites), estimate.SMALL_SIGMA - codes[small], code)
     code = jnp.where(broken < len(sites), codes[broken], code)
-    return jnp.where((scale > 0).all(), code, BAD_SIGMA).astype(jnp.int32)
+    return jnp.where((scale > 0).all(), code, estimate.BAD_SIGMA).astype(jnp.int32)

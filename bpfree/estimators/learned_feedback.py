@@ -37,15 +37,9 @@ from bpfree.program.trace import (
     split_aux,
     trace,
 )
+from bpfree.sampling import scale
 from bpfree.sampling.loop import laid_out, make_layout
 from bpfree.sampling.noise import antithetic_plan, rademacher
-from bpfree.sampling.scale import (
-    Number,
-    check_number,
-    check_resolution,
-    scale_at,
-    sizes_at,
-)
 from bpfree.sampling.seeds import as_key
 
 Teacher = Literal["responses", "losses", "jvp"]
@@ -63,7 +57,7 @@ def learned_feedback(
     *,
     example_batch: Any,
     num_samples: int = 1,
-    sigma: Number = 0.02,
+    sigma: scale.Number = 0.02,
     shrinkage: float = 0.0,
     predictor: predictors.Predictor | None = None,
     teacher: Teacher = "responses",
@@ -137,7 +131,7 @@ def learned_feedback(
         {'w1': (3, 4), 'w2': (4, 2)}
     """
     check_choice("teacher", teacher, Teacher)
-    check_number(sigma)
+    scale.check_number(sigma)
     predictor = predictor or predictors.chained()
     if not isinstance(predictor, predictors.Predictor):
         raise ValueError(
@@ -179,7 +173,7 @@ def learned_feedback(
         values = jax.eval_shape(shapes, *args)
         program = traced(args)
         clean = clean_pass.Clean(program, args, values)
-        check_resolution(sigma, clean.program)
+        scale.check_resolution(sigma, clean.program)
         predictable.check(clean, predictor)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
@@ -199,7 +193,7 @@ def learned_feedback(
             laid_out(noisy, layout, hidden),
             predicted,
             tags.fold_in_shards(key, losses),
-            scale_at(sigma, state.count),
+            scale.scale_at(sigma, state.count),
             plan,
             layout,
         )
@@ -228,7 +222,7 @@ def learned_feedback(
         signal = teachers.filled(
             residual, predicted, shrinkage / losses.size, 1 / losses.size
         )
-        sizes = sizes_at(clean.program.sites, clean.values)
+        sizes = scale.sizes_at(clean.program.sites, clean.values)
         scales = {s.name: step.sigma for s in step.sites} if noisy_passes else {}
         fault = find_fault(clean.program, sizes, scales)
         return Estimate(pull(signal), losses, aux, fault, inner)

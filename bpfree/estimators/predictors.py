@@ -7,17 +7,8 @@ node y and example b. It never reads the weights of the model.
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators.clean_pass import (
-    Clean,
-    Predictor,
-    chain_of_blocks,
-    ends_of_blocks,
-    hidden,
-    losses_of,
-    output_gradient,
-    responses,
-    without_derivative,
-)
+from bpfree.estimators import clean_pass
+from bpfree.estimators.clean_pass import Clean, Predictor
 from bpfree.estimators.direct_predictor import SMALL, direct
 
 __all__ = ["Clean", "Predictor", "chained", "direct"]
@@ -52,19 +43,23 @@ def chained() -> Predictor:
 
     def predict(weights, clean):
         def chain(values):
-            return chain_of_blocks(clean, weights, values)
+            return clean_pass.chain_of_blocks(clean, weights, values)
 
         standing, vjp = jax.vjp(chain, clean.values)
-        found = vjp(output_gradient(clean, standing))[0]
+        found = vjp(clean_pass.output_gradient(clean, standing))[0]
         return {site.name: found[site.name] for site in clean.program.nodes}
 
     def dead(clean):
         def ends(clean, values):
-            return ends_of_blocks(clean, clean.args[0], values), losses_of(clean, values)
+            return clean_pass.ends_of_blocks(
+                clean, clean.args[0], values
+            ), clean_pass.losses_of(clean, values)
 
-        return without_derivative(ends, clean, hidden(clean.program))
+        return clean_pass.without_derivative(
+            ends, clean, clean_pass.hidden(clean.program)
+        )
 
-    return Predictor(init, predict, responses, dead)
+    return Predictor(init, predict, clean_pass.responses, dead)
 
 
 def _small_like(key, leaf):

@@ -6,16 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bpfree.estimators import estimate
 from bpfree.estimators.base import EstimatorState
-from bpfree.estimators.estimate import (
-    BAD_GRADIENT,
-    BAD_LOSS,
-    BAD_RELAXATION,
-    BAD_SIGMA,
-    LOST_LOSS,
-    SMALL_SIGMA,
-    name_code,
-)
 from bpfree.program.marking import param_paths
 from bpfree.program.trace import LossFn, site_names, takes_key
 from bpfree.sampling.scale import smallest_at
@@ -172,21 +164,21 @@ def _cause(step: int, code: int, loss_fn, params, batch) -> tuple[str, str]:
     passed, numbers that have grown are the cause, and not a sigma that is too small."""
     path, size = _largest(params)
     by_now = f"by now the largest parameter, {path!r}, reaches {size:.2g}"
-    if code == BAD_SIGMA:
+    if code == estimate.BAD_SIGMA:
         return "sigma is not a positive number", "Check its schedule"
-    if code == BAD_RELAXATION:
+    if code == estimate.BAD_RELAXATION:
         return (
             "half of the examples still moved by a tenth in the last sweep of the free "
             "phase",
             "Allow more sweeps, or damp them with Relaxation(factor=0.5)",
         )
-    if code == BAD_LOSS:
+    if code == estimate.BAD_LOSS:
         what = "a loss is not finite although every node is"
         return what, f"Check the batch and the loss function; {by_now}"
-    if code == BAD_GRADIENT:
+    if code == estimate.BAD_GRADIENT:
         what = "the clean pass is finite but the gradient estimate is not"
         return what, f"Lower sigma or the learning rate; {by_now}"
-    if code == LOST_LOSS:
+    if code == estimate.LOST_LOSS:
         lost = "their differences are rounding errors"
         if step:
             return f"the losses have grown so large that {lost}; {by_now}", _RATE
@@ -198,11 +190,11 @@ def _cause(step: int, code: int, loss_fn, params, batch) -> tuple[str, str]:
         )
     key = jax.random.key(0) if takes_key(loss_fn) else None
     names = site_names(loss_fn, params, batch, key)
-    name_of = {name_code(name): name for name in names}
-    if code > SMALL_SIGMA:
+    name_of = {estimate.name_code(name): name for name in names}
+    if code > estimate.SMALL_SIGMA:
         what = f"node {name_of[code]!r} is not finite"
         return what, f"Check the batch, or lower the learning rate; {by_now}"
-    name = name_of[SMALL_SIGMA - code]
+    name = name_of[estimate.SMALL_SIGMA - code]
     if step:
         return (
             f"the values of node {name!r} have grown so large that noise of this sigma "

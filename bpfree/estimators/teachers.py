@@ -24,13 +24,7 @@ from bpfree.estimators import clean_pass
 from bpfree.program import passes, rewriting
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
-from bpfree.sampling.loop import (
-    Layout,
-    mean_of,
-    over_samples,
-    own_kernels,
-    sum_over_draws,
-)
+from bpfree.sampling import loop
 from bpfree.sampling.noise import Plan, draw_chunk
 from bpfree.sampling.scale import at_least_float32, scaled
 from bpfree.sampling.weighting import credit
@@ -46,7 +40,7 @@ class Step(NamedTuple):
     key: jax.Array
     sigma: jax.Array
     plan: Plan
-    layout: Layout
+    layout: loop.Layout
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -57,14 +51,14 @@ class Step(NamedTuple):
 def residual_of(step: Step) -> NodeTree:
     """q, from the losses of the noisy passes alone."""
     losses = passes.perturbed(step.noisy, step.clean.args)
-    evaluate = over_samples(step.layout, losses)
+    evaluate = loop.over_samples(step.layout, losses)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy = evaluate({name: scaled(step.sigma, z) for name, z in noise.items()})
         return _credit(step, noise, noisy), ()
 
-    return mean_of(sum_over_draws(chunk, step.layout)[0], _samples(step))
+    return loop.mean_of(loop.sum_over_draws(chunk, step.layout)[0], _samples(step))
 
 
 def residual_and_misfit(step: Step, predictor, weights, residual: bool):
@@ -88,14 +82,14 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
-        noisy, moves, change = over_samples(step.layout, observe)(noise)
+        noisy, moves, change = loop.over_samples(step.layout, observe)(noise)
         slope = _slope(step, predictor, weights, moves, change)
         return (_credit(step, noise, noisy) if residual else {}, slope), ()
 
-    apart = own_kernels(step.layout, chunk)
-    credited, slope = sum_over_draws(apart, step.layout)[0]
+    apart = loop.own_kernels(step.layout, chunk)
+    credited, slope = loop.sum_over_draws(apart, step.layout)[0]
     slope = _mean_slope(step, predictor, slope, weights)
-    return mean_of(credited, _samples(step)), slope
+    return loop.mean_of(credited, _samples(step)), slope
 
 
 def misfit_of_derivatives(step: Step, predictor, weights):
@@ -111,11 +105,11 @@ def misfit_of_derivatives(step: Step, predictor, weights):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         values = step.clean.values
         moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
-        error = over_samples(step.layout, errors)(moves)
+        error = loop.over_samples(step.layout, errors)(moves)
         slope = jax.vjp(partial(respond, moves), weights)[1](error)[0]
         return jax.tree.map(at_least_float32, slope), ()
 
-    slope = sum_over_draws(own_kernels(step.layout, chunk), step.layout)[0]
+    slope = loop.sum_over_draws(loop.own_kernels(step.layout, chunk), step.layout)[0]
     return _mean_slope(step, predictor, slope, weights)
 
 
@@ -161,7 +155,7 @@ def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
 def _respond(step: Step, predictor, moves: NodeTree, weights):
     """Of each sample, to its moves."""
     one = partial(predictor.respond, weights, step.clean)
-    return over_samples(step.layout, one)(moves)
+    return loop.over_samples(step.layout, one)(moves)
 
 
 def _mean_slope(step: Step, predictor, slope, weights):
@@ -169,7 +163,7 @@ def _mean_slope(step: Step, predictor, slope, weights):
     if predictor.models == "rest":  # the noise that a change answers to: see `direct`
         sizes = (math.prod(s.shape[a] for a in s.example_axes) for s in step.sites)
         count += sum(sizes)
-    slope = mean_of(slope, count)
+    slope = loop.mean_of(slope, count)
     return jax.tree.map(lambda s, w: s.astype(w.dtype), slope, weights)
 
 

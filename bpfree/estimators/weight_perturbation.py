@@ -23,14 +23,8 @@ from bpfree.estimators.objective import of_losses
 from bpfree.estimators.settings import check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, rewriting, stops, tags
 from bpfree.program.trace import LossFn, split_aux
+from bpfree.sampling import loop
 from bpfree.sampling.baselines import Baseline, Table, weigher
-from bpfree.sampling.loop import (
-    Layout,
-    in_chunks,
-    mean_of,
-    own_kernels,
-    sum_over_draws,
-)
 from bpfree.sampling.noise import Plan, antithetic_plan
 from bpfree.sampling.scale import Number, check_number, scale_at
 
@@ -134,8 +128,8 @@ def weight_perturbation(
             weights = run.weigh(draws, lambda: run.losses(noise))
             return weight_noise.credit(weights @ run.signs, noise), ()
 
-        sums = sum_over_draws(credit, run.together)[0]
-        sums = mean_of(sums, num_samples * run.scale)
+        sums = loop.sum_over_draws(credit, run.together)[0]
+        sums = loop.mean_of(sums, num_samples * run.scale)
         gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, run.clean))
         return Estimate(gradient, run.clean, run.aux, run.fault)
 
@@ -147,7 +141,7 @@ class Settings(NamedTuple):
 
     plan: Plan
     pairs: Plan
-    layout: Layout
+    layout: loop.Layout
     compared: Baseline
     rank: int | None
     sigma: Number
@@ -199,7 +193,7 @@ class Run(NamedTuple):
     weigh: Callable[..., jax.Array]
     signs: jax.Array
     scale: jax.Array
-    together: Layout
+    together: loop.Layout
     clean: jax.Array
     aux: Any
 
@@ -227,7 +221,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
     centre = jnp.float32(0) if compared.clean else clean.mean().astype(jnp.float32)
 
     def losses(noise):
-        return centre + in_chunks(layout, lambda z: change(z, signs * scale))(noise)
+        return centre + loop.in_chunks(layout, lambda z: change(z, signs * scale))(noise)
 
     def evaluate(draws):
         return losses(jax.vmap(draw)(draws))
@@ -250,4 +244,4 @@ def _change(loss_fn, args, clean, noise, layout):
         return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
 
     hoisted = interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
-    return jax.vmap(own_kernels(layout, hoisted), (None, 0))
+    return jax.vmap(loop.own_kernels(layout, hoisted), (None, 0))
