@@ -90,14 +90,13 @@ def _content(folder: Path, name: str, expected: str) -> bytes:
 
 def parse_idx(files: Mapping[str, bytes]) -> Raw:
     """The four files of MNIST and its likes."""
-    train, test = (
-        Part(
-            _idx(files[f"{part}-images-idx3-ubyte"])[..., None],
-            _idx(files[f"{part}-labels-idx1-ubyte"]).astype(np.int32),
-        )
-        for part in ("train", "t10k")
-    )
-    return Raw(train, test)
+
+    def part(name):
+        images = _idx(files[f"{name}-images-idx3-ubyte"])[..., None]
+        labels = _idx(files[f"{name}-labels-idx1-ubyte"])
+        return Part(images, labels.astype(np.int32))
+
+    return Raw(part("train"), part("t10k"))
 
 
 def _idx(content: bytes) -> np.ndarray:
@@ -123,8 +122,7 @@ def parse_cifar(files: Mapping[str, bytes]) -> Raw:
                 part = "test" if stem.startswith("test") else "train"
                 parts[part].append(np.frombuffer(file.read(), np.uint8))
     width = 3073 if any("cifar-10-" in name for name in files) else 3074
-    train, test = (_records(np.concatenate(p), width) for p in parts.values())
-    return Raw(train, test)
+    return Raw(*(_records(np.concatenate(p), width) for p in parts.values()))
 
 
 def _records(content: np.ndarray, width: int) -> Part:
@@ -135,8 +133,7 @@ def _records(content: np.ndarray, width: int) -> Part:
 
 def parse_csv(files: Mapping[str, bytes]) -> Raw:
     """Two files of rows "label,text", the training part first; "images" are strings."""
-    train, test = (_rows(content.decode()) for content in files.values())
-    return Raw(train, test)
+    return Raw(*(_rows(content.decode()) for content in files.values()))
 
 
 def _rows(content: str) -> Part:

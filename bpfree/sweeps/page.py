@@ -3,6 +3,7 @@
 import html
 import io
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import NamedTuple
 
 from bpfree.training.metrics import Record
@@ -10,20 +11,7 @@ from bpfree.training.metrics import Record
 CURVES = 10
 """Settings with curves: the best ones."""
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; white-space: nowrap; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-pre { background: #f4f4f4; padding: .8rem; 
-      white-space: pre-wrap; overflow-wrap: anywhere; }
-.curves { display: flex; flex-wrap: wrap; gap: 1rem; }
-.curves svg { flex: 1 1 22rem; min-width: 0; height: auto; }
-i { display: inline-block; width: .8em; height: .8em; margin-right: .5em; }
-"""
+_STYLE = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
 class Curves(NamedTuple):

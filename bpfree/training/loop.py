@@ -223,15 +223,8 @@ def _finish(job, workdir, state, begun, write) -> Result:
     parts = mesh.put(job.task.mesh, (job.data.test, job.data.validation))
     found = [look(state.params, state.model_state, part) for part in parts]
     test, validation = jax.tree.map(float, jax.device_get(found))
-    result = Result(
-        test,
-        validation,
-        state.params,
-        state.model_state,
-        state.opt_state,
-        int(state.step),
-        begun,
-    )
+    step, params, model_state, opt_state = state
+    result = Result(test, validation, params, model_state, opt_state, int(step), begun)
     if write:
         if result.steps >= job.settings.num_steps:
             metrics.summarize(workdir, result.steps, test, validation)

@@ -77,10 +77,9 @@ def _plain(init: Callable[..., Any], apply: Callable[..., Any], name: str) -> Pl
     taken = signature_of(apply)
     try:
         taken.bind("params", "x")
+        fits = "rng" not in taken.parameters  # of Haiku: it would be x
     except TypeError:
         fits = False
-    else:
-        fits = "rng" not in taken.parameters  # of Haiku: it would be x
     if not fits:
         raise ConfigError(
             f"config.model: apply of {name} takes ({', '.join(taken.parameters)}), and "

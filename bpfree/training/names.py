@@ -93,7 +93,7 @@ def call(
     constructor: Callable[..., Any],
     kwargs: Mapping[str, Any],
     where: str,
-    given: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Any:
     """`constructor(**given, **kwargs)`, with names and plain types checked.
 
@@ -105,7 +105,6 @@ def call(
     Raises ConfigError for an unknown, missing or ill-typed argument, or one that the
     constructor itself refuses.
     """
-    given = given or {}
     _check(constructor, kwargs, where, given)
     try:
         signature_of(constructor).bind(**given, **kwargs)

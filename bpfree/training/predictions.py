@@ -23,13 +23,6 @@ def predicted(outputs: np.ndarray, label: np.ndarray) -> np.ndarray:
     return logits(outputs, label).argmax(-1)
 
 
-def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """How often each label (rows) was predicted as each class (columns)."""
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (label.ravel(), prediction.ravel()), 1)
-    return counts
-
-
 def write(folder: Path, outputs: np.ndarray, label: np.ndarray, title: str) -> list[str]:
     """Write the files into a folder, made if need be; their paths.
 
@@ -50,8 +43,10 @@ def write(folder: Path, outputs: np.ndarray, label: np.ndarray, title: str) -> l
     if np.issubdtype(label.dtype, np.floating):
         _picture(paths[1], title, lambda axes: _scatter(axes, prediction, label))
         return list(map(str, paths))
-    counts = confusion(prediction, label, outputs.shape[-1])
-    names = list(range(len(counts)))
+    from sklearn.metrics import confusion_matrix  # slow to import
+
+    names = list(range(outputs.shape[-1]))
+    counts = confusion_matrix(label.ravel(), prediction.ravel(), labels=names)
     rows = ([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
     _write(folder / "confusion.csv", ["label", *names], rows)
     _picture(paths[1], title, lambda axes: _matrix(axes, counts))
