@@ -12,7 +12,6 @@ where there is signal, not blown up where there is none, such as at the image's 
 
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from bpfree.data import Augment, Batch, Dataset
@@ -101,8 +100,4 @@ def _map(affine: Affine, batch: Batch) -> Batch:
 
 def then(augment: Augment, affine: Affine) -> Augment:
     """The augmentation, followed by the preprocessing of what it returns."""
-
-    def augment_then_preprocess(key: jax.Array, batch: Batch) -> Batch:
-        return _map(affine, augment(key, batch))
-
-    return augment_then_preprocess
+    return lambda key, batch: _map(affine, augment(key, batch))

@@ -163,23 +163,21 @@ def decorrelate(
         after = moved(state, params, batch, found)
         others = first_edit(state, params, found)
 
-        def gradient(p, g):
-            return _through(found[p], chosen.gradient, before[p], g)
-
-        def change(p, u):
-            return _through(found[p], chosen.update, before[p], u)
+        def by(rule):
+            return lambda p, leaf: _through(found[p], rule, before[p], leaf)
 
         def weight(p, a):
             return state.weights[p].astype(a.dtype) if chosen.folded else a
 
         seen = _at(params, found, weight)
+        updates = _at(updates, found, by(chosen.gradient))
         updates, inner_state = inner.update(
-            _at(updates, found, gradient), state.inner, seen, batch=batch, **extra
+            updates, state.inner, seen, batch=batch, **extra
         )
         if chosen.folded:
             out, weights = _fold(updates, state.weights, after, params, found)
         else:
-            out, weights = _at(updates, found, change), {}
+            out, weights = _at(updates, found, by(chosen.update)), {}
         kernels, steps = leaves(params), leaves(out)
         marks = {p: mark(found[p].matrices(kernels[p] + steps[p])) for p in weights}
         return out, DecorrelationState(

@@ -127,7 +127,8 @@ def dynamics(bound: Bound) -> Dynamics:
                 back = maps[e.name].transposed(v)
                 terms.append(net.scale(e.target - e.source, back) * back)
         if beta is not None and i == net.depth - 1:
-            signal = _cost_signal(bound, h[i])
+            losses, vjp = jax.vjp(bound.cost, bound.readout.forward(h[i]))
+            signal = bound.readout.transposed(vjp(jnp.ones_like(losses))[0])
             terms.append(-beta.astype(signal.dtype) * signal)
         return total(terms)
 
@@ -140,12 +141,6 @@ def dynamics(bound: Bound) -> Dynamics:
     )
 
 
-def _cost_signal(bound: Bound, last: jax.Array) -> jax.Array:
-    """dC/dh of the last state."""
-    losses, vjp = jax.vjp(bound.cost, bound.readout.forward(last))
-    return bound.readout.transposed(vjp(jnp.ones_like(losses))[0])
-
-
 def weighted(bound: Bound, phases: Sequence[Phases]) -> jax.Array:
     """Re sum_k w_k sum_b [Phi - beta_k C] of fixed states; its derivative is the update.
 
@@ -155,14 +150,14 @@ def weighted(bound: Bound, phases: Sequence[Phases]) -> jax.Array:
     net, terms = bound.net, []
     for e in net.edges:
         scale = net.scale(e.target - net.depth, bound.x)
+        targets = [p.states[e.target - 1] for p in phases]
+        targets = [_as(p.weights, h) * h for p, h in zip(phases, targets, strict=True)]
         if e.source == 0:
-            signal = scale * sum(_weighted_sum(p, e.target - 1) for p in phases)
+            signal = scale * sum(h.sum(0).real for h in targets)
             terms.append((bound.output(e, bound.x) * signal).sum())
             continue
-        for p in phases:
+        for p, target in zip(phases, targets, strict=True):
             z = jax.vmap(partial(bound.output, e))(p.states[e.source - 1])
-            target = p.states[e.target - 1]
-            target = _as(p.weights, target) * target
             terms.append(scale * (z * target).real.sum())
     for p in phases:
         losses = jax.vmap(lambda h: bound.cost(bound.readout.forward(h)))(p.states[-1])
@@ -170,11 +165,6 @@ def weighted(bound: Bound, phases: Sequence[Phases]) -> jax.Array:
             -(_as(p.weights, losses) * _as(p.points, losses) * losses).real.sum()
         )
     return total(terms)
-
-
-def _weighted_sum(p: Phases, i: int) -> jax.Array:
-    state = p.states[i]
-    return (_as(p.weights, state) * state).sum(0).real
 
 
 def _as(weights: jax.Array, state: jax.Array) -> jax.Array:

@@ -147,7 +147,12 @@ def _placed(args: tuple, devices: list[Any]) -> tuple[tuple, int]:
     """The shapes of the arguments, on the target; and how many devices they take."""
     leaves = jax.tree.leaves(args)
     given = [getattr(leaf, "sharding", None) for leaf in leaves]
-    meant = [s for s in given if isinstance(s, NamedSharding) and _within(s, devices)]
+    meant = [
+        s
+        for s in given
+        if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)
+        if set(s.mesh.devices.flat) <= set(devices)
+    ]
     default: Any = SingleDeviceSharding(devices[0])
     if meant:
         default = NamedSharding(meant[0].mesh, PartitionSpec())
@@ -159,11 +164,6 @@ def _placed(args: tuple, devices: list[Any]) -> tuple[tuple, int]:
         return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
 
     return jax.tree.map(place, args), default.num_devices
-
-
-def _within(sharding: NamedSharding, devices: list[Any]) -> bool:
-    mesh = sharding.mesh
-    return isinstance(mesh, Mesh) and set(mesh.devices.flat) <= set(devices)
 
 
 def _refused(error: Exception, target: Target) -> Exception:

@@ -64,12 +64,8 @@ def check(space: Space) -> None:
             )
 
 
-def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """The overrides that Optuna proposes."""
-    return {key: _suggest(trial, key, *given) for key, given in space.items()}
-
-
-def _suggest(trial: Any, key: str, kind: str, *rest: Any) -> Any:
+def suggest(trial: Any, key: str, kind: str, *rest: Any) -> Any:
+    """What Optuna proposes for an entry."""
     if kind == "choice":
         return trial.suggest_categorical(key, list(rest[0]))
     if kind == "int":
@@ -128,7 +124,8 @@ class _Search(NamedTuple):
         while self._trials(TrialState.WAITING) or self._count() < self.trials:
             trial = self.study.ask()
             trial.set_user_attr("workdir", str(self.book.workdir))
-            point = self.make_point(suggest(trial, self.space))
+            given = {k: suggest(trial, k, *rest) for k, rest in self.space.items()}
+            point = self.make_point(given)
             if point.name in self.running:
                 self._close(trial, state=TrialState.PRUNED)  # the same one, again
                 continue
@@ -161,7 +158,9 @@ class _Search(NamedTuple):
         folder = worker.folder_of(self.book.workdir, name)
         found = result.read(folder)
         if found is None and name in self.pruned:
-            found = {"status": "pruned", "error": f"pruned at {_last(folder)}"}
+            logs = metrics.read_logs(folder)
+            where = f"step {logs[-1]['step']}" if logs else "its start"
+            found = {"status": "pruned", "error": f"pruned at {where}"}
         self._settle(name, found or schedule.lost(folder, status))
 
     def _settle(self, name: str, found: result.Result) -> None:
@@ -185,8 +184,3 @@ class _Search(NamedTuple):
 
     def _trials(self, state: TrialState) -> list[Any]:
         return self.study.get_trials(deepcopy=False, states=(state,))
-
-
-def _last(folder: Path) -> str:
-    logs = metrics.read_logs(folder)
-    return f"step {logs[-1]['step']}" if logs else "its start"

@@ -85,9 +85,11 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """Check a config's entries and their types; raises ConfigError."""
     values = plain(config)
-    for key in ("data", "model"):
-        if isinstance(values.get(key), str):
-            values[key] = {"name": values[key]}
+    values |= {
+        key: losses.named_section(values[key], f"config.{key}")
+        for key in ("data", "model")
+        if key in values
+    }
     values["pretrained"] = pretrained.check(values.get("pretrained", {}))
     values["loss"] = losses.read_loss(values.get("loss", {}))
     values["metrics"] = losses.read_metrics(values.get("metrics", ()))
@@ -100,9 +102,6 @@ def read(config: ConfigDict | Mapping[str, Any]) -> Settings:
     settings = Settings(**values)
     _check_counts(settings)
     _check_numbers(settings)
-    for key in ("data", "model"):
-        if not isinstance(values[key].get("name"), str):
-            raise ConfigError(f"config.{key}.name is missing: which one is it to be?")
     return settings
 
 

@@ -36,7 +36,11 @@ class ConfigFile(NamedTuple):
 
     def config(self) -> ConfigDict:
         """A fresh config, locked; raises ConfigError."""
-        made = _called(self)
+        get_config: Callable[..., Any] = self.names["get_config"]
+        try:
+            made = get_config(self.arg) if self.arg else get_config()
+        except Exception as error:
+            raise own.config_error(self.path, error) from error
         if not isinstance(made, Mapping) and not isinstance(made, ConfigDict):
             raise ConfigError(
                 f"{self.path}: get_config() returns a {type(made).__name__}, not a "
@@ -60,14 +64,6 @@ def load(text: str) -> ConfigFile:
     return ConfigFile(path, arg, vars(module))
 
 
-def _called(file: ConfigFile) -> Any:
-    get_config: Callable[..., Any] = file.names["get_config"]
-    try:
-        return get_config(file.arg) if file.arg else get_config()
-    except Exception as error:
-        raise own.config_error(file.path, error) from error
-
-
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
@@ -87,12 +83,12 @@ def folder() -> Path:
 
 def listed() -> dict[str, str]:
     """{name: first line of its docstring} of the configs that come with bpfree."""
-    return {path.stem: _purpose(path) for path in sorted(folder().glob("*.py"))}
 
+    def purpose(path):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        return text.partition("\n")[0]
 
-def _purpose(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    return text.partition("\n")[0]
+    return {path.stem: purpose(path) for path in sorted(folder().glob("*.py"))}
 
 
 def find(name: str) -> Path:

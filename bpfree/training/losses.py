@@ -45,16 +45,17 @@ class Metric(NamedTuple):
 
 def read_loss(section: Any) -> dict[str, Any]:
     """The config's entry `loss` as {"name": ..., **arguments}, or {}; ConfigError."""
-    return _section(section, "config.loss") if section else {}
+    return named_section(section, "config.loss") if section else {}
 
 
 def read_metrics(entry: Any) -> tuple[dict[str, Any], ...]:
     """The config's entry `metrics`, one or many, as sections; raises ConfigError."""
     several = entry if isinstance(entry, (list, tuple)) else [entry]
-    return tuple(_section(section, "config.metrics") for section in several)
+    return tuple(named_section(section, "config.metrics") for section in several)
 
 
-def _section(section: Any, where: str) -> dict[str, Any]:
+def named_section(section: Any, where: str) -> dict[str, Any]:
+    """{"name": ..., **arguments} of a section, or of a name alone; raises ConfigError."""
     section = {"name": section} if isinstance(section, str) else section
     if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
         raise ConfigError(
