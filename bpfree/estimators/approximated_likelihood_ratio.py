@@ -101,7 +101,8 @@ def approximated_likelihood_ratio(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("encode", encode, Encoding)
+    options = dict(locals())
+    check_choice("encode", options.pop("encode"), Encoding)
     compared = find_baseline(baseline)
     if compared is NONE:
         raise ValueError(
@@ -112,16 +113,4 @@ def approximated_likelihood_ratio(
     if of_losses:
         centred = compared.weights
         compared = compared._replace(weights=lambda table: jnp.sign(centred(table)))
-    return perturbation.build(
-        loss_fn,
-        plan=plan(),
-        num_samples=num_samples,
-        sigma=sigma,
-        chunk_size=chunk_size,
-        antithetic=antithetic,
-        baseline=compared,
-        nodes=nodes,
-        sharding=sharding,
-        seed=seed,
-        example_batch=example_batch,
-    )
+    return perturbation.build(**options | {"baseline": compared}, plan=plan())
