@@ -108,21 +108,9 @@ def weight_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    settings = make_settings(
-        num_samples,
-        sigma,
-        chunk_size,
-        antithetic,
-        baseline,
-        rank,
-        noise,
-        sharding,
-        hold_stop_gradient,
-    )
+    options = dict(locals())
 
-    def estimate(key, args, state, wanted) -> Estimate:
-        run = begin(loss_fn, settings, key, args, state, wanted)
-
+    def estimate(run: Run, params, state) -> Estimate:
         def credit(draws):
             noise = jax.vmap(run.draw)(draws)
             weights = run.weigh(draws, lambda: run.losses(noise))
@@ -130,10 +118,10 @@ def weight_perturbation(
 
         sums = loop.sum_over_draws(credit, run.together)[0]
         sums = loop.mean_of(sums, num_samples * run.scale)
-        gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, run.clean))
+        gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, run.clean))
         return Estimate(gradient, run.clean, run.aux, run.fault)
 
-    return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)
+    return build(estimate, **options)
 
 
 class Settings(NamedTuple):
@@ -148,18 +136,23 @@ class Settings(NamedTuple):
     hold_stop_gradient: bool
 
 
-def make_settings(
+def build(
+    estimate: Callable[..., Estimate],
+    loss_fn,
+    *,
     num_samples,
     sigma,
+    seed,
     chunk_size,
     antithetic,
     baseline,
     rank,
     noise,
     sharding,
+    example_batch,
     hold_stop_gradient=True,
-) -> Settings:
-    """Raises ValueError for what cannot be."""
+) -> EstimatorTransformation:
+    """The transformation of `(run, params, state) -> Estimate`, its options checked."""
     check_choice("noise", noise, Noise)
     compared = find_baseline(baseline)
     if compared.across:
@@ -173,7 +166,14 @@ def make_settings(
     layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
     if compared.whole:
         check_draws(layout.num_draws, pairs)
-    return Settings(plan, pairs, layout, compared, rank, sigma, hold_stop_gradient)
+    held = hold_stop_gradient
+    settings = Settings(plan, pairs, layout, compared, rank, sigma, held)
+
+    def begun(key, args, state, wanted) -> Estimate:
+        run = begin(loss_fn, settings, key, args, state, wanted)
+        return estimate(run, args[0], state)
+
+    return transformation(of_losses(loss_fn, begun), loss_fn, seed, example_batch)
 
 
 class Run(NamedTuple):
@@ -185,7 +185,7 @@ class Run(NamedTuple):
       weigh: (draws, () -> their losses) -> weights of the same shape.
       signs: of the samples of a draw, (G,).
       scale: sigma of this step.
-      together: the loop that credits.
+      layout, together: of the losses, and of the loop that credits.
     """
 
     draw: Callable[[jax.Array], weight_noise.Noise]
@@ -193,6 +193,7 @@ class Run(NamedTuple):
     weigh: Callable[..., jax.Array]
     signs: jax.Array
     scale: jax.Array
+    layout: loop.Layout
     together: loop.Layout
     clean: jax.Array
     aux: Any
@@ -227,7 +228,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
         return losses(jax.vmap(draw)(draws))
 
     weigh = weigher(compared, layout, evaluate)
-    return Run(draw, losses, weigh, signs, scale, together, clean, aux)
+    return Run(draw, losses, weigh, signs, scale, layout, together, clean, aux)
 
 
 def _change(loss_fn, args, clean, noise, layout):
