@@ -26,9 +26,7 @@ from bpfree.equilibrium.online_equilibrium_propagation import (
 )
 from bpfree.estimators import predictors
 from bpfree.estimators.activity_node_perturbation import activity_node_perturbation
-from bpfree.estimators.approximated_likelihood_ratio import (
-    approximated_likelihood_ratio,
-)
+from bpfree.estimators.approximated_likelihood_ratio import approximated_likelihood_ratio
 from bpfree.estimators.backprop import backprop
 from bpfree.estimators.base import static_args
 from bpfree.estimators.combine import combine

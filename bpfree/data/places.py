@@ -15,10 +15,7 @@ HELD_OUT = 5000
 
 
 def read(
-    name: str,
-    entry: Entry,
-    given: str,
-    from_tfds: FromTfds | None = None,
+    name: str, entry: Entry, given: str, from_tfds: FromTfds | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """What `entry.parse` makes of the raw files, and the record of them; or TFDS's copy.
 

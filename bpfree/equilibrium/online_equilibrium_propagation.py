@@ -86,13 +86,7 @@ def online_equilibrium_propagation(
             point, key = point_and_key
             kick = relaxation.noise(key, noise_scale) if noise_scale else None
             found = relaxation.relax(
-                net,
-                point[None],
-                states,
-                order=order,
-                limit=sweeps,
-                factor=w,
-                kick=kick,
+                net, point[None], states, order=order, limit=sweeps, factor=w, kick=kick
             )
             phases = Phases(found.states, point[None], 1 / (count * size * point[None]))
             added = jax.grad(lambda p: -energy.weighted(p, batch, phases))(params)

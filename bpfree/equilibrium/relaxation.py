@@ -221,9 +221,7 @@ ASTRAY = 0.5  # estimated error relative to the displacement of a lost example
 
 
 def settles(
-    settings: Relaxation,
-    displacement: Callable[[States], States],
-    count_all: bool = True,
+    settings: Relaxation, displacement: Callable[[States], States], count_all: bool = True
 ) -> Settled | None:
     """The argument `settled` of `relax`; None if the settings have no tolerance.
 

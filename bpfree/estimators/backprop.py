@@ -11,10 +11,7 @@ from bpfree.program.trace import LossFn
 
 
 def backprop(
-    loss_fn: LossFn,
-    *,
-    seed: int | jax.Array = 0,
-    example_batch: Any = None,
+    loss_fn: LossFn, *, seed: int | jax.Array = 0, example_batch: Any = None
 ) -> EstimatorTransformation:
     r"""The exact gradient of the mean loss by reverse-mode autodiff.
 

@@ -102,9 +102,8 @@ def transformation(
         code = jnp.where(found.fault == NO_FAULT, bad, found.fault)
         first = (state.fault.step < 0) & (code != NO_FAULT)
         fault = Fault(state.count, code.astype(jnp.int32))
-        new_state = EstimatorState(
+        new_state = state._replace(
             count=state.count + 1,
-            key=state.key,
             value=found.value,
             aux=_aux_like(state.aux, found.aux),
             fault=jax.tree.map(lambda n, o: jnp.where(first, n, o), fault, state.fault),

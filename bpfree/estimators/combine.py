@@ -6,11 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpfree.estimators.base import (
-    EstimatorState,
-    EstimatorTransformation,
-    transformation,
-)
+from bpfree.estimators.base import EstimatorState, EstimatorTransformation, transformation
 from bpfree.estimators.estimate import NO_FAULT, Estimate, Estimator
 
 

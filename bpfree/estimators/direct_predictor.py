@@ -123,10 +123,7 @@ def _least_mean_squares() -> optax.GradientTransformation:
     )
 
 
-_FITS = {
-    "position": _least_mean_squares,
-    "channel": lambda: adam(1e-2, b1=0.5, b2=0.99),
-}
+_FITS = {"position": _least_mean_squares, "channel": lambda: adam(1e-2, b1=0.5, b2=0.99)}
 
 
 def _derivative_gate(weights, clean: Clean) -> NodeTree:

@@ -98,10 +98,8 @@ def weigh(losses: jax.Array, moved, nodes, norm: Norm) -> NodeTree:
         shared = not examples or site.batch_axis is None
         return math.prod(site.shape) // (1 if shared else examples[0])
 
-    squares, counts = (
-        {s.name: square(s) for s in nodes},
-        {s.name: count(s) for s in nodes},
-    )
+    squares = {s.name: square(s) for s in nodes}
+    counts = {s.name: count(s) for s in nodes}
     if norm == "global":
         squares = dict.fromkeys(squares, sum(squares.values()))
         counts = dict.fromkeys(counts, sum(counts.values()))

@@ -48,9 +48,7 @@ def of_losses(
 
 
 def of_energy(
-    energy: EnergyLike,
-    estimate: Family,
-    init: Callable[[Any], Any] = lambda params: (),
+    energy: EnergyLike, estimate: Family, init: Callable[[Any], Any] = lambda params: ()
 ) -> Estimator:
     """The estimator of an energy, of `estimate`: `(key, params, batch, state)`."""
     check_energy(energy)

@@ -207,8 +207,5 @@ def _gpus(target: Target):
         optin=(shared << 10) - 1024,
     )
     return topologies.get_topology_desc(
-        target.text,
-        platform="cuda",
-        target_config=spec,
-        topology=f"1x1x{target.size}",
+        target.text, platform="cuda", target_config=spec, topology=f"1x1x{target.size}"
     )

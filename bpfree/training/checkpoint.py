@@ -165,7 +165,8 @@ def _digests(folder: Path) -> dict[str, str]:
 def _agreed_problem(folder: Path) -> str | None:
     """What process 0 finds; the others read nothing."""
     problem = _problem(folder) if processes.is_main() else None
-    return (problem or "process 0 says why") if processes.any_of(bool(problem)) else None
+    _, damaged = processes.agree(0, bool(problem))
+    return (problem or "process 0 says why") if damaged else None
 
 
 def _problem(folder: Path) -> str | None:

@@ -80,11 +80,6 @@ def only_main(function: Callable[..., None]) -> Callable[..., None]:
     return function if is_main() else lambda *args, **kwargs: None
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; all of them must ask."""
-    return agree(0, flag)[1]
-
-
 def agree(pace: int, stop: bool) -> tuple[int, bool]:
     """The pace of process 0, and whether any process stops; all of them must ask."""
     if jax.process_count() == 1:
