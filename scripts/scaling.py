@@ -54,7 +54,7 @@ def compiled(made: dict, text: str, batch: int):
     devices = ready.task.mesh
     state = steps.init_state(ready.task, ready.params, ready.model_state)
     here = mesh.columns(devices, batch)
-    first = {k: v[None, here] for k, v in ready.batch.items() if k != "state"}
+    first = {k: v[None, here] for k, v in steps.without_state(ready.batch).items()}
 
     def step(state, batch):
         batch_of = lambda i: {k: v[i] for k, v in batch.items()}  # noqa: E731

@@ -139,7 +139,7 @@ def program(text, num_samples=16, hidden=(64,), **estimator):
     devices = made.task.mesh
     state = steps.init_state(made.task, made.params, made.model_state)
     here = mesh.columns(devices, 64)
-    batch = {k: v[None, here] for k, v in made.batch.items() if k != "state"}
+    batch = {k: v[None, here] for k, v in steps.without_state(made.batch).items()}
     batch = mesh.assemble(devices, 64, batch)
     lowered = steps.lowered(
         lambda state, batch: steps.count_steps(

@@ -90,10 +90,7 @@ def _layout_of(
     kernel: Kernel, structure: Structure, outs, ins, blocks=(), offsets=(), groups=1
 ) -> Layout:
     """The layout of the parameter, from the axes of the product's operand."""
-    sizes = {
-        **dict(zip(kernel.axes, kernel.value.shape, strict=True)),
-        **dict(kernel.stack),
-    }
+    sizes = dict(zip(kernel.axes, kernel.value.shape, strict=True)) | dict(kernel.stack)
 
     def axes(part):
         return [kernel.axes[i] for i in part]

@@ -9,6 +9,7 @@ dF/dtheta = -d(Phi - beta C)/dtheta at fixed states.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,8 +53,7 @@ class Dynamics(NamedTuple):
         """The dynamics of K phases side by side: K in front of states and points."""
 
         def drive(i, states, products, points):
-            of_phase = lambda h, z, beta: self.drive(i, h, z, beta)  # noqa: E731
-            return jax.vmap(of_phase)(states, products, points)
+            return jax.vmap(partial(self.drive, i))(states, products, points)
 
         def renew(states, products, group):
             return jax.vmap(lambda h, z: self.renew(h, z, group))(states, products)

@@ -68,13 +68,9 @@ class Predictor(NamedTuple):
 def run(program: Program, args) -> tuple[Clean, Any, Callable[[NodeTree], Any]]:
     """(the clean pass, the program's output, signals at the nodes -> gradient)."""
     out, values, pull = passes.cut_vjp(program, args)
-    kinds = ("node", "hold")  # statistics of the batch are values like any other here
-    kept = {
-        s.name: values[s.name]
-        for s in program.sites
-        if s.kind in kinds
-        if s.name in values
-    }
+    # Statistics of the batch are values like any other here.
+    names = [s.name for s in program.sites if s.kind in ("node", "hold")]
+    kept = {name: values[name] for name in names if name in values}
     return Clean(tangents.known(program), args, kept), out, pull
 
 
@@ -134,9 +130,8 @@ def output_gradient(clean: Clean, values: NodeTree) -> NodeTree:
 def ends_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
     """What each block makes of the values that stand at the nodes before it."""
     active = clean.program.active
-    return _run(
-        clean, params, values, lambda site, value, y: y if site.name in active else None
-    )[1]
+    tap = lambda site, value, y: y if site.name in active else None  # noqa: E731
+    return _run(clean, params, values, tap)[1]
 
 
 def responses(params, clean: Clean, moves: NodeTree) -> NodeTree:
@@ -150,25 +145,15 @@ def responses(params, clean: Clean, moves: NodeTree) -> NodeTree:
 
 
 def kernel_inputs(clean: Clean, values: NodeTree) -> NodeTree:
-    return _run(
-        clean,
-        clean.args[0],
-        values,
-        lambda site, value, y: y if site.kind == "input" else None,
-    )[1]
+    tap = lambda site, value, y: y if site.kind == "input" else None  # noqa: E731
+    return _run(clean, clean.args[0], values, tap)[1]
 
 
 def chain_of_blocks(clean: Clean, params, values: NodeTree) -> NodeTree:
     """The values again, each with the derivative of its block by the ones before."""
     active = clean.program.active
-    taps = _run(
-        clean,
-        params,
-        values,
-        lambda site, value, y: value if site.name in active else None,
-        _straight_through,
-    )[1]
-    return {**values, **taps}
+    tap = lambda site, value, y: value if site.name in active else None  # noqa: E731
+    return {**values, **_run(clean, params, values, tap, _straight_through)[1]}
 
 
 def _run(clean: Clean, params, values: NodeTree, tap, stand=lambda value, y: value):

@@ -73,19 +73,14 @@ def combine(
     def estimate(key, params, batch, state: EstimatorState, wanted=None) -> Estimate:
         owners = _label_leaves(labels, params, estimators)
         asked = [True] * len(owners) if wanted is None else wanted
-        parts = {
-            label: tx.estimator.estimate(
-                key,
-                params,
-                batch,
-                state._replace(inner=state.inner[label]),
-                [
-                    ask and owner == label
-                    for ask, owner in zip(asked, owners, strict=True)
-                ],
-            )
-            for label, tx in estimators.items()
-        }
+
+        def of_label(label, tx) -> Estimate:
+            pairs = zip(asked, owners, strict=True)
+            mine = [ask and owner == label for ask, owner in pairs]
+            own = state._replace(inner=state.inner[label])
+            return tx.estimator.estimate(key, params, batch, own, mine)
+
+        parts = {label: of_label(label, tx) for label, tx in estimators.items()}
         leaves = {label: jax.tree.leaves(part.gradient) for label, part in parts.items()}
         chosen = [leaves[label][i] for i, label in enumerate(owners)]
         fault = jnp.int32(NO_FAULT)

@@ -1,6 +1,7 @@
 """What an optimiser's state says: the loss, aux, metrics and the first fault."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,14 +16,10 @@ from bpfree.sampling.scale import smallest_at
 
 def find_states(state: Any) -> dict[str, EstimatorState]:
     """Every EstimatorState in an optimiser state, by its path."""
-    found = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=lambda s: isinstance(s, EstimatorState)
-    )[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in found
-        if isinstance(leaf, EstimatorState)
-    }
+    ours = lambda node: isinstance(node, EstimatorState)  # noqa: E731
+    found = jax.tree.leaves_with_path(state, is_leaf=ours)
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in found if ours(leaf)}
 
 
 def find_state(state: Any, name: str | None = None) -> EstimatorState:
@@ -31,11 +28,9 @@ def find_state(state: Any, name: str | None = None) -> EstimatorState:
     Raises ValueError when there is none, or several that `name` does not tell apart.
     """
     states = find_states(state)
-    chosen = {
-        path: s for path, s in states.items() if name is None or name in path.split("/")
-    }
+    chosen = [s for path, s in states.items() if name in (None, *path.split("/"))]
     if len(chosen) == 1:
-        return next(iter(chosen.values()))
+        return chosen[0]
     if not states:
         raise ValueError("this optimiser state holds no bpfree estimator")
     raise ValueError(

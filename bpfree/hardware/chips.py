@@ -32,28 +32,12 @@ class Chip(NamedTuple):
     per_chip: int = 1
 
 
-def _chip(
-    bf16: float,
-    memory: float,
-    bandwidth: float,
-    link: float,
-    f32: float | None = None,
-    highest: float | None = None,
-    gpu: Sequence[Any] = (),
-    devices: int = 1,
-) -> Chip:
+def _chip(gpu: Sequence[Any] = (), devices: int = 1, **sheet: float) -> Chip:
     """A device of a chip in `chips.toml`, which JAX sees as `devices` of them."""
-    tera, giga = TB / devices, GB / devices
-    return Chip(
-        bf16=bf16 * tera,
-        f32=(f32 or bf16) * tera,
-        highest=(highest or bf16 / 6) * tera,
-        memory=memory * giga,
-        bandwidth=bandwidth * giga,
-        link=link * giga,
-        gpu=tuple(gpu),
-        per_chip=devices,
-    )
+    whole = {"f32": sheet["bf16"], "highest": sheet["bf16"] / 6, **sheet}
+    units = dict.fromkeys(("memory", "bandwidth", "link"), GB)
+    each = {key: v * units.get(key, TB) / devices for key, v in whole.items()}
+    return Chip(**each, gpu=tuple(gpu), per_chip=devices)
 
 
 def data_file(name: str) -> str:

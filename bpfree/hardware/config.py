@@ -71,11 +71,8 @@ def of_step(
     state = jax.tree.map(_placed, state, mesh.places(task.mesh, state))
     if isinstance(data.train, Examples):
         length = min(_PIECE, settings.log_every)
-        taken = {
-            k: mesh.shape_of_batches(task.mesh, (length, *a.shape), a.dtype)
-            for k, a in made.batch.items()
-            if k != "state"
-        }
+        batch = steps.without_state(made.batch)
+        taken = mesh.shapes_of_batches(task.mesh, length, batch)
 
         def block(state, batches):
             batch_of = lambda i: jax.tree.map(lambda a: a[i], batches)  # noqa: E731

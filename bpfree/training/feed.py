@@ -50,12 +50,12 @@ def on_device(task: Task, train: Batch) -> Feed:
     return Feed(lower, lambda: None, lambda position: None)
 
 
-def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
+def from_grain(task: Task, examples: Any, batch: Batch) -> Feed:
     """Examples are read one by one, shuffled afresh in every epoch, by Grain.
 
     Args:
       examples: a sequence of {"x": ..., "label": ...}.
-      example: a batch of any size, for its shapes.
+      batch: one, for its shapes.
 
     Some steps' batches are sent at once, and the next are read while the device works.
     An epoch's last batch is filled up from the next epoch.
@@ -100,12 +100,7 @@ def from_grain(task: Task, examples: Any, example: Batch) -> Feed:
         return state, total
 
     def lower(length, state):
-        shapes = {
-            k: mesh.shape_of_batches(
-                task.mesh, (_PIECE, task.batch_size, *a.shape[1:]), a.dtype
-            )
-            for k, a in example.items()
-        }
+        shapes = mesh.shapes_of_batches(task.mesh, _PIECE, batch)
         return steps.lowered(several, state, np.int32(0), shapes), advance
 
     return Feed(lower, batches.get_state, batches.set_state)

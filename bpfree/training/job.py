@@ -44,7 +44,8 @@ class Job(NamedTuple):
     def make_feed(self) -> feed.Feed:
         """The supply of training batches, from its beginning."""
         if isinstance(self.data.train, Examples):
-            return feed.from_grain(self.task, self.data.train, self.data.validation)
+            batch = steps.without_state(self.batch)
+            return feed.from_grain(self.task, self.data.train, batch)
         return feed.on_device(self.task, mesh.put(self.task.mesh, self.data.train))
 
 

@@ -199,9 +199,14 @@ def assemble(mesh: Mesh | None, size: int, mine: Any) -> Any:
     return jax.tree.map(whole, mine)
 
 
-def shape_of_batches(mesh: Mesh | None, shape: tuple[int, ...], dtype: Any):
-    """What `assemble` returns, as a ShapeDtypeStruct."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh and _of_batches(mesh))
+def shapes_of_batches(mesh: Mesh | None, steps: int, batch: Any) -> Any:
+    """What `assemble` returns of so many batches like this one, as ShapeDtypeStructs."""
+    place = mesh and _of_batches(mesh)
+
+    def stacked(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((steps, *a.shape), a.dtype, sharding=place)
+
+    return jax.tree.map(stacked, batch)
 
 
 def _of_batches(mesh: Mesh) -> NamedSharding:

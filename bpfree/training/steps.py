@@ -89,6 +89,11 @@ def with_state(batch: Batch, model_state: Any) -> Batch:
     return {**batch, "state": model_state}
 
 
+def without_state(batch: Batch) -> Batch:
+    """The batch as the data give it."""
+    return {name: value for name, value in batch.items() if name != "state"}
+
+
 def init_state(task: Task, params: Any, model_state: Any) -> TrainState:
     """The state before the first update."""
     opt_state = jax.jit(task.transformation.init)(params)

@@ -12,7 +12,7 @@ from bpfree import diagnostics
 from bpfree.training import mesh
 from bpfree.training.job import Job
 from bpfree.training.metrics import Record
-from bpfree.training.steps import TrainState, with_state
+from bpfree.training.steps import TrainState, with_state, without_state
 
 Aligner = Callable[[TrainState], Record]
 Profiler = Callable[[int, bool], AbstractContextManager]
@@ -23,7 +23,7 @@ def aligner(job: Job) -> Aligner:
 
     The gradient to compare with is backprop's on the same batch; no parameter moves.
     """
-    inputs = {name: value for name, value in job.batch.items() if name != "state"}
+    inputs = without_state(job.batch)
     repeats = job.settings.diagnostics.repeats
 
     @functools.cache
