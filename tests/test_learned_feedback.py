@@ -12,6 +12,7 @@ from flax import linen as nn
 
 import bpfree
 from bpfree.estimators import predictors
+from bpfree.estimators.clean_pass import responses as of_blocks
 from bpfree.program import passes, rewriting, tags
 from bpfree.program.trace import trace
 from bpfree.sampling.noise import draw_chunk, rademacher
@@ -242,7 +243,7 @@ def test_where_blocks_are_affine_one_product_tells_their_error(model, shape, sav
     x = np.random.default_rng(0).normal(size=shape)
     params = model.init(jax.random.key(0), x)["params"]
     loss_fn, batch = squares(model), {"x": x, "label": model.apply({"params": params}, x)}
-    apart = predictors.chained()._replace(respond=lambda *a: predictors.responses(*a))
+    apart = predictors.chained()._replace(respond=lambda *a: of_blocks(*a))
 
     def fitted(predictor):
         tx = feedback(
