@@ -123,7 +123,13 @@ def devices(target: Target | str) -> list[Any]:
     """
     target = find(target) if isinstance(target, str) else target
     if target.kind == "cpu":
-        return _cpus(target)
+        present = jax.devices("cpu")
+        if len(present) < target.size:
+            raise HardwareError(
+                f"target {target.text!r}: JAX has {len(present)} CPU devices. Before it "
+                f"is used, say jax.config.update('jax_num_cpu_devices', {target.size})"
+            )
+        return present[: target.size]
     module, extra = {"tpu": ("libtpu", "tpu"), "cuda": (_CUDA, "cuda")}[target.kind]
     if not any(importlib.util.find_spec(name) for name in module.split()):
         raise HardwareError(
@@ -169,16 +175,6 @@ def mesh(target: Target | str, **axes: int) -> Mesh:
         )
     grid = np.array(devices(target), object).reshape(tuple(axes.values()))
     return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
-
-
-def _cpus(target: Target) -> list[Any]:
-    present = jax.devices("cpu")
-    if len(present) < target.size:
-        raise HardwareError(
-            f"target {target.text!r}: JAX has {len(present)} CPU devices. Before it is "
-            f"used, say jax.config.update('jax_num_cpu_devices', {target.size})"
-        )
-    return present[: target.size]
 
 
 def _slice(target: Target):

@@ -59,9 +59,13 @@ def _sweep() -> None:
     flags_ = _config_flags(sys.argv)
     file = config_files.load(flags_[0].partition("=")[2])
     wanted = "get_search" if _SEARCH.value else "get_sweep"
-    get_points = _function(file, wanted)
+    if wanted not in file.names:
+        raise ConfigError(
+            f"{file.path} has no {wanted}(): add a function that returns "
+            f"{_EXAMPLES[wanted]}"
+        )
     with config_errors(f"{wanted}()"):
-        points = get_points()
+        points = file.names[wanted]()
     base = lambda: _fresh(file, flags_[1:], command_line.config())  # noqa: E731
     workdir = Path(command_line.WORKDIR.value)
     resume.check_place(workdir, sweep=True)
@@ -135,15 +139,6 @@ _EXAMPLES = {
     "get_sweep": "a list of points, such as [{'seed': s} for s in range(4)]",
     "get_search": "the ranges, such as {'schedule.init_value': ('log', 1e-4, 1e-1)}",
 }
-
-
-def _function(file: config_files.ConfigFile, wanted: str):
-    if wanted not in file.names:
-        raise ConfigError(
-            f"{file.path} has no {wanted}(): add a function that returns "
-            f"{_EXAMPLES[wanted]}"
-        )
-    return file.names[wanted]
 
 
 def _fresh(

@@ -123,7 +123,9 @@ def _make(pair: Any, context: _Context, where: str) -> Any:
     known = {"loss_fn": context.loss_fn, "example_batch": context.example_batch}
     if next(iter(parameters), "") == "energy":
         known["energy"] = context.loss_fn
-    estimates = _is_estimator(constructor)
+    # Those of bpfree and of the user get the seed of the run, those of optax do not.
+    theirs = constructor.__module__.partition(".")[0] == "optax"
+    estimates = "seed" in parameters and not theirs
     if estimates and "seed" not in kwargs:
         known["seed"] = context.seed
     if estimates and context.sharding is not None:
@@ -204,12 +206,6 @@ def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(constructor).parameters
     except (TypeError, ValueError):
         return {}
-
-
-def _is_estimator(constructor: Callable[..., Any]) -> bool:
-    """Whether it takes the run's seed: those of bpfree and of the user, not of optax."""
-    theirs = constructor.__module__.partition(".")[0] == "optax"
-    return "seed" in _parameters(constructor) and not theirs
 
 
 def check(chain: Chain, params: Any, batch: Any) -> None:
