@@ -1,11 +1,9 @@
 """The sets we know by name, of `catalogue.toml`: files, checksums, TFDS's names."""
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple
-
-from bpfree.data import raw
 
 
 class Entry(NamedTuple):
@@ -34,11 +32,6 @@ class Entry(NamedTuple):
     folder: str = ""
     shape: tuple[int, ...] = ()
     sizes: tuple[int, ...] = (0, 0)
-
-    @property
-    def parse(self) -> Callable[[Mapping[str, bytes]], Any]:
-        """From the contents of the files to arrays."""
-        return raw.PARSERS[self.format]
 
 
 def _entry(values: dict[str, Any]) -> Entry:

@@ -17,7 +17,7 @@ _SPLIT = {"train": 140, "val": 500, "test": 1000}  # nodes of a graph
 
 
 def of(name: str, entry: Entry) -> Any:
-    """What `entry.parse` returns of the files, or TFDS, with other numbers in it."""
+    """What the parser returns of the files, or TFDS, with other numbers in it."""
     rng = np.random.default_rng(0)
     if name in GRAPHS:
         return _graph(rng, entry)

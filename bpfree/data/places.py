@@ -17,7 +17,7 @@ HELD_OUT = 5000
 def read(
     name: str, entry: Entry, given: str, from_tfds: FromTfds | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """What `entry.parse` makes of the raw files, and the record of them; or TFDS's copy.
+    """What the parser makes of the raw files, and the record of them; or TFDS's copy.
 
     Args:
       given: the directory that the config names, or ""; or `made_up.DIR`.
@@ -33,7 +33,7 @@ def read(
         if any(raw.find(folder, file) for file in entry.sha256):
             files = raw.contents(folder, entry.sha256)
             record = {"from": str(folder), "sha256": dict(entry.sha256)}
-            return entry.parse(files), record
+            return raw.PARSERS[entry.format](files), record
     problem = "TFDS does not have it"
     if entry.splits and from_tfds is not None:
         try:

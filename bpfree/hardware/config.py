@@ -91,7 +91,7 @@ def of_step(
     return found._replace(inference=_inference(settings, made, state, target))
 
 
-def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:
+def _placed(leaf, sharding=None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -109,10 +109,7 @@ def _inference(settings, made: job.Draft, state, target) -> float | None:
     def run(params, model_state, x):
         return made.task.model.apply({**model_state, "params": params}, x)
 
-    bare = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-        (state.params, state.model_state),
-    )
+    bare = jax.tree.map(_placed, (state.params, state.model_state))
     inputs = jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
     seconds = report(run, (*bare, inputs), target).step_seconds
     return seconds and seconds * passes / together

@@ -27,7 +27,7 @@ def table(reports: Mapping[str, Report]) -> str:
     )
     rows += [("memory in all", [_total(r) for r in columns])]
     rows += [("kernels", [f"{r.kernels:.0f}" for r in columns])]
-    rows += [("FLOPs of products", [number(r.flops) for r in columns])]
+    rows += [("FLOPs of products", [_scaled(r.flops, "") for r in columns])]
     rows += [("bytes moved", [size(r.bytes) for r in columns])]
     rows += _rows(columns, _collectives, str)
     rows += _rows(columns, _seconds, duration)
@@ -97,10 +97,6 @@ def _aligned(rows: list[tuple[str, list[str]]]) -> list[str]:
 
 def size(count: float) -> str:
     return _scaled(count, "B")
-
-
-def number(count: float) -> str:
-    return _scaled(count, "")
 
 
 def duration(seconds: float) -> str:

@@ -29,16 +29,11 @@ _PACKAGES = (
 
 def environment() -> Record:
     """Versions and device, for the header."""
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions = {"bpfree": bpfree.__version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _PACKAGES}
     device = jax.devices()[0]
-    return {
-        "versions": {
-            "bpfree": bpfree.__version__,
-            "python": platform.python_version(),
-            **versions,
-        },
-        "device": {"platform": device.platform, "kind": device.device_kind},
-    }
+    kind = {"platform": device.platform, "kind": device.device_kind}
+    return {"versions": versions, "device": kind}
 
 
 def path_of(workdir: Path) -> Path:
