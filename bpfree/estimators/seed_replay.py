@@ -15,9 +15,10 @@ from jax import lax
 
 from bpfree.choices import Noise
 from bpfree.estimators import weight_noise
-from bpfree.estimators.base import EstimatorState
+from bpfree.estimators.base import EstimatorState, transformation
 from bpfree.estimators.estimate import Estimate
-from bpfree.estimators.weight_perturbation import BaselineChoice, Run, build
+from bpfree.estimators.objective import of_losses
+from bpfree.estimators.weight_perturbation import BaselineChoice, begin, make_settings
 from bpfree.program import tags
 from bpfree.program.trace import LossFn
 from bpfree.sampling.loop import sum_over_draws
@@ -92,10 +93,13 @@ def seed_replay(
         >>> jax.tree.map(jnp.shape, moved)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_number(options.pop("learning_rate"))
+    check_number(learning_rate)
+    settings = make_settings(
+        num_samples, sigma, chunk_size, antithetic, baseline, rank, noise, sharding
+    )
 
-    def moved(run: Run, params, state) -> Estimate:
+    def moved(key, args, state, wanted) -> Estimate:
+        run = begin(loss_fn, settings, key, args, state, wanted)
         if tags.varying(jax.typeof(run.clean)):
             raise ValueError(
                 "seed_replay inside shard_map would move the parameters of each device "
@@ -106,17 +110,17 @@ def seed_replay(
             noise = jax.vmap(run.draw)(draws)
             return (), run.weigh(draws, lambda: run.losses(noise)) @ run.signs
 
-        found = sum_over_draws(weights, run.layout)[1]
+        found = sum_over_draws(weights, settings.layout)[1]
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         found = found * (-jnp.float32(rate) / (num_samples * run.scale))
 
         def add(k, params):
             return weight_noise.moved_by(params, run.draw(k), found[k])
 
-        params = lax.fori_loop(0, len(found), add, params)
+        params = lax.fori_loop(0, len(found), add, args[0])
         return Estimate(params, run.clean, run.aux, run.fault)
 
-    tx = build(moved, **options)
+    tx = transformation(of_losses(loss_fn, moved), loss_fn, seed, example_batch)
 
     def step(params, state, batch):
         return tx.update(None, state, params, batch=batch)

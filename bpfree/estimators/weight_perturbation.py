@@ -108,9 +108,21 @@ def weight_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
+    settings = make_settings(
+        num_samples,
+        sigma,
+        chunk_size,
+        antithetic,
+        baseline,
+        rank,
+        noise,
+        sharding,
+        hold_stop_gradient,
+    )
 
-    def estimate(run: Run, params, state) -> Estimate:
+    def estimate(key, args, state, wanted) -> Estimate:
+        run = begin(loss_fn, settings, key, args, state, wanted)
+
         def credit(draws):
             noise = jax.vmap(run.draw)(draws)
             weights = run.weigh(draws, lambda: run.losses(noise))
@@ -118,10 +130,10 @@ def weight_perturbation(
 
         sums = loop.sum_over_draws(credit, run.together)[0]
         sums = loop.mean_of(sums, num_samples * run.scale)
-        gradient = weight_noise.as_gradient(params, tags.sum_shards(sums, run.clean))
+        gradient = weight_noise.as_gradient(args[0], tags.sum_shards(sums, run.clean))
         return Estimate(gradient, run.clean, run.aux, run.fault)
 
-    return build(estimate, **options)
+    return transformation(of_losses(loss_fn, estimate), loss_fn, seed, example_batch)
 
 
 class Settings(NamedTuple):
@@ -136,23 +148,18 @@ class Settings(NamedTuple):
     hold_stop_gradient: bool
 
 
-def build(
-    estimate: Callable[..., Estimate],
-    loss_fn,
-    *,
+def make_settings(
     num_samples,
     sigma,
-    seed,
     chunk_size,
     antithetic,
     baseline,
     rank,
     noise,
     sharding,
-    example_batch,
     hold_stop_gradient=True,
-) -> EstimatorTransformation:
-    """The transformation of `(run, params, state) -> Estimate`, its options checked."""
+) -> Settings:
+    """Raises ValueError for what cannot be."""
     check_choice("noise", noise, Noise)
     compared = find_baseline(baseline)
     if compared.across:
@@ -166,14 +173,7 @@ def build(
     layout = weight_noise.make_layout(pairs, rank, num_samples, chunk_size, sharding)
     if compared.whole:
         check_draws(layout.num_draws, pairs)
-    held = hold_stop_gradient
-    settings = Settings(plan, pairs, layout, compared, rank, sigma, held)
-
-    def begun(key, args, state, wanted) -> Estimate:
-        run = begin(loss_fn, settings, key, args, state, wanted)
-        return estimate(run, args[0], state)
-
-    return transformation(of_losses(loss_fn, begun), loss_fn, seed, example_batch)
+    return Settings(plan, pairs, layout, compared, rank, sigma, hold_stop_gradient)
 
 
 class Run(NamedTuple):
@@ -185,7 +185,7 @@ class Run(NamedTuple):
       weigh: (draws, () -> their losses) -> weights of the same shape.
       signs: of the samples of a draw, (G,).
       scale: sigma of this step.
-      layout, together: of the losses, and of the loop that credits.
+      together: the loop that credits.
     """
 
     draw: Callable[[jax.Array], weight_noise.Noise]
@@ -193,7 +193,6 @@ class Run(NamedTuple):
     weigh: Callable[..., jax.Array]
     signs: jax.Array
     scale: jax.Array
-    layout: loop.Layout
     together: loop.Layout
     clean: jax.Array
     aux: Any
@@ -228,7 +227,7 @@ def begin(loss_fn, settings: Settings, key, args, state, wanted) -> Run:
         return losses(jax.vmap(draw)(draws))
 
     weigh = weigher(compared, layout, evaluate)
-    return Run(draw, losses, weigh, signs, scale, layout, together, clean, aux)
+    return Run(draw, losses, weigh, signs, scale, together, clean, aux)
 
 
 def _change(loss_fn, args, clean, noise, layout):
