@@ -1,6 +1,5 @@
 """Activity-based node perturbation (ANP)."""
 
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -8,9 +7,9 @@ from jax.sharding import NamedSharding
 
 from bpfree.choices import Derivative, Noise, check_choice
 from bpfree.estimators import normalized, perturbation, two_pass
-from bpfree.estimators.base import EstimatorTransformation
+from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.node_perturbation import NOISE
-from bpfree.estimators.settings import Sigma
+from bpfree.estimators.settings import Sigma, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 
 Reference = Literal["clean", "noisy"]
@@ -83,17 +82,32 @@ def activity_node_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_choice("noise", options.pop("noise"), Noise)
-    check_choice("reference", options.pop("reference"), Reference)
-    check_choice("norm", options.pop("norm"), normalized.Norm)
+    check_choice("noise", noise, Noise)
+    check_choice("reference", reference, Reference)
+    check_choice("norm", norm, normalized.Norm)
     noisy = reference == "noisy"
     if noisy:
         two_pass.check(loss_fn, sigma, antithetic, derivative)
-        make = partial(two_pass.make_estimator, norm=norm)
     elif sigma is None:
         raise ValueError("sigma=None injects no noise, which needs reference='noisy'")
+    settings = make_settings(
+        loss_fn,
+        plan=NOISE[noise](),
+        num_samples=num_samples,
+        sigma=sigma,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        nodes=nodes,
+        sharding=sharding,
+        derivative=derivative,
+        own_noise=noisy,
+    )
+
+    def signals(run):
+        return normalized.activity_signals(run, norm)
+
+    if noisy:
+        estimator = two_pass.make_estimator(settings, norm)
     else:
-        signals = partial(normalized.activity_signals, norm=norm)
-        make = partial(perturbation.make_estimator, signals=signals)
-    return perturbation.build(**options, plan=NOISE[noise](), own_noise=noisy, make=make)
+        estimator = perturbation.make_estimator(settings, signals=signals)
+    return transformation(estimator, loss_fn, seed, example_batch)

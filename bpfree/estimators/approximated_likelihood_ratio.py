@@ -101,8 +101,7 @@ def approximated_likelihood_ratio(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_choice("encode", options.pop("encode"), Encoding)
+    check_choice("encode", encode, Encoding)
     compared = find_baseline(baseline)
     if compared is NONE:
         raise ValueError(
@@ -113,4 +112,16 @@ def approximated_likelihood_ratio(
     if of_losses:
         centred = compared.weights
         compared = compared._replace(weights=lambda table: jnp.sign(centred(table)))
-    return perturbation.build(**options | {"baseline": compared}, plan=plan())
+    return perturbation.build(
+        loss_fn,
+        plan=plan(),
+        num_samples=num_samples,
+        sigma=sigma,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        baseline=compared,
+        nodes=nodes,
+        sharding=sharding,
+        seed=seed,
+        example_batch=example_batch,
+    )

@@ -19,7 +19,7 @@ from bpfree.estimators import perturbation, weight_noise
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate, Estimator
 from bpfree.estimators.objective import mean_loss, of_losses
-from bpfree.estimators.settings import Credit
+from bpfree.estimators.settings import Credit, make_settings
 from bpfree.program import interpreter, lowrank, rewriting, tags
 from bpfree.program.marking import param_paths
 from bpfree.program.tangents import with_tangents
@@ -92,20 +92,31 @@ def forward_gradient(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_choice("tangents", options.pop("tangents"), Tangents)
-    check_choice("noise", options.pop("noise"), Noise)
-    weight_noise.check_rank(options.pop("rank"))
+    check_choice("tangents", tangents, Tangents)
+    check_choice("noise", noise, Noise)
+    weight_noise.check_rank(rank)
     if tangents == "nodes" and rank is not None:
         raise ValueError("rank= is for tangents='weights'")
     if tangents == "weights" and (nodes is not None or credit is not None):
         raise ValueError("nodes= and credit= are for tangents='nodes'")
-    plan = weight_noise.PLANS[noise]
-    if tangents == "nodes":
-        options |= {"plan": plan, "sigma": None, "antithetic": False}
-        return perturbation.build(**options, derivative="jvp")
-    layout = weight_noise.make_layout(plan, rank, num_samples, chunk_size, sharding)
-    estimator = _of_weights(loss_fn, plan, rank, layout)
+    if tangents == "weights":
+        plan = weight_noise.PLANS[noise]
+        layout = weight_noise.make_layout(plan, rank, num_samples, chunk_size, sharding)
+        estimator = _of_weights(loss_fn, plan, rank, layout)
+    else:
+        settings = make_settings(
+            loss_fn,
+            plan=weight_noise.PLANS[noise],
+            num_samples=num_samples,
+            sigma=None,
+            chunk_size=chunk_size,
+            antithetic=False,
+            nodes=nodes,
+            sharding=sharding,
+            derivative="jvp",
+            credit=credit,
+        )
+        estimator = perturbation.make_estimator(settings)
     return transformation(estimator, loss_fn, seed, example_batch)
 
 

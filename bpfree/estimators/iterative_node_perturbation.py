@@ -1,7 +1,6 @@
 """Iterative node perturbation (INP)."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -69,7 +68,19 @@ def iterative_node_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_choice("noise", options.pop("noise"), Noise)
-    make = partial(perturbation.make_estimator, signals=normalized.own_signals)
-    return perturbation.build(**options, plan=NOISE[noise](), layerwise=True, make=make)
+    check_choice("noise", noise, Noise)
+    return perturbation.build(
+        loss_fn,
+        plan=NOISE[noise](),
+        num_samples=num_samples,
+        sigma=sigma,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        nodes=nodes,
+        sharding=sharding,
+        layerwise=True,
+        derivative=derivative,
+        seed=seed,
+        example_batch=example_batch,
+        signals=normalized.own_signals,
+    )

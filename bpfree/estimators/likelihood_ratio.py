@@ -130,11 +130,27 @@ def likelihood_ratio(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_choice("noise", options.pop("noise"), Density)
-    check_choice("pairing", options.pop("pairing"), Pairing)
+    check_choice("noise", noise, Density)
+    check_choice("pairing", pairing, Pairing)
     counts = num_samples.values() if isinstance(num_samples, Mapping) else [num_samples]
     whole = [whole_number("num_samples", count) for count in counts]
     draws = math.gcd(*(count // 2 if antithetic else count for count in whole))
-    plan = NOISE[noise](draws)
-    return perturbation.build(**options, plan=plan, noisy=pairing == "noisy")
+    return perturbation.build(
+        loss_fn,
+        plan=NOISE[noise](draws),
+        num_samples=num_samples,
+        sigma=sigma,
+        sigma_optimizer=sigma_optimizer,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        baseline=baseline,
+        noisy=pairing == "noisy",
+        nodes=nodes,
+        sharding=sharding,
+        credit=credit,
+        layerwise=layerwise,
+        hold_statistics=hold_statistics,
+        hold_stop_gradient=hold_stop_gradient,
+        seed=seed,
+        example_batch=example_batch,
+    )

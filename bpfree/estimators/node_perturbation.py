@@ -8,8 +8,8 @@ from jax.sharding import NamedSharding
 
 from bpfree.choices import BaselineName, Derivative, Noise, check_choice
 from bpfree.estimators import perturbation, redrawn
-from bpfree.estimators.base import EstimatorTransformation
-from bpfree.estimators.settings import Credit, Sigma
+from bpfree.estimators.base import EstimatorTransformation, transformation
+from bpfree.estimators.settings import Credit, Sigma, make_settings
 from bpfree.program.trace import LossFn, NodeFilter
 from bpfree.sampling.baselines import Baseline, Table
 from bpfree.sampling.noise import gaussian, rademacher
@@ -124,8 +124,22 @@ def node_perturbation(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    options = dict(locals())
-    check_choice("noise", options.pop("noise"), Noise)
-    family = redrawn if options.pop("redraw") else perturbation
-    plan, make = NOISE[noise](), family.make_estimator
-    return perturbation.build(**options, plan=plan, make=make)
+    check_choice("noise", noise, Noise)
+    settings = make_settings(
+        loss_fn,
+        plan=NOISE[noise](),
+        num_samples=num_samples,
+        sigma=sigma,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        baseline=baseline,
+        nodes=nodes,
+        sharding=sharding,
+        credit=credit,
+        layerwise=layerwise,
+        derivative=derivative,
+        hold_statistics=hold_statistics,
+        hold_stop_gradient=hold_stop_gradient,
+    )
+    make = redrawn.make_estimator if redraw else perturbation.make_estimator
+    return transformation(make(settings), loss_fn, seed, example_batch)

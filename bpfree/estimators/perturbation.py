@@ -57,19 +57,22 @@ Signals = Callable[[Run], NodeTree]
 """Run -> {node: estimate of d(mean loss) / dy}, of the nodes of its part."""
 
 
-def make_estimator(settings: Settings, signals: Signals | None = None) -> Estimator:
+def build(
+    loss_fn, *, seed, example_batch, signals: Signals | None = None, **options: Any
+) -> EstimatorTransformation:
+    """The transformation that a constructor returns; `options` of `make_settings`."""
+    settings = make_settings(loss_fn, **options)
+    estimator = make_estimator(settings, signals, example_batch)
+    return transformation(estimator, loss_fn, seed, example_batch)
+
+
+def make_estimator(
+    settings: Settings, signals: Signals | None = None, example_batch: Any = None
+) -> Estimator:
     """The estimator of the module docstring, or with other signals (clean pairing)."""
 
     def init(params):
-        def sites():
-            if settings.example_batch is None:
-                raise ValueError(
-                    "a learned sigma has the shapes of the nodes: pass example_batch= (a "
-                    "batch, or ShapeDtypeStructs of one)"
-                )
-            key = jax.eval_shape(lambda: jax.random.key(0))
-            return runs.traced(settings, params, settings.example_batch, key).nodes
-
+        sites = lambda: _example_nodes(settings, params, example_batch)  # noqa: E731
         return init_scales(settings.sigma, settings.sigma_optimizer, sites)
 
     def estimate(key, args, state, wanted) -> Estimate:
@@ -103,31 +106,21 @@ def make_estimator(settings: Settings, signals: Signals | None = None) -> Estima
     return of_losses(settings.loss_fn, estimate, init)
 
 
-def build(
-    loss_fn,
-    *,
-    seed,
-    make: Callable[[Settings], Estimator] = make_estimator,
-    **options: Any,
-) -> EstimatorTransformation:
-    """The transformation that a constructor returns.
-
-    A constructor hands its own arguments on by name, `dict(locals())`, without those that
-    only it reads.
-
-    Args:
-      make: of the settings.
-      options: of `make_settings`.
-    """
-    settings = make_settings(loss_fn, **options)
-    return transformation(make(settings), loss_fn, seed, settings.example_batch)
-
-
 def _is_forward_only(run: Run) -> bool:
     """Whether the noisy passes tell all: no clean pass is made then."""
     holds = any(s.kind in ("hold", "statistic") for s in run.program.sites)
     clean = not run.settings.noisy or run.settings.baseline.clean
     return not (clean or holds or run.program.has_aux)
+
+
+def _example_nodes(settings: Settings, params, example_batch):
+    if example_batch is None:
+        raise ValueError(
+            "a learned sigma has the shapes of the nodes: pass example_batch= (a batch, "
+            "or ShapeDtypeStructs of one)"
+        )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return runs.traced(settings, params, example_batch, key).nodes
 
 
 # ---------------------------------------------------------------------- the two pairings

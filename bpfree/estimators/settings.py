@@ -30,7 +30,6 @@ class Settings(NamedTuple):
     sigma_optimizer: optax.GradientTransformation | None = None
     hold_statistics: bool = False
     hold_stop_gradient: bool = True
-    example_batch: Any = None
 
 
 def make_settings(
