@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.estimators import clean_pass
+from bpfree.estimators.runs import summed_squares
 from bpfree.program import passes, rewriting
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
@@ -54,23 +55,23 @@ class Step(NamedTuple):
         return clean_pass.hidden(self.clean.program)
 
 
-def residual_of(step: Step) -> NodeTree:
-    """q, from the losses of the noisy passes alone."""
+def residual_of(step: Step) -> tuple[NodeTree, NodeTree]:
+    """q, from the losses of the noisy passes alone; {"losses": how they change}."""
     losses = passes.perturbed(step.noisy, step.clean.args)
     evaluate = over_samples(step.layout, losses)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy = evaluate({name: scaled(step.sigma, z) for name, z in noise.items()})
-        return _credit(step, noise, noisy), ()
+        return _residual(step, noise, noisy), ()
 
     return mean_of(sum_over_draws(chunk, step.layout)[0], _samples(step))
 
 
 def residual_and_misfit(step: Step, predictor, weights, residual: bool):
-    """q, and the slope of the mean squared error of `respond` on the noisy passes.
+    """`residual_of`, and the slope of the error of `respond` on the noisy passes.
 
-    Without `residual` q is {}, and the noisy passes end at the last node.
+    Without `residual` both of it are {}, and the noisy passes end at the last node.
     """
     names = [site.name for site in step.clean.program.nodes]
     if predictor.models == "rest":
@@ -90,7 +91,7 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy, moves, change = over_samples(step.layout, observe)(noise)
         slope = _slope(step, predictor, weights, moves, change)
-        return (_credit(step, noise, noisy) if residual else {}, slope), ()
+        return (_residual(step, noise, noisy) if residual else ({}, {}), slope), ()
 
     apart = own_kernels(step.layout, chunk)
     credited, slope = sum_over_draws(apart, step.layout)[0]
@@ -176,6 +177,12 @@ def _mean_slope(step: Step, predictor, slope, weights):
 @jax.jit  # one function in the program for all nodes of a shape, as those below
 def _change(noisy, clean, sigma):
     return (noisy - clean) / sigma.astype(noisy.dtype)
+
+
+def _residual(step: Step, noise: NodeTree, noisy: jax.Array) -> tuple[NodeTree, NodeTree]:
+    """Sums over the chunk's samples, of z r and of the mean squared change."""
+    change = summed_squares(noisy - step.losses[None])
+    return _credit(step, noise, noisy), {"losses": change}
 
 
 def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:

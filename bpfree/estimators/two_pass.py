@@ -18,16 +18,16 @@ from jax import lax
 from jax.random import fold_in
 
 from bpfree.estimators import layerwise, normalized, runs
-from bpfree.estimators.estimate import NO_FAULT, Estimate, Estimator
-from bpfree.estimators.faults import find_fault
+from bpfree.estimators.estimate import LOST_LOSS, NO_FAULT, Estimate, Estimator
+from bpfree.estimators.faults import find_fault, is_lost
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.runs import Run
+from bpfree.estimators.runs import Run, summed_squares
 from bpfree.estimators.settings import Settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
 from bpfree.sampling.loop import mean_of, over_samples, sum_over_draws
-from bpfree.sampling.scale import at_least_float32, scales, sizes_at
+from bpfree.sampling.scale import at_least_float32, least_at, scales, sizes_at
 from bpfree.sampling.weighting import per_sample
 
 
@@ -44,6 +44,7 @@ class _First(NamedTuple):
     value: jax.Array  # mean loss
     aux: Any
     fault: jax.Array
+    square: jax.Array  # of the losses' change to the second, mean over the batch
 
 
 def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
@@ -79,10 +80,18 @@ def make_estimator(settings: Settings, norm: str) -> Estimator:
             jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, args[0]),
             firsts.value.mean(),
             jax.tree.map(lambda a: a[0], firsts.aux),
-            firsts.fault[(firsts.fault != NO_FAULT).argmax()],
+            _fault(run, firsts),
         )
 
     return of_losses(settings.loss_fn, estimate)
+
+
+def _fault(run: Run, firsts: _First) -> jax.Array:
+    """Of all pairs: the first that one of them has, or losses whose change is lost."""
+    sigma = least_at(run.program.sites, run.sigma or {}).min()
+    lost = is_lost(jnp.sqrt(firsts.square.mean()), firsts.value, sigma)
+    code = firsts.fault[(firsts.fault != NO_FAULT).argmax()]
+    return jnp.where((code == NO_FAULT) & lost, LOST_LOSS, code)
 
 
 def _gradient(run: Run, key, norm: str):
@@ -138,7 +147,8 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
     sizes = sizes_at(run.program.sites, values)
     fault = find_fault(run.program, sizes, run.sigma or {})
     pair = _Pair(losses - others[0], difference)
-    report = _First(losses.mean(), aux, fault)
+    square = summed_squares((losses - others[0])[None])
+    report = _First(losses.mean(), aux, fault, square)
     return (losses, seen), still((pair, report))
 
 
