@@ -105,36 +105,39 @@ def misfit_of_derivatives(step: Step, predictor, weights):
     One forward derivative of the program cut at the nodes has those of all blocks: what
     moves at a node ends in the blocks that read it.
     """
-    respond = partial(_respond, step, predictor)
-    errors = _errors(step, predictor, weights)
+    at, error = _error(step, predictor, weights)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         values = step.clean.values
         moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
-        error = over_samples(step.layout, errors)(moves)
-        slope = jax.vjp(partial(respond, moves), weights)[1](error)[0]
-        return jax.tree.map(at_least_float32, slope), ()
+
+        def errors(at):
+            return over_samples(step.layout, partial(error, at))(moves)
+
+        missed, vjp = jax.vjp(errors, at)
+        return jax.tree.map(at_least_float32, vjp(missed)[0]), ()
 
     slope = sum_over_draws(own_kernels(step.layout, chunk), step.layout)[0]
     return _mean_slope(step, predictor, slope, weights)
 
 
-def _errors(step: Step, predictor, weights):
-    """moves -> df(y; V) z - df(y; theta) z at the ends of the blocks.
+def _error(step: Step, predictor, weights):
+    """(x, (x, moves) -> df(y; V) z - df(y; theta) z at the ends of the blocks); x is V.
 
     Where a block is affine in its parameters, that is its derivative by them, in the
-    direction V - theta: one product in place of two, and no difference of large numbers.
+    direction x = V - theta: one product in place of two, and no difference of large
+    numbers.
     """
     params = step.clean.args[0]
     of_blocks = clean_pass.responses
 
-    def apart(moves):
+    def apart(weights, moves):
         guess = predictor.respond(weights, step.clean, moves)
         return jax.tree.map(jnp.subtract, guess, of_blocks(params, step.clean, moves))
 
     if predictor.respond is not of_blocks:
-        return apart
+        return weights, apart
 
     def along(params, direction, moves):
         one = partial(of_blocks, clean=step.clean, moves=moves)
@@ -144,25 +147,20 @@ def _errors(step: Step, predictor, weights):
     moves = {s.name: step.clean.values[s.name] for s in step.sites}
     read = rewriting.reads(along, params, direction, moves)
     affine = not any(read[: len(jax.tree.leaves(params))])
-    return partial(along, params, direction) if affine else apart
+    return (direction, partial(along, params)) if affine else (weights, apart)
 
 
 def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
     """By the weights, of half the squared error of the responses to these moves."""
 
     def respond(weights):
-        guess = _respond(step, predictor, moves, weights)
+        one = partial(predictor.respond, weights, step.clean)
+        guess = over_samples(step.layout, one)(moves)
         return {name: guess[name] for name in change}
 
     guess, vjp = jax.vjp(respond, weights)
     slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
     return jax.tree.map(at_least_float32, slope)
-
-
-def _respond(step: Step, predictor, moves: NodeTree, weights):
-    """Of each sample, to its moves."""
-    one = partial(predictor.respond, weights, step.clean)
-    return over_samples(step.layout, one)(moves)
 
 
 def _mean_slope(step: Step, predictor, slope, weights):
