@@ -7,7 +7,7 @@ MOVES = {
     "untouched": ("-", "nothing"),
     "bp": ("`backprop()`", "all"),
     "scratch": ("`backprop()`", "all, from random weights"),
-    "feedback": ("`learned_feedback()`", "all"),
+    "feedback": ('`learned_feedback(teacher="jvp")`', "all"),
     "readout": ("`backprop()`", "the last layer: no error crosses a weight"),
     "np": ("`node_perturbation()`", "adapters of rank 4, the last layers"),
     "wp": ("`weight_perturbation(rank=1)`", "all"),
@@ -65,8 +65,15 @@ def depth_transformer() -> str:
 
 
 def depth_resnet20() -> str:
-    found = [records.read("depth_resnet20")]
-    return _depth("layers", "bits per image", found)
+    return _depth("layers", "bits per image", [records.read("depth_resnet20")])
+
+
+def depth_resnet20_longer() -> str:
+    return _depth("layers", "bits per image", [records.read("depth_resnet20_longer")])
+
+
+def depth_tiny_imagenet_20() -> str:
+    return _depth("layers", "bits per image", [records.read("depth_tiny_imagenet_20")])
 
 
 def _depth(unit: str, bits: str, found) -> str:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import bpfree
+from tests import problems
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 BATCH = {"x": jax.random.normal(KEYS[0], (16, 4), jnp.float32)}
@@ -24,17 +25,28 @@ def fault(make, loss_fn, **options):
     return bpfree.fault_message(state, loss_fn, PARAMS, BATCH)
 
 
+PREDICTED = {"example_batch": BATCH, "fit": problems.adam(1e-3)}
 ESTIMATORS = [
     (bpfree.node_perturbation, {}),
     (bpfree.node_perturbation, {"layerwise": True}),
     (bpfree.likelihood_ratio, {"pairing": "clean"}),
+    (bpfree.node_perturbation, {"baseline": "leave_one_out"}),
+    (bpfree.node_perturbation, {"redraw": True}),
+    (bpfree.iterative_node_perturbation, {}),
+    (bpfree.activity_node_perturbation, {}),
+    (bpfree.activity_node_perturbation, {"reference": "noisy"}),
+    (bpfree.weight_perturbation, {}),
+    (bpfree.weight_perturbation, {"rank": 1, "antithetic": True}),
+    (bpfree.learned_feedback, {"teacher": "losses"} | PREDICTED),
+    (bpfree.learned_feedback, {"shrinkage": 1.0} | PREDICTED),
 ]
 
 
 @pytest.mark.parametrize("make, options", ESTIMATORS)
 def test_differences_of_large_losses_are_lost(make, options):
-    shifted = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e7)  # noqa: E731
-    assert "rounding errors: subtract a constant" in fault(make, shifted, **options)
+    for size in (1e6, 1e9):  # most changes are lost, and all of them
+        shifted = lambda p, b: outputs(p, b) ** 2 + jnp.float32(size)  # noqa: B023, E731
+        assert "rounding errors: subtract a constant" in fault(make, shifted, **options)
     plain = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e2)  # noqa: E731
     assert fault(make, plain, **options) is None
 
@@ -42,6 +54,14 @@ def test_differences_of_large_losses_are_lost(make, options):
 def test_a_loss_that_does_not_change_is_no_fault():
     step = lambda p, b: (outputs(p, b) > 1e6).astype(jnp.float32) + 1  # noqa: E731
     assert fault(bpfree.node_perturbation, step) is None
+
+
+def test_parameters_that_are_moved_in_place_have_the_same_fault():
+    shifted = lambda p, b: outputs(p, b) ** 2 + jnp.float32(1e9)  # noqa: E731
+    tx = bpfree.seed_replay(shifted, 0.1, num_samples=64)
+    _, state = tx.step(PARAMS, tx.init(PARAMS), BATCH)
+    text = bpfree.fault_message(state, shifted, PARAMS, BATCH)
+    assert "rounding errors: subtract a constant" in text
 
 
 def test_an_exact_derivative_takes_no_differences():

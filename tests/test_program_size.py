@@ -33,6 +33,7 @@ BUDGET = {
     "weight perturbation": 1.5,
     "weight perturbation (rank 1)": 1.6,
     "learned feedback": 2.65,
+    "learned feedback (jvp)": 2.25,
     "layer-wise": 2.25,
 }
 

@@ -15,8 +15,7 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     Args:
       sizes: rms of the values at each site, (n,); 0 where nothing is to be checked.
       sigma: {node: () or (channels,)}, {} if nothing is injected.
-      clean: losses of the clean pass. changes: mean squares of what noise adds to them;
-        a loss that noise does not change at all (a step, a hinge) is no fault.
+      clean: losses of the clean pass. changes: mean squares of what noise adds to them.
     """
     sites = program.sites
     places = np.arange(len(sites), dtype=np.int32)
@@ -30,11 +29,21 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
     code = jnp.int32(estimate.NO_FAULT)
     if changes:
-        spacing = float(jnp.finfo(clean.dtype).eps) * rms([clean])[0].astype(jnp.float32)
         change = jnp.sqrt(jnp.stack(list(changes.values())))
-        code = jnp.where(
-            ((change > 0) & (change < spacing)).any(), estimate.LOST_LOSS, code
-        )
+        lost = is_lost(change, clean, scale.min()).any()
+        code = jnp.where(lost, estimate.LOST_LOSS, code)
     code = jnp.where(small < len(sites), estimate.SMALL_SIGMA - codes[small], code)
     code = jnp.where(broken < len(sites), codes[broken], code)
     return jnp.where((scale > 0).all(), code, estimate.BAD_SIGMA).astype(jnp.int32)
+
+
+def is_lost(change, losses, sigma):
+    """Whether rounding hides what noise of size sigma changes in these losses.
+
+    They change by less than the spacing of numbers of their size; or not at all, where a
+    slope of 1 would be hidden. Otherwise a loss that nothing changes (a step, a hinge) is
+    no fault.
+    """
+    eps = float(jnp.finfo(losses.dtype).eps)
+    spacing = eps * rms([losses])[0].astype(jnp.float32)
+    return jnp.where(change > 0, change < spacing, spacing > sigma)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
@@ -199,32 +200,38 @@ def learned_feedback(
         )
 
         def learn():
+            residual, changes = {}, {}
             if teacher == "losses":
-                residual = teachers.residual_of(step)
+                residual, changes = teachers.residual_of(step)
                 miss = teachers.filled(residual, predicted, -1 / losses.size)
                 slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
             elif teacher == "jvp":
-                residual = teachers.residual_of(step) if shrinkage > 0 else {}
+                if shrinkage > 0:
+                    residual, changes = teachers.residual_of(step)
                 slope = teachers.misfit_of_derivatives(step, predictor, older)
             else:
-                residual, slope = teachers.residual_and_misfit(
+                (residual, changes), slope = teachers.residual_and_misfit(
                     step, predictor, older, residual=shrinkage > 0
                 )
             moved, fit_state = fit.update(slope, state.inner.fit, older)
             inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
-            return residual if shrinkage > 0 else {}, inner
+            return residual if shrinkage > 0 else {}, changes, inner
 
         if fit_every == 1:
-            residual, inner = learn()
+            residual, changes, inner = learn()
         else:
             due = state.count % fit_every == 0
-            residual, inner = lax.cond(due, learn, lambda: ({}, state.inner))
+            unknown = {"losses": np.float32(np.inf)} if teacher == "losses" else {}
+            residual, changes, inner = lax.cond(
+                due, learn, lambda: ({}, unknown, state.inner)
+            )
         signal = teachers.filled(
             residual, predicted, shrinkage / losses.size, 1 / losses.size
         )
         sizes = scale.sizes_at(clean.program.sites, clean.values)
         scales = {s.name: step.sigma for s in step.sites} if noisy_passes else {}
-        fault = find_fault(clean.program, sizes, scales)
+        changes = tags.sum_shards(changes, losses, lax.pmean)
+        fault = find_fault(clean.program, sizes, scales, losses, changes)
         return Estimate(pull(signal), losses, aux, fault, inner)
 
     def shared(key, args, state, wanted) -> Estimate:

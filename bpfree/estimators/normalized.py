@@ -26,7 +26,7 @@ from bpfree.sampling.weighting import credit
 Norm = Literal["global", "per_layer"]
 
 
-def activity_signals(run: Run, norm: Norm) -> NodeTree:
+def activity_signals(run: Run, norm: Norm) -> tuple[NodeTree, NodeTree]:
     """ANP: da is what was injected, and what arrived from the nodes before.
 
     Clean pairing: accumulated over the samples; see `perturbation`.
@@ -38,23 +38,25 @@ def activity_signals(run: Run, norm: Norm) -> NodeTree:
         losses, changes = change(deltas)
         own = _typed(run, deltas)
         moved = {n: at_least_float32(y) + own[n] for n, y in changes.items()}
-        return _credited(losses, moved, run.part.nodes, norm), ()
+        found = _credited(losses, moved, run.part.nodes, norm)
+        return (found, runs.changes(run, losses)), ()
 
     return runs.mean_over_samples(run, chunk)
 
 
-def own_signals(run: Run) -> NodeTree:
+def own_signals(run: Run) -> tuple[NodeTree, NodeTree]:
     """INP: da is what was injected at one node at a time; clean pairing likewise."""
     losses = runs.losses(run)
     measured = run.settings.derivative == "finite_difference"
 
     def chunk(draws):
         deltas = runs.deltas(run, runs.draw(run, draws))
-        moved, signals = _typed(run, deltas), {}
-        for nodes, found in runs.by_losses(run.part, losses(deltas)):
-            change = found - run.clean[None] if measured else found
+        moved, signals, changes = _typed(run, deltas), {}, losses(deltas)
+        if measured:
+            changes = jax.tree.map(lambda noisy: noisy - run.clean[None], changes)
+        for nodes, change in runs.by_losses(run.part, changes):
             signals |= _credited(change, moved, nodes, "global")
-        return signals, ()
+        return (signals, runs.changes(run, changes)), ()
 
     return runs.mean_over_samples(run, chunk)
 

@@ -53,8 +53,8 @@ class Found(NamedTuple):
     changes: Any = {}
 
 
-Signals = Callable[[Run], NodeTree]
-"""Run -> {node: estimate of d(mean loss) / dy}, of the nodes of its part."""
+Signals = Callable[[Run], tuple[NodeTree, NodeTree]]
+"""Run -> ({node: estimate of d(mean loss) / dy}, of the nodes of its part, `changes`)."""
 
 
 def build(
@@ -129,7 +129,12 @@ def _example_nodes(settings: Settings, params, example_batch):
 def _clean(run: Run, signals: Signals | None) -> Found:
     """Clean pairing: noise weighted by centred losses, summed over the samples."""
     parts = runs.split(run)
-    found = [_clean_part(p) if signals is None else Found(signals(p)) for p in parts]
+    if signals is None:
+        found = [_clean_part(part) for part in parts]
+    else:
+        made = (signals(part) for part in parts)
+        together = sum_over_devices if run.apart else lambda changes: changes
+        found = [Found(gradient, changes=together(c)) for gradient, c in made]
     gradient = _union(f.gradient for f in found)
     slopes, changes = _union(f.slopes for f in found), _union(f.changes for f in found)
     return Found(gradient, slopes, changes=changes)

@@ -25,7 +25,7 @@ from bpfree.program import interpreter, passes, tags
 from bpfree.program.loops import in_segments, with_starts
 from bpfree.program.tags import Site
 from bpfree.program.trace import Program, name_hash, split_aux
-from bpfree.sampling.loop import sum_over_draws
+from bpfree.sampling.loop import mean_of, sum_over_draws
 from bpfree.sampling.rounding import as_felt
 from bpfree.sampling.scale import rms, scaled, sizes_at
 from bpfree.sampling.weighting import weighted_sum
@@ -49,15 +49,16 @@ def make_estimator(settings: Settings) -> Estimator:
 
     def estimate(key, args, state, wanted) -> Estimate:
         run = runs.begin(settings, key, args, state, wanted)
-        gradient, clean, aux, sizes = _estimate(run)
-        fault = find_fault(run.program, sizes, run.sigma, clean)
+        gradient, clean, aux, sizes, changes = _estimate(run)
+        changes = tags.sum_shards(changes, run.program.losses, lax.pmean)
+        fault = find_fault(run.program, sizes, run.sigma, clean, changes)
         return Estimate(gradient, clean, aux, fault)
 
     return of_losses(settings.loss_fn, estimate)
 
 
 def _estimate(run: runs.Run):
-    """(gradient, losses of the clean pass, aux, {node: rms of its values})."""
+    """(gradient, losses of the clean pass, aux, {node: rms of its values}, changes)."""
     loops: list[Any] = []
 
     def keeping(*args, **options):
@@ -70,8 +71,10 @@ def _estimate(run: runs.Run):
     noisy = run._replace(program=run.program.holding(values), clean=clean, values=values)
     sizes = sizes_at(run.program.sites, values)
     (part,) = runs.split(noisy._replace(program=statistics.answered(noisy)))
-    gradient = _pulled(run, _signals(part, _weights(part)), loops)
-    return gradient, clean, aux, sizes
+    centred = _weights(part)
+    gradient = _pulled(run, _signals(part, centred), loops)
+    changes = runs.changes(part, centred.reshape(-1, *clean.shape))
+    return gradient, clean, aux, sizes, mean_of(changes, part.num_samples)
 
 
 def _sizes(program: Program):

@@ -19,7 +19,7 @@ from bpfree.sampling.learned_scale import current_scales, scale_slopes
 from bpfree.sampling.loop import Layout, laid_out, mean_of, over_samples, sum_over_draws
 from bpfree.sampling.noise import draw_chunk
 from bpfree.sampling.rounding import as_felt
-from bpfree.sampling.scale import of_each, scaled, scales
+from bpfree.sampling.scale import at_least_float32, of_each, scaled, scales
 
 
 class Run(NamedTuple):
@@ -174,13 +174,18 @@ def slopes(run: Run, weights, noise) -> NodeTree:
 def changes(run: Run, weights) -> NodeTree:
     """{nodes together: mean square of L_k - L_0, summed over the samples}."""
     settings = run.settings
-    compared = settings.baseline is baselines.CLEAN
-    if not (compared and settings.derivative == "finite_difference"):
+    measured = settings.derivative == "finite_difference"
+    if not (measured and settings.baseline.measures):
         return {}
     return {
-        "/".join(site.name for site in nodes): (w.reshape(len(w), -1) ** 2).mean(1).sum()
+        "/".join(site.name for site in nodes): summed_squares(w)
         for nodes, w in by_losses(run.part, weights)
     }
+
+
+def summed_squares(change: jax.Array) -> jax.Array:
+    """Mean square over the examples, summed over the samples in front."""
+    return (at_least_float32(change).reshape(len(change), -1) ** 2).mean(1).sum()
 
 
 def credited(run: Run, weights) -> NodeTree:

@@ -18,7 +18,7 @@ from bpfree.estimators import weight_noise
 from bpfree.estimators.base import EstimatorState, transformation
 from bpfree.estimators.estimate import Estimate
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.weight_perturbation import BaselineChoice, begin, make_settings
+from bpfree.estimators.weight_runs import BaselineChoice, begin, make_settings
 from bpfree.program import tags
 from bpfree.program.trace import LossFn
 from bpfree.sampling.loop import sum_over_draws
@@ -108,9 +108,10 @@ def seed_replay(
 
         def weights(draws):
             noise = jax.vmap(run.draw)(draws)
-            return (), run.weigh(draws, lambda: run.losses(noise)) @ run.signs
+            found = run.weigh(draws, lambda: run.losses(noise))
+            return (found**2).sum(), found @ run.signs
 
-        found = sum_over_draws(weights, settings.layout)[1]
+        squares, found = sum_over_draws(weights, settings.layout)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         found = found * (-jnp.float32(rate) / (num_samples * run.scale))
 
@@ -118,7 +119,7 @@ def seed_replay(
             return weight_noise.moved_by(params, run.draw(k), found[k])
 
         params = lax.fori_loop(0, len(found), add, args[0])
-        return Estimate(params, run.clean, run.aux, run.fault)
+        return Estimate(params, run.clean, run.aux, run.fault(squares / num_samples))
 
     tx = transformation(of_losses(loss_fn, moved), loss_fn, seed, example_batch)
 

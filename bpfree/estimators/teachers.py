@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bpfree.estimators import clean_pass
+from bpfree.estimators.runs import summed_squares
 from bpfree.program import passes, rewriting
 from bpfree.program.tags import Site
 from bpfree.program.trace import NodeTree, Program, split_aux
@@ -48,23 +49,23 @@ class Step(NamedTuple):
         return clean_pass.hidden(self.clean.program)
 
 
-def residual_of(step: Step) -> NodeTree:
-    """q, from the losses of the noisy passes alone."""
+def residual_of(step: Step) -> tuple[NodeTree, NodeTree]:
+    """q, from the losses of the noisy passes alone; {"losses": how they change}."""
     losses = passes.perturbed(step.noisy, step.clean.args)
     evaluate = loop.over_samples(step.layout, losses)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy = evaluate({name: scaled(step.sigma, z) for name, z in noise.items()})
-        return _credit(step, noise, noisy), ()
+        return _residual(step, noise, noisy), ()
 
     return loop.mean_of(loop.sum_over_draws(chunk, step.layout)[0], _samples(step))
 
 
 def residual_and_misfit(step: Step, predictor, weights, residual: bool):
-    """q, and the slope of the mean squared error of `respond` on the noisy passes.
+    """`residual_of`, and the slope of the error of `respond` on the noisy passes.
 
-    Without `residual` q is {}, and the noisy passes end at the last node.
+    Without `residual` both of it are {}, and the noisy passes end at the last node.
     """
     names = [site.name for site in step.clean.program.nodes]
     if predictor.models == "rest":
@@ -84,7 +85,7 @@ def residual_and_misfit(step: Step, predictor, weights, residual: bool):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         noisy, moves, change = loop.over_samples(step.layout, observe)(noise)
         slope = _slope(step, predictor, weights, moves, change)
-        return (_credit(step, noise, noisy) if residual else {}, slope), ()
+        return (_residual(step, noise, noisy) if residual else ({}, {}), slope), ()
 
     apart = loop.own_kernels(step.layout, chunk)
     credited, slope = loop.sum_over_draws(apart, step.layout)[0]
@@ -98,36 +99,39 @@ def misfit_of_derivatives(step: Step, predictor, weights):
     One forward derivative of the program cut at the nodes has those of all blocks: what
     moves at a node ends in the blocks that read it.
     """
-    respond = partial(_respond, step, predictor)
-    errors = _errors(step, predictor, weights)
+    at, error = _error(step, predictor, weights)
 
     def chunk(draws):
         noise = draw_chunk(step.plan, step.key, draws, step.sites)
         values = step.clean.values
         moves = {name: z.astype(values[name].dtype) for name, z in noise.items()}
-        error = loop.over_samples(step.layout, errors)(moves)
-        slope = jax.vjp(partial(respond, moves), weights)[1](error)[0]
-        return jax.tree.map(at_least_float32, slope), ()
+
+        def errors(at):
+            return loop.over_samples(step.layout, partial(error, at))(moves)
+
+        missed, vjp = jax.vjp(errors, at)
+        return jax.tree.map(at_least_float32, vjp(missed)[0]), ()
 
     slope = loop.sum_over_draws(loop.own_kernels(step.layout, chunk), step.layout)[0]
     return _mean_slope(step, predictor, slope, weights)
 
 
-def _errors(step: Step, predictor, weights):
-    """moves -> df(y; V) z - df(y; theta) z at the ends of the blocks.
+def _error(step: Step, predictor, weights):
+    """(x, (x, moves) -> df(y; V) z - df(y; theta) z at the ends of the blocks); x is V.
 
     Where a block is affine in its parameters, that is its derivative by them, in the
-    direction V - theta: one product in place of two, and no difference of large numbers.
+    direction x = V - theta: one product in place of two, and no difference of large
+    numbers.
     """
     params = step.clean.args[0]
     of_blocks = clean_pass.responses
 
-    def apart(moves):
+    def apart(weights, moves):
         guess = predictor.respond(weights, step.clean, moves)
         return jax.tree.map(jnp.subtract, guess, of_blocks(params, step.clean, moves))
 
     if predictor.respond is not of_blocks:
-        return apart
+        return weights, apart
 
     def along(params, direction, moves):
         one = partial(of_blocks, clean=step.clean, moves=moves)
@@ -137,25 +141,20 @@ def _errors(step: Step, predictor, weights):
     moves = {s.name: step.clean.values[s.name] for s in step.sites}
     read = rewriting.reads(along, params, direction, moves)
     affine = not any(read[: len(jax.tree.leaves(params))])
-    return partial(along, params, direction) if affine else apart
+    return (direction, partial(along, params)) if affine else (weights, apart)
 
 
 def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
     """By the weights, of half the squared error of the responses to these moves."""
 
     def respond(weights):
-        guess = _respond(step, predictor, moves, weights)
+        one = partial(predictor.respond, weights, step.clean)
+        guess = loop.over_samples(step.layout, one)(moves)
         return {name: guess[name] for name in change}
 
     guess, vjp = jax.vjp(respond, weights)
     slope = vjp(jax.tree.map(jnp.subtract, guess, change))[0]
     return jax.tree.map(at_least_float32, slope)
-
-
-def _respond(step: Step, predictor, moves: NodeTree, weights):
-    """Of each sample, to its moves."""
-    one = partial(predictor.respond, weights, step.clean)
-    return loop.over_samples(step.layout, one)(moves)
 
 
 def _mean_slope(step: Step, predictor, slope, weights):
@@ -170,6 +169,12 @@ def _mean_slope(step: Step, predictor, slope, weights):
 @jax.jit  # one function in the program for all nodes of a shape, as those below
 def _change(noisy, clean, sigma):
     return (noisy - clean) / sigma.astype(noisy.dtype)
+
+
+def _residual(step: Step, noise: NodeTree, noisy: jax.Array) -> tuple[NodeTree, NodeTree]:
+    """Sums over the chunk's samples, of z r and of the mean squared change."""
+    change = summed_squares(noisy - step.losses[None])
+    return _credit(step, noise, noisy), {"losses": change}
 
 
 def _credit(step: Step, noise: NodeTree, noisy: jax.Array) -> NodeTree:

@@ -10,6 +10,7 @@ inputs of the first pass.
 """
 
 from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,33 @@ from jax import lax
 from jax.random import fold_in
 
 from bpfree.estimators import layerwise, normalized, runs
-from bpfree.estimators.estimate import NO_FAULT, Estimate, Estimator
-from bpfree.estimators.faults import find_fault
+from bpfree.estimators.estimate import LOST_LOSS, NO_FAULT, Estimate, Estimator
+from bpfree.estimators.faults import find_fault, is_lost
 from bpfree.estimators.objective import of_losses
-from bpfree.estimators.runs import Run
+from bpfree.estimators.runs import Run, summed_squares
 from bpfree.estimators.settings import Settings
 from bpfree.program import passes, tags
 from bpfree.program.blocks import check_blocks, warn_of_backpropagation
 from bpfree.program.trace import NodeTree, arguments, split_aux, takes_key
 from bpfree.sampling.loop import mean_of, over_samples, sum_over_draws
-from bpfree.sampling.scale import at_least_float32, scales, sizes_at
+from bpfree.sampling.scale import at_least_float32, least_at, scales, sizes_at
 from bpfree.sampling.weighting import per_sample
+
+
+class _Pair(NamedTuple):
+    """What a pair of passes measures: both changes are first minus second."""
+
+    change: jax.Array
+    changes: NodeTree
+
+
+class _First(NamedTuple):
+    """What is reported of a first pass."""
+
+    value: jax.Array  # mean loss
+    aux: Any
+    fault: jax.Array
+    square: jax.Array  # of the losses' change to the second, mean over the batch
 
 
 def check(loss_fn, sigma, antithetic: bool, derivative: str) -> None:
@@ -59,19 +76,26 @@ def make_estimator(settings: Settings, norm: normalized.Norm) -> Estimator:
         (part,) = layerwise.parts(settings.schedule, program)
         run = Run(settings, program, args, key, sigma, None, {}, part)
         gradient, firsts = _gradient(run, own[0] if own else key, norm)
-        value, aux, fault = firsts
         return Estimate(
             jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), gradient, args[0]),
-            value.mean(),
-            jax.tree.map(lambda a: a[0], aux),
-            fault[(fault != NO_FAULT).argmax()],
+            firsts.value.mean(),
+            jax.tree.map(lambda a: a[0], firsts.aux),
+            _fault(run, firsts),
         )
 
     return of_losses(settings.loss_fn, estimate)
 
 
+def _fault(run: Run, firsts: _First) -> jax.Array:
+    """Of all pairs: the first that one of them has, or losses whose change is lost."""
+    sigma = least_at(run.program.sites, run.sigma or {}).min()
+    lost = is_lost(jnp.sqrt(firsts.square.mean()), firsts.value, sigma)
+    code = firsts.fault[(firsts.fault != NO_FAULT).argmax()]
+    return jnp.where((code == NO_FAULT) & lost, LOST_LOSS, code)
+
+
 def _gradient(run: Run, key, norm: normalized.Norm):
-    """(gradient, (mean loss, aux, fault) of the K first passes)."""
+    """(gradient, what the K first passes report)."""
     nodes, count = run.part.nodes, run.num_samples
 
     def chunk(draws):
@@ -84,15 +108,14 @@ def _gradient(run: Run, key, norm: normalized.Norm):
             one = partial(_pair, run, params)
             return over_samples(run.part.layout, one)(*keys, *deltas)
 
-        (losses, _), vjp, (seen, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
-        change, moved = seen
-        weights = normalized.weigh(change, moved, nodes, norm)
-
-        def term(site):
-            found = per_sample(weights[site.name], moved[site.name], site.batch_axis)
-            return found.astype(site.dtype)
-
-        terms = {site.name: term(site) for site in nodes}
+        (losses, _), vjp, (pair, report) = jax.vjp(surrogate, run.args[0], has_aux=True)
+        weights = normalized.weigh(pair.change, pair.changes, nodes, norm)
+        terms = {
+            s.name: per_sample(
+                weights[s.name], pair.changes[s.name], s.batch_axis
+            ).astype(s.dtype)
+            for s in nodes
+        }
         behind_last = jnp.full_like(losses, 1 / losses[0].size)
         gradient = vjp((behind_last, terms))[0]
         report = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), report)
@@ -104,10 +127,7 @@ def _gradient(run: Run, key, norm: normalized.Norm):
 
 
 def _pair(run: Run, params, key, other_key, deltas, other_deltas):
-    """((losses, nodes of the first pass), (their changes to it from the second, report)).
-
-    The report is of the first pass: mean loss, aux and fault.
-    """
+    """((losses, nodes of the first pass), (what the pair measures, report))."""
 
     def noisy_pass(program, params, key, deltas):
         batch = run.args[1]
@@ -126,8 +146,10 @@ def _pair(run: Run, params, key, other_key, deltas, other_deltas):
         difference[name] += own.astype(difference[name].dtype)
     sizes = sizes_at(run.program.sites, values)
     fault = find_fault(run.program, sizes, run.sigma or {})
-    changes, report = (losses - others[0], difference), (losses.mean(), aux, fault)
-    return (losses, seen), still((changes, report))
+    pair = _Pair(losses - others[0], difference)
+    square = summed_squares((losses - others[0])[None])
+    report = _First(losses.mean(), aux, fault, square)
+    return (losses, seen), still((pair, report))
 
 
 def _deltas(run: Run, draws) -> NodeTree:

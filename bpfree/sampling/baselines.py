@@ -36,6 +36,11 @@ class Baseline(NamedTuple):
     whole: bool = True
     across: bool = False
 
+    @property
+    def measures(self) -> bool:
+        """Whether the weights are changes of the losses, in their units."""
+        return self in (CLEAN, LEAVE_ONE_OUT)
+
 
 def _left_out(table: jax.Array) -> jax.Array:
     """L_k minus the mean loss of all other draws.
