@@ -192,3 +192,15 @@ def test_a_third_parameter_with_a_value_of_its_own_is_no_key():
     assert takes_key(lambda params, batch, key=None: 0)
     assert not takes_key(lambda params, batch, train=True: 0)
     assert not takes_key(lambda params, batch, *, key: 0)
+
+
+@pytest.mark.parametrize("make", [bpfree.node_perturbation, bpfree.weight_perturbation])
+def test_mutable_arrays_are_refused(make):
+    def loss(params, batch):
+        kept = jax.new_ref(jnp.zeros_like(batch["t"]))
+        kept[...] = jnp.tanh(batch["x"] @ params["w1"])
+        return ((kept[...] @ params["w2"] - batch["t"]) ** 2).sum(1)
+
+    tx = make(loss, num_samples=2)
+    with pytest.raises(ValueError, match="writes into a mutable array"):
+        tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH)

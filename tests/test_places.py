@@ -124,6 +124,13 @@ def sorted_between(params, batch, key):
     return cross_entropy(jnp.tanh(h @ params["w3"]) @ params["w2"], batch["label"])
 
 
+def tiled(params, batch, key):
+    """Copies of the whole batch follow each other: views, whose outputs are averaged."""
+    x = jnp.tile(batch["x"], (3, 1)) + jnp.repeat(jnp.arange(3.0), B)[:, None]
+    logits = _net(params, x).reshape(3, B, -1)
+    return cross_entropy(logits.mean(0), batch["label"])
+
+
 BY_EXAMPLE = {
     mapped: "w1 w2",
     mapped_by_size: "w1 w2",
@@ -135,6 +142,7 @@ BY_EXAMPLE = {
     collective: "w1 w2",
     one_branch: "w1 w2",
     sorted_between: "w2 w3",
+    tiled: "w1 w2",
 }
 
 

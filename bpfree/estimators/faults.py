@@ -45,5 +45,6 @@ def is_lost(change, losses, sigma):
     no fault.
     """
     eps = float(jnp.finfo(losses.dtype).eps)
-    spacing = eps * rms([losses])[0].astype(jnp.float32)
-    return jnp.where(change > 0, change < spacing, spacing > sigma)
+    spacing = (eps * rms([losses])[0]).astype(change.dtype)
+    hidden = spacing > jnp.asarray(sigma, change.dtype)
+    return jnp.where(change > 0, change < spacing, hidden)

@@ -21,6 +21,7 @@ from bpfree.program import products
 from bpfree.program.lowrank import LowRank
 from bpfree.program.marking import param_path, param_paths
 from bpfree.program.reach import moves_loss
+from bpfree.program.trace import check_arrays
 from bpfree.sampling import loop
 from bpfree.sampling.noise import Plan, draw_arrays, gaussian, named_keys, rademacher
 
@@ -72,6 +73,7 @@ def moved(traced, args, wanted=None) -> dict[str, jax.Array]:
     `traced` is `to_jaxpr` of the loss function at `args`.
     """
     jaxpr, _, out = traced
+    check_arrays(jaxpr)
     leaves, paths = jax.tree.leaves(args[0]), param_paths(args[0])
     moving = moves_loss(jaxpr, jax.tree.structure(out), len(leaves))
     if not any(moving):

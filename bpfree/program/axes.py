@@ -38,17 +38,19 @@ def moved(eqn, i: int, place: Place | Parts, batch: int, columns) -> Somewhere:
 
 
 _ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bessel_j1 bitcast_convert_type bpfree_tag cbrt ceil clamp clz complex conj
-    convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e bessel_j1 bitcast_convert_type bpfree_tag cbrt ceil clamp clz complex
+    conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf
     erf_inv erfc exp exp2 expm1 floor from_edtype ge gt igamma igamma_grad_a igammac
-    imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul
-    mulhi name ne neg nextafter not optimization_barrier or pcast polygamma
-    population_count pow pvary random_bits random_fold_in random_gamma random_seed
-    random_split random_unwrap random_wrap real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
-    sub tan tanh threefry2x32 tie to_edtype xor zeta""".split()
+    imag integer_pow is_finite layout_constraint le le_to lgamma log log1p log2
+    logistic lt lt_to max min mul mulhi name ne neg nextafter not one_minus_square
+    optimization_barrier or pcast polygamma polynomial population_count pow pvary
+    random_bits random_fold_in random_gamma random_seed random_split random_unwrap
+    random_wrap real reciprocal reduce_precision reduced_vary_cast
+    regularized_incomplete_beta relayout rem reshard round rsqrt select_n
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
+    sinh sqrt square stop_gradient sub tan tanh threefry2x32 tie to_edtype
+    with_memory_space_constraint xla_metadata_value xor zeta""".split()
 )
 
 
@@ -63,6 +65,11 @@ def _reshape(eqn, i, place, batch, columns):
         return LOST
     shape = eqn.invars[0].aval.shape
     return reshaped(place, shape, eqn.params["new_sizes"], batch)
+
+
+def _tile(eqn, i, place, batch, columns):
+    """Whole copies of an axis follow each other."""
+    return place._replace(outer=place.outer * eqn.params["reps"][place.axis])
 
 
 def _expand(eqn, i, place, batch, columns):
@@ -196,13 +203,15 @@ _RULES: dict[str, Rule] = {
     "stack": _stack,
     "reduce": _removed("dimensions"),
     "approx_top_k": _not_along("reduction_dimension"),
+    "tile": _tile,
     "top_k": _not_along("axis"),
     "transpose": _transpose,
     "triangular_solve": contractions.triangular_solve,
     "unstack": _removed("axis"),
 }
 _RULES |= dict.fromkeys(
-    "eig geqrf householder_product lu qr schur svd tridiagonal_solve".split(),
+    """eig geqrf hessenberg householder_product lu qr schur svd symmetric_product
+    tridiagonal tridiagonal_solve""".split(),
     _leading(lambda eqn: 2),
 )
 _RULES |= dict.fromkeys(

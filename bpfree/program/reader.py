@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from bpfree.program import tags, values
+from bpfree.program import identities, tags, values
 from bpfree.program.decisions import Decisions
 from bpfree.program.flat import Body, Op
 from bpfree.program.place import LOST, Parts, Place, axes_of
@@ -117,6 +117,8 @@ class Reader:
         joined = join([v for v, read in zip(ins, op.reads, strict=True) if read])
         has_product = op.count(PRODUCTS)
         own_rule = op.has_own_rule
+        if own_rule and joined.noise and self.source.hold_stops:
+            identities.check(op.eqn)
         if not own_rule:  # no node can stand inside
             if op.name == "while" or has_product:
                 joined = joined.deciding()

@@ -12,6 +12,7 @@ import jax
 
 from bpfree.program import interpreter, tags
 from bpfree.program.find import find
+from bpfree.program.identities import as_lines
 from bpfree.program.interpreter import Run
 from bpfree.program.marking import roles, tagged
 from bpfree.program.rewriting import to_jaxpr
@@ -26,6 +27,7 @@ def held(loss_fn: LossFn, args, traced=None) -> LossFn:
     """
     jaxpr, consts, out = traced or to_jaxpr(loss_fn, args)
     size = check_losses(split_aux(out)[0])
+    jaxpr, consts = as_lines(jaxpr, consts, jax.tree.leaves(args))
     found = find(jaxpr, consts, roles(args), 0, size, True, everywhere=True)
     if not any(mark.kind == "hold" for mark in found.outputs.values()):
         return loss_fn

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from bpfree.program import rewriting, tags
 from bpfree.program.collectives import as_reductions
+from bpfree.program.identities import as_lines
 from bpfree.program.marking import with_nodes
 from bpfree.program.names import NameFilter, chosen_names, numbered
 from bpfree.program.tags import Site
@@ -153,7 +154,9 @@ def site_names(loss_fn: LossFn, params, batch, key=None) -> set[str]:
 def _with_nodes(loss_fn: LossFn, args, loss_axes: int, credited: bool, **options):
     """(jaxpr with all nodes tagged, its constants, shapes of the output, batch size)."""
     jaxpr, consts, out = rewriting.to_jaxpr(loss_fn, args)
+    check_arrays(jaxpr)
     jaxpr, consts = as_reductions(jaxpr, consts, jax.tree.leaves(args))
+    jaxpr, consts = as_lines(jaxpr, consts, jax.tree.leaves(args))
     losses = split_aux(out)[0]
     batch_size = check_losses(losses, loss_axes)
     credited = credited and losses.ndim == 1  # of (B, T) the examples must not meet
@@ -181,6 +184,15 @@ def arguments(loss_fn: LossFn, params, batch, key) -> tuple:
     if key is None:
         raise ValueError("this loss function takes a PRNG key: pass key=")
     return params, batch, key
+
+
+def check_arrays(jaxpr) -> None:
+    """ValueError for mutable arrays, which no pass that is run in pieces can follow."""
+    if tags.contains(jaxpr, lambda p: p.name in ("new_ref", "empty_ref")):
+        raise ValueError(
+            "the loss function writes into a mutable array (jax.new_ref), whose values "
+            "no estimator but backprop can follow. Use arrays, and x = x.at[i].set(y)."
+        )
 
 
 def check_losses(losses, axes: int = 1) -> int | None:

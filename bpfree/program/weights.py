@@ -24,7 +24,8 @@ PRODUCTS = frozenset(
 LOOKUPS = ("gather", "dynamic_slice")
 STEPS = frozenset("floor ceil round sign".split())  # their derivative is zero
 SHAPES = frozenset(
-    "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type".split()
+    """reshape transpose squeeze expand_dims broadcast_in_dim tile
+    convert_element_type""".split()
 )
 _SUMS = ("add", "sub", "add_any")
 _SCALES = ("mul", "div")

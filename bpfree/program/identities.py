@@ -1,0 +1,162 @@
+"""Identities with a derivative of their own: reversed or scaled gradients.
+
+    y = x,    dy = T(x) dx        by the rule of a `custom_vjp` or `custom_jvp`
+
+Noise would pass such a function unchanged, and a finite difference would not see T. So
+the program is read as one of the same value and derivative, of which both are true,
+
+    y = c + T(c) (x - c),    c = stop_gradient(x)
+
+where noisy passes hold c. A rule that is not linear (clipped gradients) is no derivative
+of anything.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jcore
+
+from bpfree.program import rewriting, tags
+from bpfree.program.cotangents import has_rule_of_cotangents, transposed
+
+_COPIES = ("copy", "copy_p", "optimization_barrier")
+_NEUTRAL = {"mul": 1, "add": 0}  # x * 1.0, x + 0.0
+
+
+def as_lines(jaxpr, consts, args) -> tuple[Any, Any]:
+    """(jaxpr, constants) of a program in which these identities are straight lines.
+
+    Args:
+      args: shapes of the inputs, flat.
+    """
+    if not _has_identity(jaxpr):
+        return jaxpr, consts
+
+    def lines(*args):
+        return rewriting.replay(jaxpr, consts, args, _bind)
+
+    jaxpr, consts, _ = rewriting.to_jaxpr(lines, args)
+    return tags.pruned(jaxpr), consts
+
+
+def check(eqn) -> None:
+    """ValueError for an identity that noise reaches, and whose rule is not linear."""
+    if is_identity(eqn):
+        where = tags.body_of(eqn)[0].debug_info.func_src_info
+        raise ValueError(
+            f"{where} is an identity whose derivative is not linear (clipped gradients, "
+            "say): no noise can follow it. Leave it out of the loss function, or pass "
+            "hold_stop_gradient=False to take it for the identity."
+        )
+
+
+def is_identity(eqn) -> bool:
+    """Whether a function returns some of its arguments, and its rule is about these.
+
+    A rule about something else says how a value moves that was found in another way; one
+    that raises, that a value must not move.
+    """
+    name = eqn.primitive.name
+    if not (has_rule_of_cotangents(name) or "custom_jvp" in name):
+        return False
+    sources = _sources(eqn)
+    if sources is None:
+        return False
+    try:
+        moving, answers = _answers(eqn)
+    except Exception:  # the rule's own
+        return False
+    return not any(a and i not in sources for i, a in zip(moving, answers, strict=True))
+
+
+def _sources(eqn) -> list[int] | None:
+    """For each result the number of the argument that it is; None if one is none."""
+    jaxpr = tags.body_of(eqn)[0]
+    sources = {v: i for i, v in enumerate(jaxpr.invars)}
+    for inner in jaxpr.eqns:
+        if (x := _passed_on(inner)) in sources:
+            sources[inner.outvars[0]] = sources[x]
+    known = [not isinstance(v, jcore.Literal) and v in sources for v in jaxpr.outvars]
+    return [sources[v] for v in jaxpr.outvars] if known and all(known) else None
+
+
+def _passed_on(eqn) -> Any:
+    """The variable that an equation hands on as it is, or None."""
+    x, *others = eqn.invars
+    if isinstance(x, jcore.Literal) or x.aval.dtype != eqn.outvars[0].aval.dtype:
+        return None
+    if eqn.primitive.name in _COPIES and not others:
+        return x
+    neutral = _NEUTRAL.get(eqn.primitive.name)
+    if neutral is None or not isinstance(others[0], jcore.Literal):
+        return None
+    return x if np.all(others[0].val == neutral) else None
+
+
+def _has_identity(jaxpr) -> bool:
+    return any(
+        is_identity(eqn) or any(map(_has_identity, tags.sub_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _bind(eqn, invals) -> list[Any]:
+    if is_identity(eqn):
+        return _line(eqn, invals)
+    if not any(map(_has_identity, tags.sub_jaxprs(eqn))):
+        return tags.bind_eqn(eqn, invals)
+    if eqn.primitive.name == "scan" or eqn.primitive.name in ("cond", *tags.REMAT):
+        return rewriting.replay_inside(eqn, invals, _bind)
+    return tags.bind_eqn(eqn, invals)
+
+
+def _line(eqn, invals) -> list[Any]:
+    """c + T(c) (x - c) for its inexact results; as it stands if T is not to be had."""
+    sources = _sources(eqn)
+    assert sources is not None
+    moving = list(map(_is_inexact, eqn.invars))
+    held = [lax.stop_gradient(x) if m else x for m, x in zip(moving, invals, strict=True)]
+    moved = [x - c for m, x, c in zip(moving, invals, held, strict=True) if m]
+    inexact = [i for i, v in enumerate(eqn.outvars) if moving[sources[i]]]
+
+    def results(*some):
+        given = iter(some)
+        full = [next(given) if m else c for m, c in zip(moving, held, strict=True)]
+        ruled = has_rule_of_cotangents(eqn.primitive.name)
+        outs = (transposed if ruled else tags.bind_eqn)(eqn, full)
+        return [outs[i] for i in inexact]
+
+    points = [c for m, c in zip(moving, held, strict=True) if m]
+    try:
+        changes = iter(jax.jvp(results, tuple(points), tuple(moved))[1])
+    except Exception:  # the rule's own refusal, or one that is not linear: see `check`
+        return tags.bind_eqn(eqn, invals)
+    return [held[j] + next(changes) if moving[j] else invals[j] for j in sources]
+
+
+def _answers(eqn) -> tuple[list[int], list[bool]]:
+    """The inexact arguments, and whether the rule makes cotangents of theirs."""
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+
+    def results(some, full):
+        full = dict(enumerate(full)) | dict(zip(moving, some, strict=True))
+        outs = tags.bind_eqn(eqn, list(full.values()))
+        return [y for y, v in zip(outs, eqn.outvars, strict=True) if _is_inexact(v)]
+
+    def pulled(signals, full):
+        some = [full[i] for i in moving]
+        return jax.vjp(lambda some: results(some, full), some)[1](signals)[0]
+
+    signals = [shapes[i] for i in _sources(eqn) or () if i in moving]
+    jaxpr = jax.make_jaxpr(pulled)(signals, shapes).jaxpr
+    chosen = [[k == i for k in range(len(moving))] for i in range(len(moving))]
+    read = [tags.dce(jaxpr, one)[1][: len(signals)] for one in chosen]
+    return moving, [any(r) for r in read]
+
+
+def _is_inexact(v) -> bool:
+    return jnp.issubdtype(v.aval.dtype, jnp.inexact)
