@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
@@ -221,7 +221,8 @@ def learned_feedback(
             residual, changes, inner = learn()
         else:
             due = state.count % fit_every == 0
-            unknown = {"losses": np.float32(np.inf)} if teacher == "losses" else {}
+            much = scale.at_least_float32(jnp.full((), jnp.inf, losses.dtype))
+            unknown = {"losses": much} if teacher == "losses" else {}
             residual, changes, inner = lax.cond(
                 due, learn, lambda: ({}, unknown, state.inner)
             )
