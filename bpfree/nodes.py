@@ -77,6 +77,10 @@ def hold(x: jax.Array, name: str) -> jax.Array:
     constant. Without this, the noise of one example would reach the losses of all others
     through batch normalisation; the adapters hold its mean and variance.
 
+    Hold an action that the loss function draws itself, if the loss is a policy gradient:
+    noise on the logits would draw another one. Autodiff takes it for a constant, and
+    `stop_gradient`, which says so of real numbers, knows no whole ones.
+
     Args:
       x: array of any shape and type.
       name: a repeated name gets `#1`, `#2`, ... in order of appearance.

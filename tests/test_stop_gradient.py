@@ -176,3 +176,49 @@ def test_weight_perturbation_sees_through_on_request():
 
     expected = update(bpfree.weight_perturbation(open_loss, num_samples=4))
     assert_close(update(tx), expected, rtol=1e-9)
+
+
+# ------------------------------------------------------------- decisions: whole numbers
+
+
+def actions(params, batch):
+    return (jnp.tanh(batch["now"] @ params["w"]) > batch["next"] @ params["w"]).sum(1)
+
+
+def log_odds(params, batch, action):
+    """A policy gradient: the score of what was drawn, times what it earned."""
+    reward = action.astype(jnp.float64) - 1.5
+    return reward * jnp.cos(value(params, batch["now"]) + reward)
+
+
+def drawn(params, batch):
+    if "action" in batch:
+        return log_odds(params, batch, batch["action"])
+    return log_odds(params, batch, bpfree.hold(actions(params, batch), "action"))
+
+
+def drawn_in_a_branch(params, batch):
+    if "action" in batch:
+        return log_odds(params, batch, batch["action"])
+    some = batch["now"].sum() < 1e3
+    act = lambda: bpfree.hold(actions(params, batch), "action")  # noqa: E731
+    action = lax.cond(some, act, lambda: jnp.zeros(5, jnp.int64))
+    return log_odds(params, batch, action)
+
+
+@pytest.mark.parametrize(
+    "make, loss",
+    [
+        (bpfree.node_perturbation, drawn),
+        (bpfree.likelihood_ratio, drawn),
+        (bpfree.iterative_node_perturbation, drawn),
+        (bpfree.weight_perturbation, drawn),
+        (bpfree.weight_perturbation, drawn_in_a_branch),
+    ],
+)
+def test_an_action_that_is_held_is_as_good_as_one_of_the_batch(make, loss):
+    given = BATCH | {"action": actions(PARAMS, BATCH)}
+    tx = make(loss, num_samples=4, sigma=2.0)
+    moved = jax.tree.map(lambda p: p + 2.0, PARAMS)
+    assert bool((actions(moved, BATCH) != given["action"]).any())  # noise would draw anew
+    assert_close(update(tx), update(tx, given), rtol=1e-9)

@@ -60,7 +60,8 @@ def weight_perturbation(
 
     Args:
       loss_fn: `(params, batch[, key]) -> losses (B,)`, `()`, or `(losses, aux)`. Marks in
-        it are ignored: statistics that `bpfree.hold` keeps in other estimators move.
+        it are ignored: statistics that `bpfree.hold` keeps in other estimators move, but
+        for whole numbers (actions).
       num_samples: K, forward passes of the batch at perturbed parameters.
       sigma: standard deviation of the noise in units of the parameters: a number, or a
         schedule of the step. Too small loses the loss difference to rounding.

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from bpfree.program import flat, tags
 from bpfree.program.decisions import Found
 from bpfree.program.reader import Reader
-from bpfree.program.seen_through import held_stops
+from bpfree.program.seen_through import held_marks, held_stops
 from bpfree.program.source import Source
 
 
@@ -53,12 +53,17 @@ def find(
     """
     body = flat.flatten(jaxpr, consts)
     used = [i == losses for i in range(len(body.outs))]
+
+    def ends(body):
+        marks = flat.nothing(body) if everywhere else held_marks(body)
+        return marks | held_stops(body) if hold_stops else marks
+
     source = Source(
         body=body,
         shapes=tuple(v.aval.shape for v in jaxpr.invars),
         roles=tuple(roles),
         live=flat.live(body, used),
-        moving=flat.live(body, used, held_stops if hold_stops else flat.nothing).paths,
+        moving=flat.live(body, used, ends).paths,
         marked=any(site.kind == "node" for site in tags.find_sites(jaxpr)),
         batch=batch,
         credited=credited or batch in (None, 1),

@@ -11,6 +11,7 @@ where noisy passes hold c. A rule that is not linear (clipped gradients) is no d
 of anything.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ def as_lines(jaxpr, consts, args) -> tuple[Any, Any]:
 
 def check(eqn) -> None:
     """ValueError for an identity that noise reaches, and whose rule is not linear."""
-    if is_identity(eqn):
+    if is_identity(eqn) and not _is_linear(eqn):
         where = tags.body_of(eqn)[0].debug_info.func_src_info
         raise ValueError(
             f"{where} is an identity whose derivative is not linear (clipped gradients, "
@@ -54,10 +55,10 @@ def check(eqn) -> None:
 
 
 def is_identity(eqn) -> bool:
-    """Whether a function returns some of its arguments, and its rule is about these.
+    """Whether a function returns some of its arguments, and its rule changes theirs.
 
-    A rule about something else says how a value moves that was found in another way; one
-    that raises, that a value must not move.
+    A rule about another argument says how a value moves that was found in another way;
+    one that raises, that a value must not move.
     """
     name = eqn.primitive.name
     if not (has_rule_of_cotangents(name) or "custom_jvp" in name):
@@ -66,10 +67,15 @@ def is_identity(eqn) -> bool:
     if sources is None:
         return False
     try:
-        moving, answers = _answers(eqn)
+        jaxpr, moving = _pulled(eqn)
     except Exception:  # the rule's own
         return False
-    return not any(a and i not in sources for i, a in zip(moving, answers, strict=True))
+    signals = dict(zip([i for i in sources if i in moving], jaxpr.invars, strict=False))
+    pairs = list(zip(moving, jaxpr.outvars, strict=True))
+    others = [i for i, (at, _) in enumerate(pairs) if at not in signals]
+    if any(_reads(jaxpr, i, len(signals)) for i in others):
+        return False
+    return any(signals.get(at, v) is not v for at, v in pairs)
 
 
 def _sources(eqn) -> list[int] | None:
@@ -137,25 +143,52 @@ def _line(eqn, invals) -> list[Any]:
     return [held[j] + next(changes) if moving[j] else invals[j] for j in sources]
 
 
-def _answers(eqn) -> tuple[list[int], list[bool]]:
-    """The inexact arguments, and whether the rule makes cotangents of theirs."""
-    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+def _results(eqn, full, moving, some) -> list[Any]:
+    """The inexact results, of some arguments in the place of those that are moving."""
+    full = dict(enumerate(full)) | dict(zip(moving, some, strict=True))
+    outs = tags.bind_eqn(eqn, list(full.values()))
+    return [y for y, v in zip(outs, eqn.outvars, strict=True) if _is_inexact(v)]
 
-    def results(some, full):
-        full = dict(enumerate(full)) | dict(zip(moving, some, strict=True))
-        outs = tags.bind_eqn(eqn, list(full.values()))
-        return [y for y, v in zip(outs, eqn.outvars, strict=True) if _is_inexact(v)]
+
+def _pulled(eqn) -> tuple[Any, list[int]]:
+    """(jaxpr of its rule for cotangents, which of its arguments they are for)."""
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
 
     def pulled(signals, full):
         some = [full[i] for i in moving]
-        return jax.vjp(lambda some: results(some, full), some)[1](signals)[0]
+        return jax.vjp(partial(_results, eqn, full, moving), some)[1](signals)[0]
 
-    signals = [shapes[i] for i in _sources(eqn) or () if i in moving]
-    jaxpr = jax.make_jaxpr(pulled)(signals, shapes).jaxpr
-    chosen = [[k == i for k in range(len(moving))] for i in range(len(moving))]
-    read = [tags.dce(jaxpr, one)[1][: len(signals)] for one in chosen]
-    return moving, [any(r) for r in read]
+    signals = [_shape(v) for v in eqn.outvars if _is_inexact(v)]
+    jaxpr = jax.make_jaxpr(pulled)(signals, list(map(_shape, eqn.invars))).jaxpr
+    return tags.pruned(jaxpr), moving
+
+
+def _reads(jaxpr, number: int, count: int) -> bool:
+    """Whether an output depends on one of the first `count` inputs."""
+    chosen = [k == number for k in range(len(jaxpr.outvars))]
+    return any(tags.dce(jaxpr, chosen)[1][:count])
+
+
+def _is_linear(eqn) -> bool:
+    """Whether its rule has a transpose; one for tangents always does."""
+    if not has_rule_of_cotangents(eqn.primitive.name):
+        return True
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
+
+    def change(full):
+        some = [full[i] for i in moving]
+        outs, pull = jax.vjp(partial(_results, eqn, full, moving), some)
+        return jax.linear_transpose(pull, outs)((some,))
+
+    try:
+        jax.eval_shape(change, list(map(_shape, eqn.invars)))
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def _shape(v) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
 
 
 def _is_inexact(v) -> bool:

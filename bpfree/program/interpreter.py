@@ -207,11 +207,17 @@ def _run_branches(spec, eqn, invals, sites, deltas):
 
 def absent(shape, dtype) -> jax.Array:
     """What stands for the value of a mark in a branch that was not taken."""
-    return jnp.full(shape, jnp.finfo(dtype).max, dtype)
+    return jnp.full(shape, _largest(dtype), dtype)
 
 
 def held(clean: jax.Array, y: jax.Array) -> jax.Array:
     """The value of the clean pass, or y where that took another branch."""
-    if not jnp.issubdtype(y.dtype, jnp.inexact):
+    if y.dtype == bool:  # no value is left to say so
         return clean
-    return jnp.where(clean == jnp.finfo(y.dtype).max, y, clean)
+    return jnp.where(clean == _largest(y.dtype), y, clean)
+
+
+def _largest(dtype):
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.finfo(dtype).max
+    return jnp.issubdtype(dtype, jnp.bool) or jnp.iinfo(dtype).max

@@ -23,6 +23,12 @@ def held_stops(body: Body) -> set[Path]:
     return {op.path for op in stops if not _passes_noise(op, made, asked)}
 
 
+def held_marks(body: Body) -> set[Path]:
+    """Paths of the user's `bpfree.hold`s."""
+    marks = (op for op in body.ops if op.eqn.primitive is tags.tag_p)
+    return {op.path for op in marks if op.eqn.params["kind"] == "hold"}
+
+
 def _passes_noise(op: Op, made: dict[int, Op], asked: set[int]) -> bool:
     """Whether a stop_gradient says nothing about noise.
 

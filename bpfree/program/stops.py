@@ -5,10 +5,12 @@ baseline. For finite differences over the parameters to mean the same,
 
     L(theta + sigma z; c),        c = what stood there at theta
 
-the values c of a clean pass take its place in the noisy ones.
+the values c of a clean pass take its place in the noisy ones. Whole numbers have no
+`stop_gradient`; they are held where they are marked with `bpfree.hold`.
 """
 
 import jax
+import jax.numpy as jnp
 
 from bpfree.program import interpreter, tags
 from bpfree.program.find import find
@@ -23,18 +25,21 @@ def held(loss_fn: LossFn, args, traced=None) -> LossFn:
     """`loss_fn`, with what it has at `args` wherever noise would pass a stop_gradient.
 
     `traced` is `to_jaxpr(loss_fn, args)`, for callers that have it.
-    Costs a clean pass if there is such a place. Marks of the user are ignored.
+    Costs a clean pass if there is such a place. Marks of the user are ignored, but on
+    whole numbers.
     """
     jaxpr, consts, out = traced or to_jaxpr(loss_fn, args)
     size = check_losses(split_aux(out)[0])
     jaxpr, consts = as_lines(jaxpr, consts, jax.tree.leaves(args))
     found = find(jaxpr, consts, roles(args), 0, size, True, everywhere=True)
-    if not any(mark.kind == "hold" for mark in found.outputs.values()):
+    whole = any(map(_is_whole, tags.find_sites(jaxpr)))
+    if not (whole or any(mark.kind == "hold" for mark in found.outputs.values())):
         return loss_fn
     jaxpr, consts = tagged(jaxpr, consts, args, size, found)
     sites = tags.find_sites(jaxpr)
     sites = [s._replace(name=f"{i} {s.name}") for i, s in enumerate(sites)]
-    names = {s.name for s in sites if s.name.endswith(f" {tags.STOPPED}")}
+    stopped = (s for s in sites if s.name.endswith(f" {tags.STOPPED}") or _is_whole(s))
+    names = {s.name for s in stopped}
 
     def visit(site, y, values):
         if site.name in values:
@@ -51,3 +56,7 @@ def held(loss_fn: LossFn, args, traced=None) -> LossFn:
         return jax.tree.unflatten(jax.tree.structure(out), evaluate(args, values)[0])
 
     return noisy
+
+
+def _is_whole(site) -> bool:
+    return site.kind == "hold" and not jnp.issubdtype(site.dtype, jnp.inexact)

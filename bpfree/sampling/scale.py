@@ -124,8 +124,10 @@ def resolution(dtype) -> float:
     """Relative spacing of the numbers that matrix products tell apart.
 
     Products of float32 round their factors to TF32 on GPUs and to bfloat16 on TPUs unless
-    `jax.default_matmul_precision` says otherwise.
+    `jax.default_matmul_precision` says otherwise. 0 for whole numbers.
     """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return 0.0
     own = float(jnp.finfo(dtype).eps)
     if jnp.finfo(dtype).bits != 32:
         return own
@@ -174,8 +176,10 @@ def sizes_at(sites: Sequence[Site], values: NodeTree) -> jax.Array:
 
     Sites of the kind "shares" count as having none: a share of a statistic of the batch
     that is not finite makes the statistic itself not finite, which has a site of its own.
+    So do whole numbers that are held.
     """
-    checked = {s.name for s in sites if s.kind != "shares"} & values.keys()
+    real = (s for s in sites if jnp.issubdtype(s.dtype, jnp.inexact))
+    checked = {s.name for s in real if s.kind != "shares"} & values.keys()
     known = [i for i, site in enumerate(sites) if site.name in checked]
     found = rms([values[sites[i].name] for i in known])
     index = np.full(len(sites), len(known))
