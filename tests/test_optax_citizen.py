@@ -103,6 +103,19 @@ def test_sam_around_an_estimator_says_what_to_write():
         )
 
 
+@pytest.mark.parametrize(
+    "around, message",
+    [
+        (lambda tx: optax.lookahead(tx, 5, 0.5), "a step of its own"),
+        (lambda tx: optax.contrib.sam(tx, optax.sgd(0.05)), "goes to its right"),
+        (optax.contrib.split_real_and_imaginary, "hands on no batch"),
+    ],
+)
+def test_what_hands_on_no_batch_is_refused_before_the_first_step(around, message):
+    with pytest.raises(ValueError, match=message):
+        around(optax.chain(noisy(), optax.sgd(0.1))).init(PARAMS)
+
+
 def test_states_are_plain_arrays():
     tx = noisy()
     state = one(tx)[1]

@@ -495,3 +495,26 @@ def test_losses_that_no_parameter_moves_are_refused():
         ):
             with pytest.raises(ValueError, match="no parameter moves the losses"):
                 tx.update(None, tx.init(params), params, batch=batch)
+
+
+@pytest.mark.parametrize("options", [{"rank": 1}, {"rank": 1, "antithetic": True}, {}])
+def test_products_with_ragged_groups(options):
+    """JAX has no `vmap` of them over weights: samples are taken in turn."""
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 4, 5), jnp.float64)}
+    x = jax.random.normal(jax.random.key(1), (6, 4), jnp.float64)
+    sizes = jnp.array([2, 3, 1])
+
+    def ragged(params, batch):
+        return (jax.lax.ragged_dot(batch, params["w"], sizes) ** 2).sum(1)
+
+    def plain(params, batch):
+        kernels = jnp.repeat(params["w"], sizes, axis=0, total_repeat_length=6)
+        return (jnp.einsum("bi,bij->bj", batch, kernels) ** 2).sum(1)
+
+    found = [
+        problems.update(
+            bpfree.weight_perturbation(f, num_samples=4, **options), params, x
+        )
+        for f in (ragged, plain)
+    ]
+    np.testing.assert_allclose(found[0][0]["w"], found[1][0]["w"], rtol=1e-6)

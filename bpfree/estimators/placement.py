@@ -30,10 +30,21 @@ _LOOKAHEAD = (
     "lookahead.update(gradient, ...)"
 )
 
+_DEAF = ("sam", "split_real_and_imaginary")
+_TO_ITS_RIGHT = (
+    "A wrapper that hands no keywords on, such as sam = optax.contrib.sam(...), goes to "
+    "its right: optax.chain(estimator, optax.GradientTransformation(sam.init, "
+    "sam.update))"
+)
+
 
 def check(params: Any) -> None:
     """ValueError with what to write, if parameters are masked or a wrapper is around."""
     for name in _callers():
+        if name == "lookahead":
+            raise ValueError(_LOOKAHEAD)
+        if name in _DEAF:
+            raise ValueError(f"optax.contrib.{name} hands on no batch. {_TO_ITS_RIGHT}")
         if name in _READERS:
             raise ValueError(
                 f"optax.{name} around an estimator {_READERS[name]}. Write "
@@ -56,11 +67,8 @@ def check_batch(batch: Any) -> None:
         return
     if "lookahead" in _callers():
         raise ValueError(_LOOKAHEAD)
-    raise ValueError(
-        "an estimator needs a batch: update(..., batch=batch). A wrapper that hands no "
-        "keywords on, such as sam = optax.contrib.sam(...), goes to its right: "
-        "optax.chain(estimator, optax.GradientTransformation(sam.init, sam.update))"
-    )
+    needed = "an estimator needs a batch: update(..., batch=batch)."
+    raise ValueError(f"{needed} {_TO_ITS_RIGHT}")
 
 
 def has_masked(params: Any) -> bool:

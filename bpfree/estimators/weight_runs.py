@@ -1,6 +1,7 @@
 """One update of weight perturbation: its noise, its losses, and their weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from bpfree.estimators.estimate import BAD_SIGMA, LOST_LOSS, NO_FAULT
 from bpfree.estimators.faults import is_lost
 from bpfree.estimators.settings import check_draws, find_baseline
 from bpfree.program import interpreter, lowrank, rewriting, stops, tags
+from bpfree.program.side_by_side import side_by_side
 from bpfree.program.trace import split_aux
 from bpfree.sampling.baselines import Baseline, Table, weigher
 from bpfree.sampling.loop import Layout, in_chunks, own_kernels
@@ -140,4 +142,5 @@ def _change(loss_fn, args, clean, noise, layout):
         return lowrank.evaluate(mean_loss, weight_noise.added(args[0], noise, scale))
 
     hoisted = interpreter.hoist(one, noise, jax.ShapeDtypeStruct((), jnp.float32))
-    return jax.vmap(own_kernels(layout, hoisted), (None, 0))
+    moved = own_kernels(layout, hoisted)
+    return lambda noise, scales: side_by_side(partial(moved, noise))(scales)

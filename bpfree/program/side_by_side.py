@@ -1,6 +1,8 @@
 """Evaluations side by side, or one after another where an operation has no `vmap`.
 
-`ragged_dot` has no rule for a shared weight, nor has many a primitive of other people.
+`ragged_dot` has no rule for a shared weight, nor has many a primitive of other people;
+JAX's own for a weight of each sample ends in a TypeError. An error that is none of `vmap`
+comes again from the loop.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,7 @@ def or_in_turn(together: Callable, evaluate: Callable) -> Callable:
     def run(*samples):
         try:
             return together(*samples)
-        except NotImplementedError:
+        except (NotImplementedError, TypeError):
             return in_turn(evaluate)(*samples)
 
     return run
