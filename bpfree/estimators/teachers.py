@@ -173,7 +173,7 @@ def _change(noisy, clean, sigma):
 
 def _residual(step: Step, noise: NodeTree, noisy: jax.Array) -> tuple[NodeTree, NodeTree]:
     """Sums over the chunk's samples, of z r and of the mean squared change."""
-    change = summed_squares(noisy - step.losses[None])
+    change = summed_squares(noisy - step.losses[None]).astype(jnp.float32)
     return _credit(step, noise, noisy), {"losses": change}
 
 
