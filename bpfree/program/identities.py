@@ -91,6 +91,8 @@ def _sources(eqn) -> list[int] | None:
 
 def _passed_on(eqn) -> Any:
     """The variable that an equation hands on as it is, or None."""
+    if not (eqn.invars and eqn.outvars):
+        return None
     x, *others = eqn.invars
     if isinstance(x, jcore.Literal) or x.aval.dtype != eqn.outvars[0].aval.dtype:
         return None
