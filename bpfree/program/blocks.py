@@ -166,7 +166,7 @@ def _opened(eqn, invals) -> list[Any]:
     they have no derivative of may be what the rule is there for: no value is ever
     computed of this.
     """
-    is_custom = "custom_vjp" in eqn.primitive.name
+    is_custom = tags.is_custom_vjp(eqn.primitive)
     inner = tags.sub_jaxprs(eqn) if is_custom else []
     if not any(tags.contains(j, lambda p: p.name in PRODUCTS) for j in inner):
         return tags.bind_eqn(eqn, invals)

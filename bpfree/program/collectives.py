@@ -21,7 +21,7 @@ def as_reductions(jaxpr, consts, args) -> tuple[Any, Any]:
     Args:
       args: shapes of the inputs, flat.
     """
-    if not tags.contains(jaxpr, lambda primitive: primitive.name in _REDUCTIONS):
+    if not _has_reduction(jaxpr):
         return jaxpr, consts
 
     def reduced(*args):
@@ -30,10 +30,14 @@ def as_reductions(jaxpr, consts, args) -> tuple[Any, Any]:
     return rewriting.to_jaxpr(reduced, args)[:2]
 
 
+def _has_reduction(jaxpr) -> bool:
+    return tags.contains(jaxpr, lambda primitive: primitive.name in _REDUCTIONS)
+
+
 def _bind(eqn, invals) -> list[Any]:
     reduction = _REDUCTIONS.get(eqn.primitive.name)
     if reduction is None:
-        return rewriting.bind_inside(eqn, invals, _bind, _REDUCTIONS.__contains__)
+        return rewriting.bind_inside(eqn, invals, _bind, _has_reduction)
     axes, groups = eqn.params["axes"], eqn.params["axis_index_groups"]
     if groups is None and all(isinstance(axis, int) for axis in axes):
         return [reduction(x, tuple(axes)) for x in invals]

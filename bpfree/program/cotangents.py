@@ -10,10 +10,6 @@ from jax.custom_derivatives import SymbolicZero
 from bpfree.program import tags
 
 
-def has_rule_of_cotangents(name: str) -> bool:
-    return "custom_vjp" in name
-
-
 def transposed(eqn, invals) -> list[Any]:
     """A `custom_vjp` call, as a function of its inexact arguments that has tangents."""
     moving = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars]

@@ -11,7 +11,6 @@ where noisy passes hold c. A rule that is not linear (clipped gradients) is no d
 of anything.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jax import lax
 from jax.extend import core as jcore
 
 from bpfree.program import rewriting, tags
-from bpfree.program.cotangents import has_rule_of_cotangents, transposed
+from bpfree.program.cotangents import transposed
 
 _COPIES = ("copy", "copy_p", "optimization_barrier")
 _NEUTRAL = {"mul": 1, "add": 0}  # x * 1.0, x + 0.0
@@ -60,8 +59,7 @@ def is_identity(eqn) -> bool:
     A rule about another argument says how a value moves that was found in another way;
     one that raises, that a value must not move.
     """
-    name = eqn.primitive.name
-    if not (has_rule_of_cotangents(name) or "custom_jvp" in name):
+    if not (tags.is_custom_vjp(eqn.primitive) or "custom_jvp" in eqn.primitive.name):
         return False
     sources = _sources(eqn)
     if sources is None:
@@ -114,11 +112,7 @@ def _has_identity(jaxpr) -> bool:
 def _bind(eqn, invals) -> list[Any]:
     if is_identity(eqn):
         return _line(eqn, invals)
-    if not any(map(_has_identity, tags.sub_jaxprs(eqn))):
-        return tags.bind_eqn(eqn, invals)
-    if eqn.primitive.name == "scan" or eqn.primitive.name in ("cond", *tags.REMAT):
-        return rewriting.replay_inside(eqn, invals, _bind)
-    return tags.bind_eqn(eqn, invals)
+    return rewriting.bind_inside(eqn, invals, _bind, _has_identity)
 
 
 def _line(eqn, invals) -> list[Any]:
@@ -128,40 +122,37 @@ def _line(eqn, invals) -> list[Any]:
     moving = list(map(_is_inexact, eqn.invars))
     held = [lax.stop_gradient(x) if m else x for m, x in zip(moving, invals, strict=True)]
     moved = [x - c for m, x, c in zip(moving, invals, held, strict=True) if m]
-    inexact = [i for i, v in enumerate(eqn.outvars) if moving[sources[i]]]
-
-    def results(*some):
-        given = iter(some)
-        full = [next(given) if m else c for m, c in zip(moving, held, strict=True)]
-        ruled = has_rule_of_cotangents(eqn.primitive.name)
-        outs = (transposed if ruled else tags.bind_eqn)(eqn, full)
-        return [outs[i] for i in inexact]
-
-    points = [c for m, c in zip(moving, held, strict=True) if m]
+    bind = transposed if tags.is_custom_vjp(eqn.primitive) else tags.bind_eqn
+    points, results = _of_inexact(eqn, held, bind)
     try:
-        changes = iter(jax.jvp(results, tuple(points), tuple(moved))[1])
+        changes = iter(jax.jvp(results, (points,), (moved,))[1])
     except Exception:  # the rule's own refusal, or one that is not linear: see `check`
         return tags.bind_eqn(eqn, invals)
     return [held[j] + next(changes) if moving[j] else invals[j] for j in sources]
 
 
-def _results(eqn, full, moving, some) -> list[Any]:
-    """The inexact results, of some arguments in the place of those that are moving."""
-    full = dict(enumerate(full)) | dict(zip(moving, some, strict=True))
-    outs = tags.bind_eqn(eqn, list(full.values()))
-    return [y for y, v in zip(outs, eqn.outvars, strict=True) if _is_inexact(v)]
+def _of_inexact(eqn, invals, bind=tags.bind_eqn) -> tuple[list[Any], Any]:
+    """(its inexact arguments, the inexact results as a function of them)."""
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
+
+    def results(some):
+        given = dict(enumerate(invals)) | dict(zip(moving, some, strict=True))
+        outs = bind(eqn, list(given.values()))
+        return [y for y, v in zip(outs, eqn.outvars, strict=True) if _is_inexact(v)]
+
+    return [invals[i] for i in moving], results
 
 
 def _pulled(eqn) -> tuple[Any, list[int]]:
     """(jaxpr of its rule for cotangents, which of its arguments they are for)."""
-    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
 
-    def pulled(signals, full):
-        some = [full[i] for i in moving]
-        return jax.vjp(partial(_results, eqn, full, moving), some)[1](signals)[0]
+    def pulled(signals, invals):
+        some, results = _of_inexact(eqn, invals)
+        return jax.vjp(results, some)[1](signals)[0]
 
     signals = [_shape(v) for v in eqn.outvars if _is_inexact(v)]
     jaxpr = jax.make_jaxpr(pulled)(signals, list(map(_shape, eqn.invars))).jaxpr
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
     return tags.pruned(jaxpr), moving
 
 
@@ -173,13 +164,12 @@ def _reads(jaxpr, number: int, count: int) -> bool:
 
 def _is_linear(eqn) -> bool:
     """Whether its rule has a transpose; one for tangents always does."""
-    if not has_rule_of_cotangents(eqn.primitive.name):
+    if not tags.is_custom_vjp(eqn.primitive):
         return True
-    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
 
-    def change(full):
-        some = [full[i] for i in moving]
-        outs, pull = jax.vjp(partial(_results, eqn, full, moving), some)
+    def change(invals):
+        some, results = _of_inexact(eqn, invals)
+        outs, pull = jax.vjp(results, some)
         return jax.linear_transpose(pull, outs)((some,))
 
     try:

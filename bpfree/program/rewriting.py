@@ -124,10 +124,10 @@ def replay_inside(eqn, invals, bind: Bind) -> list[Any]:
     return reopened(eqn, invals, evaluate)
 
 
-def bind_inside(eqn, invals, bind: Bind, wanted: Callable[[str], bool]) -> list[Any]:
-    """An equation as it stands, but for those of its bodies with primitives so named."""
+def bind_inside(eqn, invals, bind: Bind, wanted: Callable[[Any], bool]) -> list[Any]:
+    """An equation as it stands, but for the jaxprs in it that are `wanted`."""
     name = eqn.primitive.name
-    if not any(tags.contains(j, lambda p: wanted(p.name)) for j in tags.sub_jaxprs(eqn)):
+    if not any(map(wanted, tags.sub_jaxprs(eqn))):
         return tags.bind_eqn(eqn, invals)
     if name in tags.INLINED:
         return replay(*tags.body_of(eqn), invals, bind)

@@ -90,7 +90,12 @@ def has_tags(jaxpr) -> bool:
 
 def has_custom_vjp(jaxpr) -> bool:
     """Whether there is a derivative that is known in reverse mode only."""
-    return contains(jaxpr, lambda primitive: "custom_vjp" in primitive.name)
+    return contains(jaxpr, is_custom_vjp)
+
+
+def is_custom_vjp(primitive) -> bool:
+    """Whether it has a rule for cotangents alone."""
+    return "custom_vjp" in primitive.name
 
 
 INLINED = {"jit", "pjit", "closed_call", "core_call"}

@@ -12,7 +12,7 @@ forward gradients, derivative="jvp" and the predictors of learned feedback read.
 from typing import Any
 
 from bpfree.program import rewriting, tags
-from bpfree.program.cotangents import has_rule_of_cotangents, transposed
+from bpfree.program.cotangents import transposed
 from bpfree.program.trace import LossFn, Program
 
 
@@ -29,6 +29,6 @@ def with_tangents(loss_fn: LossFn) -> LossFn:
 
 
 def _bind(eqn, invals) -> list[Any]:
-    if has_rule_of_cotangents(eqn.primitive.name):
+    if tags.is_custom_vjp(eqn.primitive):
         return transposed(eqn, invals)
-    return rewriting.bind_inside(eqn, invals, _bind, has_rule_of_cotangents)
+    return rewriting.bind_inside(eqn, invals, _bind, tags.has_custom_vjp)
