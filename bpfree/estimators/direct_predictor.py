@@ -107,9 +107,8 @@ def direct(gate: Gate = "derivative", per: Per = "position") -> Predictor:
     def dead(clean):
         if gate == "learned":
             return []
-        return clean_pass.without_derivative(
-            clean_pass.kernel_inputs, clean, clean_pass.hidden(clean.program)
-        )
+        inputs, hidden = clean_pass.kernel_inputs, clean_pass.hidden(clean.program)
+        return clean_pass.without_derivative(inputs, clean, hidden)
 
     return Predictor(init, predict, respond, dead, "rest", _FITS[per])
 

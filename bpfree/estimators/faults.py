@@ -29,21 +29,22 @@ def find_fault(program, sizes, sigma, clean=None, changes=MappingProxyType({})):
     small, broken = first(scale.astype(sizes.dtype) < safe), first(~jnp.isfinite(sizes))
     code = jnp.int32(estimate.NO_FAULT)
     if changes:
-        change = jnp.sqrt(jnp.stack(list(changes.values())))
-        lost = is_lost(change, clean, scale.min()).any()
+        squares = jnp.stack(list(changes.values()))
+        lost = is_lost(squares, clean, scale.min()).any()
         code = jnp.where(lost, estimate.LOST_LOSS, code)
     code = jnp.where(small < len(sites), estimate.SMALL_SIGMA - codes[small], code)
     code = jnp.where(broken < len(sites), codes[broken], code)
     return jnp.where((scale > 0).all(), code, estimate.BAD_SIGMA).astype(jnp.int32)
 
 
-def is_lost(change, losses, sigma):
+def is_lost(squares, losses, sigma):
     """Whether rounding hides what noise of size sigma changes in these losses.
 
-    They change by less than the spacing of numbers of their size; or not at all, where a
-    slope of 1 would be hidden. Otherwise a loss that nothing changes (a step, a hinge) is
-    no fault.
+    `squares` are mean squares of the changes: less than the spacing of numbers of the
+    losses' size, or 0 where a slope of 1 would be hidden. Otherwise a loss that nothing
+    changes (a step, a hinge) is no fault.
     """
+    change = jnp.sqrt(squares)
     eps = float(jnp.finfo(losses.dtype).eps)
     spacing = (eps * rms([losses])[0]).astype(change.dtype)
     hidden = spacing > jnp.asarray(sigma, change.dtype)

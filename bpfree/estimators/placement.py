@@ -63,12 +63,9 @@ def check(params: Any) -> None:
 
 def check_batch(batch: Any) -> None:
     """ValueError if there is none, which some wrappers do not hand on."""
-    if batch is not None:
-        return
-    if "lookahead" in _callers():
-        raise ValueError(_LOOKAHEAD)
-    needed = "an estimator needs a batch: update(..., batch=batch)."
-    raise ValueError(f"{needed} {_TO_ITS_RIGHT}")
+    if batch is None:
+        needed = "an estimator needs a batch: update(..., batch=batch)."
+        raise ValueError(f"{needed} {_TO_ITS_RIGHT}")
 
 
 def has_masked(params: Any) -> bool:

@@ -51,13 +51,11 @@ def chained() -> Predictor:
 
     def dead(clean):
         def ends(clean, values):
-            return clean_pass.ends_of_blocks(
-                clean, clean.args[0], values
-            ), clean_pass.losses_of(clean, values)
+            blocks = clean_pass.ends_of_blocks(clean, clean.args[0], values)
+            return blocks, clean_pass.losses_of(clean, values)
 
-        return clean_pass.without_derivative(
-            ends, clean, clean_pass.hidden(clean.program)
-        )
+        hidden = clean_pass.hidden(clean.program)
+        return clean_pass.without_derivative(ends, clean, hidden)
 
     return Predictor(init, predict, clean_pass.responses, dead)
 

@@ -28,7 +28,8 @@ def find_state(state: Any, name: str | None = None) -> EstimatorState:
     Raises ValueError when there is none, or several that `name` does not tell apart.
     """
     states = find_states(state)
-    chosen = [s for path, s in states.items() if name in (None, *path.split("/"))]
+    every = name is None
+    chosen = [s for path, s in states.items() if every or name in path.split("/")]
     if len(chosen) == 1:
         return chosen[0]
     if not states:

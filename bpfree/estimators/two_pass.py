@@ -89,7 +89,7 @@ def make_estimator(settings: Settings, norm: normalized.Norm) -> Estimator:
 def _fault(run: Run, firsts: _First) -> jax.Array:
     """Of all pairs: the first that one of them has, or losses whose change is lost."""
     sigma = least_at(run.program.sites, run.sigma or {}).min()
-    lost = is_lost(jnp.sqrt(firsts.square.mean()), firsts.value, sigma)
+    lost = is_lost(firsts.square.mean(), firsts.value, sigma)
     code = firsts.fault[(firsts.fault != NO_FAULT).argmax()]
     return jnp.where((code == NO_FAULT) & lost, LOST_LOSS, code)
 

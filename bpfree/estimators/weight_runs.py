@@ -93,8 +93,8 @@ class Run(NamedTuple):
 
     def fault(self, squares) -> jax.Array:
         """Its code; `squares` is the mean square of the weights."""
-        change = jnp.sqrt(tags.sum_shards(squares, self.clean, lax.pmean))
-        lost = self.measures & is_lost(change, self.clean.mean(), self.scale)
+        squares = tags.sum_shards(squares, self.clean, lax.pmean)
+        lost = self.measures & is_lost(squares, self.clean.mean(), self.scale)
         code = jnp.where(lost, LOST_LOSS, NO_FAULT)
         return jnp.where(self.scale > 0, code, BAD_SIGMA)
 

@@ -101,5 +101,13 @@ class _Conv(nn.Module):
         zeros, he = nn.initializers.zeros, nn.initializers.he_normal()
         kernel = zeros if self.last and self.norm == "none" else he
         scale = zeros if self.last else nn.initializers.ones
-        shape = self.channels, self.strides, self.norm
-        return convolved(x, *shape, train, self.size, kernel, scale)
+        return convolved(
+            x,
+            self.channels,
+            self.strides,
+            self.norm,
+            train,
+            size=self.size,
+            kernel_init=kernel,
+            scale_init=scale,
+        )

@@ -218,6 +218,7 @@ def held(clean: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _largest(dtype):
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.finfo(dtype).max
-    return jnp.issubdtype(dtype, jnp.bool) or jnp.iinfo(dtype).max
+    if jnp.issubdtype(dtype, jnp.bool):
+        return True
+    info = jnp.finfo if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo
+    return info(dtype).max
