@@ -42,7 +42,7 @@ def first_run() -> str:
         f"--config={run['config']} --config.seed=S`) the test accuracy",
         f"is **{100 * mean(values):.1f} %** (standard deviation "
         f"{100 * stdev(values):.2f}), in {min(seconds):.0f} to {max(seconds):.0f} s on",
-        "one CPU core that other work shared.",
+        "two CPU cores.",
     ]
     return "\n".join(lines) + "\n"
 
