@@ -39,11 +39,11 @@ PROGRAMS: dict[str, Any] = {
     "rank 1": partial(bpfree.weight_perturbation, rank=1),
     "forward gradient": bpfree.forward_gradient,
     "learned feedback": bpfree.learned_feedback,
-    "feedback by jvp": partial(bpfree.learned_feedback, teacher="jvp"),
+    "feedback by responses": partial(bpfree.learned_feedback, teacher="responses"),
     "backprop": bpfree.backprop,
     "dense signs": bpfree.weight_perturbation,
 }
-FEEDBACK = ("learned feedback", "feedback by jvp")
+FEEDBACK = ("learned feedback", "feedback by responses")
 ONE_PASS = ("backprop", *FEEDBACK)  # whatever the number of samples
 
 

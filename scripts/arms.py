@@ -38,8 +38,10 @@ ARMS = {
     "wp rank 1": Arm(partial(bpfree.weight_perturbation, rank=1, sigma=1e-3)),
     "forward gradient nodes": Arm(bpfree.forward_gradient),
     "forward gradient weights": Arm(partial(bpfree.forward_gradient, tangents="weights")),
-    "feedback responses": Arm(bpfree.learned_feedback, None),
-    "feedback jvp": Arm(partial(bpfree.learned_feedback, teacher="jvp"), None),
+    "feedback": Arm(bpfree.learned_feedback, None),
+    "feedback responses": Arm(
+        partial(bpfree.learned_feedback, teacher="responses"), None
+    ),
     "feedback losses": Arm(partial(bpfree.learned_feedback, **_LOSSES), 2),
     "feedback direct losses": Arm(
         partial(bpfree.learned_feedback, predictor=direct(), **_LOSSES), 2

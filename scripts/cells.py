@@ -18,8 +18,8 @@ CALLS = {
     "wp rank 1": "weight_perturbation(rank=1)",
     "forward gradient nodes": "forward_gradient()",
     "forward gradient weights": 'forward_gradient(tangents="weights")',
-    "feedback responses": "learned_feedback()",
-    "feedback jvp": 'learned_feedback(teacher="jvp")',
+    "feedback": "learned_feedback()",
+    "feedback responses": 'learned_feedback(teacher="responses")',
     "feedback losses": 'learned_feedback(teacher="losses", antithetic=True)',
     "feedback direct losses": 'learned_feedback(predictor=direct(), teacher="losses")',
 }

@@ -158,7 +158,7 @@ PROGRAMS = {
     "layer-wise": "node_perturbation(layerwise=True)",
     "weight perturbation (rank 1)": "weight_perturbation(rank=1)",
     "learned feedback": "learned_feedback()",
-    "learned feedback (jvp)": 'learned_feedback(teacher="jvp")',
+    "learned feedback (responses)": 'learned_feedback(teacher="responses")',
 }
 
 

@@ -103,8 +103,8 @@ def estimators(loss, batch):
         "weight perturbation (rank 1)": bpfree.weight_perturbation(loss, rank=1, **few),
         "likelihood ratio (noisy)": bpfree.likelihood_ratio(loss, **likelihood),
         "learned feedback": bpfree.learned_feedback(loss, example_batch=batch),
-        "learned feedback (jvp)": bpfree.learned_feedback(
-            loss, teacher="jvp", example_batch=batch
+        "learned feedback (responses)": bpfree.learned_feedback(
+            loss, teacher="responses", example_batch=batch
         ),
         "layer-wise": bpfree.node_perturbation(loss, layerwise=True, **few),
     }

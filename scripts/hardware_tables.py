@@ -11,7 +11,7 @@ NAMES = {
     "shared normals": "likelihood ratio, shared normals",
     "forward gradient": "forward gradient, nodes",
     "rank 1": "weight perturbation, rank 1",
-    "feedback by jvp": 'learned feedback, `teacher="jvp"`',
+    "feedback by responses": 'learned feedback, `teacher="responses"`',
     "dense signs": "weight perturbation, dense signs",
 }
 # Share of inference that was asked for on H100; of learned feedback, backprop's steps.
@@ -21,7 +21,7 @@ GOALS = {
     "rank 1": "95 %",
     "dense signs": "60 %",
     "learned feedback": "1.7 x",
-    "feedback by jvp": "1.7 x",
+    "feedback by responses": "1.7 x",
 }
 # Of README: a column each, and the rows.
 SHORT = {
@@ -90,7 +90,7 @@ def share(rows: dict[str, dict], name: str) -> str:
     """Of inference; of learned feedback, which makes one pass, backprop's steps."""
     if name == "backprop":
         return ""
-    if name in ("learned feedback", "feedback by jvp"):
+    if name in ("learned feedback", "feedback by responses"):
         return f"{rows[name]['step'] / rows['backprop']['step']:.1f} x backprop"
     return f"{100 * rows[name]['share']:.0f} %"
 

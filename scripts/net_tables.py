@@ -7,7 +7,7 @@ MOVES = {
     "untouched": ("-", "nothing"),
     "bp": ("`backprop()`", "all"),
     "scratch": ("`backprop()`", "all, from random weights"),
-    "feedback": ('`learned_feedback(teacher="jvp")`', "all"),
+    "feedback": ("`learned_feedback()`", "all"),
     "readout": ("`backprop()`", "the last layer: no error crosses a weight"),
     "np": ("`node_perturbation()`", "adapters of rank 4, the last layers"),
     "wp": ("`weight_perturbation(rank=1)`", "all"),
@@ -53,9 +53,9 @@ def _pretrained(name: str, metric: str, title: str) -> str:
 DEEP = {
     "backprop": "`backprop()`, the twin",
     "frozen": "`backprop()`, the last layer alone, the control",
-    "responses": "`learned_feedback()`",
-    "jvp": '`learned_feedback(teacher="jvp")`',
-    "jvp seldom": '`learned_feedback(teacher="jvp", fit_every=2)`',
+    "jvp": "`learned_feedback()`",
+    "jvp seldom": "`learned_feedback(fit_every=2)`",
+    "responses": '`learned_feedback(teacher="responses")`',
 }
 
 

@@ -107,7 +107,9 @@ def james_stein(biased, unbiased, decay=0.98):
 
 def estimators(net: Net, example, params):
     """arm -> seed -> transformation; and the noisy passes and cost of "unbiased"."""
-    feedback = partial(bpfree.learned_feedback, sigma=SIGMA.value)
+    # The correction pays for the noisy passes, and their responses come with them.
+    options = {"sigma": SIGMA.value, "teacher": "responses"}
+    feedback = partial(bpfree.learned_feedback, **options)
     arm = arms.Arm(partial(feedback, shrinkage=1.0))
     make, samples = arms.at_cost(arm, COST.value, net.loss_fn, params, example)
 

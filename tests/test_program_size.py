@@ -32,8 +32,8 @@ BUDGET = {
     "forward gradient": 1.95,
     "weight perturbation": 1.5,
     "weight perturbation (rank 1)": 1.6,
-    "learned feedback": 2.65,
-    "learned feedback (jvp)": 2.25,
+    "learned feedback": 2.25,
+    "learned feedback (responses)": 2.65,
     "layer-wise": 2.25,
 }
 

@@ -5,8 +5,8 @@ For each example, with noise z_k at the hidden nodes, g_hat the prediction and
     r_k = (L_k - L_0) / sigma - sum_l z_{l,k} . g_hat_l        what it got wrong
     q_l = mean_k z_{l,k} r_k                                   unbiased for g_l - g_hat_l
 
-the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends mean r^2 / 2, or
-the misfit of its model of how noise at one node moves the next (see `teachers`).
+the signal is (g_hat_l + shrinkage q_l) / B, and the predictor descends the misfit of its
+model of how noise at one node moves the next, or mean r^2 / 2 (see `teachers`).
 """
 
 from functools import partial
@@ -61,7 +61,7 @@ def learned_feedback(
     sigma: scale.Number = 0.02,
     shrinkage: float = 0.0,
     predictor: predictors.Predictor | None = None,
-    teacher: Teacher = "responses",
+    teacher: Teacher | None = None,
     fit: optax.GradientTransformation | None = None,
     fit_every: int = 1,
     seed: int | jax.Array = 0,
@@ -88,20 +88,21 @@ def learned_feedback(
 
     Args:
       example_batch: a batch, or ShapeDtypeStructs of one: shapes of the predictor.
-      num_samples: K, noisy forward passes of the batch.
-      sigma: scale of the noise in units of a node's value, a number or a schedule.
+      num_samples: K, draws of the noise z in a step.
+      sigma: scale of the noise in units of a node's value, a number or a schedule. By
+        "jvp" with shrinkage 0 no pass is noisy, and nothing depends on it.
       shrinkage: lambda in [0, 1]. Where it is not 0, a smaller sigma, such as 0.002,
         keeps the curvature of the loss out of the correction.
       predictor: `bpfree.predictors.chained()` (the default: backprop through a second set
         of weights, which is learned) or `.direct(gate=..., per=...)` (a matrix from the
         error).
-      teacher: what the predictor learns from. "losses": it descends the mean of r^2 / 2,
-        one number for each noisy pass and example. "responses": it descends the squared
-        error of its guess of how noise at a node moves the next node, one number for each
-        entry of a node, or, if it is direct, the last node. It needs the node values of
-        noisy passes. "jvp": the same of how noise moves the next node, by forward-mode
-        derivatives of the blocks; without shrinkage nothing then depends on sigma. It
-        needs the chained form.
+      teacher: what the predictor learns from; None is "jvp" for `chained()` and
+        "responses" for `direct(...)`. "jvp": it descends the squared error of its guess
+        of how noise at a node moves the next node, one number for each entry of a node,
+        as forward-mode derivatives of the blocks tell; it needs the chained form.
+        "responses": the same as the node values of noisy passes tell, or, if the
+        predictor is direct, of how noise moves the last node. "losses": it descends the
+        mean of r^2 / 2, one number for each noisy pass and example.
       fit: optimiser of the predictor; None is `optax.adam(1e-3)` for "losses" and
         otherwise that of the predictor: `optax.adam(1e-2, b1=0.5, b2=0.99)` for
         `chained()`.
@@ -131,7 +132,6 @@ def learned_feedback(
         >>> jax.tree.map(jnp.shape, gradient)
         {'w1': (3, 4), 'w2': (4, 2)}
     """
-    check_choice("teacher", teacher, Teacher)
     scale.check_number(sigma)
     predictor = predictor or predictors.chained()
     if not isinstance(predictor, predictors.Predictor):
@@ -139,6 +139,8 @@ def learned_feedback(
             f"predictor={predictor!r} must be what bpfree.predictors.chained() or "
             "bpfree.predictors.direct(...) returns"
         )
+    teacher = teacher or ("jvp" if predictor.models == "blocks" else "responses")
+    check_choice("teacher", teacher, Teacher)
     if teacher == "jvp" and predictor.models != "blocks":
         raise ValueError(
             "teacher='jvp' needs a predictor with a model of the blocks, such as "
@@ -174,7 +176,8 @@ def learned_feedback(
         values = jax.eval_shape(shapes, *args)
         program = traced(args)
         clean = clean_pass.Clean(program, args, values)
-        scale.check_resolution(sigma, clean.program)
+        if noisy_passes:
+            scale.check_resolution(sigma, clean.program)
         predictable.check(clean, predictor)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 _NOISE = {"num_samples": 2, "nodes": ("encoder*", "decoder*")}
 _ARMS = {
-    "feedback": ("learned_feedback", {"teacher": "jvp"}),
+    "feedback": ("learned_feedback", {}),
     "np": ("node_perturbation", _NOISE),
     "wp": ("weight_perturbation", {"num_samples": 8, "rank": 1}),
     "bp": ("backprop", {}),
