@@ -49,7 +49,7 @@ class Predictor(NamedTuple):
       models: what `respond` is a model of. "blocks": how the values at all nodes move the
         ends of the blocks that read them. "rest": how noise at a node moves the last
         node, by all that lies between.
-      fit: makes the optimiser that fits it to responses, if none is given.
+      fit: makes the optimiser that fits it to the nodes' changes, if none is given.
 
     Example:
         >>> bpfree.predictors.direct().models
