@@ -9,11 +9,11 @@
 Causal transformers on characters of Python's own help text, or residual nets on images.
 Arms, all with Adam, the same batches and as many steps: "backprop", the twin; "frozen",
 backprop on the last layer alone, the control; "responses" and "jvp", the two teachers of
-learned feedback; on request "jvp seldom", whose predictor learns on every second update,
-and "node perturbation" with as many samples as cost what "jvp" costs. The rate of each
-arm is the one of `--rates` with the best validation accuracy on a seed of its own; then
-seeds 0, 1, ... "Ratio": CPU seconds of a run over those of backprop's, which is in turn
-with it.
+learned feedback; on request "jvp half" and "jvp quarter", whose predictor learns from
+every second or fourth example, and "node perturbation" with as many samples as cost what
+"jvp" costs. The rate of each arm is the one of `--rates` with the best validation accuracy
+on a seed of its own; then seeds 0, 1, ... "Ratio": CPU seconds of a run over those of
+backprop's, which is in turn with it.
 """
 
 import time
@@ -33,7 +33,8 @@ import bpfree
 LEARNED: dict[str, dict[str, Any]] = {
     "responses": {"teacher": "responses"},
     "jvp": {"teacher": "jvp"},
-    "jvp seldom": {"teacher": "jvp", "fit_every": 2},
+    "jvp half": {"teacher": "jvp", "fit_stride": 2},
+    "jvp quarter": {"teacher": "jvp", "fit_stride": 4},
 }
 ALL = ["backprop", "frozen", "jvp", "responses"]
 NET = flags.DEFINE_enum("net", "transformer", ["transformer", "resnet"], "which")

@@ -51,13 +51,14 @@ def learned_feedback() -> str:
     rows = [
         [
             call(name),
-            str(r["passes"]),
+            str(r["samples"]),
+            f"{r['cost']:.1f}",
             with_spread(r, "mnist"),
             with_spread(r, "fashion_mnist"),
         ]
         for name, r in record["rows"].items()
     ]
-    head = ["estimator", "forward passes", "MNIST", "Fashion-MNIST"]
+    head = ["estimator", "samples", "cost", "MNIST", "Fashion-MNIST"]
     return table(head, rows) + source(record)
 
 

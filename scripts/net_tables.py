@@ -54,7 +54,8 @@ DEEP = {
     "backprop": "`backprop()`, the twin",
     "frozen": "`backprop()`, the last layer alone, the control",
     "jvp": "`learned_feedback()`",
-    "jvp seldom": "`learned_feedback(fit_every=2)`",
+    "jvp half": "`learned_feedback(fit_stride=2)`",
+    "jvp quarter": "`learned_feedback(fit_stride=4)`",
     "responses": '`learned_feedback(teacher="responses")`',
 }
 

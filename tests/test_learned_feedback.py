@@ -592,28 +592,44 @@ def test_a_while_loop_behind_a_node_is_refused_in_our_words(last):
         jax.eval_shape(lambda p: tx.update(None, tx.init(p), p, batch=batch), params)
 
 
-@pytest.mark.parametrize("teacher", ["losses", "responses", "jvp"])
-def test_between_fits_the_predictor_predicts_and_stays(teacher):
-    """The first update is that of a fit each time; the second leaves the predictor."""
-    often, seldom = (feedback(teacher=teacher, fit_every=n) for n in (1, 2))
+@pytest.mark.parametrize("name", ["mlp", "conv", "recurrent"])
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0])
+def test_the_predictor_may_learn_from_fewer_examples(name, shrinkage):
+    """Its slope is that of the batch of every second example, with the same weights.
 
-    def two(tx):
-        def step(state, _):
-            gradient, state = tx.update(None, state, PARAMS, batch=BATCH)
-            return state, (gradient, state.inner)
+    The estimate is the one of all examples; the gate sees a fit to the wrong half.
+    """
+    model, shape = SHAPES[name]
+    x = np.random.default_rng(0).normal(size=(4, *shape[1:]))
+    params = model.init(jax.random.key(0), x)["params"]
+    loss_fn, batch = squares(model), {"x": x, "label": model.apply({"params": params}, x)}
+    every = lambda start: jax.tree.map(lambda a: a[start::2], batch)  # noqa: E731
 
-        return jax.jit(lambda: jax.lax.scan(step, tx.init(PARAMS), length=3)[1])()
+    def made(batch, **options):
+        options |= {"fit": optax.identity(), "sigma": 1e-3, "shrinkage": shrinkage}
+        tx = feedback(loss_fn, batch, teacher="jvp", **options)
+        weights = jax.tree.map(lambda w: w + 0.3, tx.init(params).inner.weights)
+        state = with_weights(tx, params, weights)
+        gradient, after = tx.update(None, state, params, batch=batch)
+        return gradient, jax.tree.map(jnp.subtract, after.inner.weights, weights)
 
-    (gradients, often), (found, seldom) = two(often), two(seldom)
-    at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)  # noqa: E731
-    assert_close(at(found, slice(2)), at(gradients, slice(2)), rtol=1e-9, atol=1e-12)
-    assert_close(at(seldom, 0), at(often, 0), rtol=1e-9, atol=1e-12)
-    assert_close(at(seldom, 1), at(seldom, 0), rtol=0, atol=0)
-    assert relative_error(at(seldom, 2).weights, at(seldom, 1).weights) > 0
+    gradient, slope = made(batch, fit_stride=2)
+    assert_close(gradient, made(batch)[0], rtol=1e-12, atol=1e-12)
+    assert_close(slope, made(every(0))[1], rtol=1e-9, atol=1e-12)
+    assert relative_error(slope, made(every(1))[1]) > 0.01
 
 
-def test_a_correction_needs_every_fit():
-    with pytest.raises(ValueError, match="fit_every=2 must be 1, or more with shrinkage"):
-        feedback(fit_every=2, shrinkage=1.0)
-    with pytest.raises(ValueError, match="fit_every=0"):
-        feedback(fit_every=0)
+def test_what_has_no_fewer_examples_is_refused_at_init():
+    with pytest.raises(ValueError, match="fit_stride=2 must be 1, or more with teacher"):
+        feedback(fit_stride=2, teacher="responses")
+    with pytest.raises(ValueError, match="fit_stride=0 must be 1"):
+        feedback(fit_stride=0)
+    with pytest.raises(ValueError, match="fit_stride=2 must divide the batch of 5"):
+        feedback(fit_stride=2).init(PARAMS)
+    turned = jax.tree.map(lambda a: a[:4].T, BATCH)
+
+    def loss_fn(params, batch):  # the examples stand on the last axes
+        return problems.mlp_loss(params, jax.tree.map(jnp.transpose, batch))
+
+    with pytest.raises(ValueError, match="one example in 2 along the first axes"):
+        feedback(loss_fn, turned, fit_stride=2).init(PARAMS)

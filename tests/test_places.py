@@ -131,6 +131,26 @@ def tiled(params, batch, key):
     return cross_entropy(logits.mean(0), batch["label"])
 
 
+def _distances(anchor, near, far):
+    return jnp.square(anchor - near).sum(-1) - jnp.square(anchor - far).sum(-1)
+
+
+def packed_by_kind(params, batch, key):
+    """All anchors, then all that are near, then all that are far, in one array."""
+    return jax.nn.softplus(_distances(*_net(params, batch["triplets"]).reshape(3, B, -1)))
+
+
+def packed_by_kind_in_slices(params, batch, key):
+    y = _net(params, batch["triplets"])
+    return jax.nn.softplus(_distances(y[:B], y[B : 2 * B], y[2 * B :]))
+
+
+def packed_by_example(params, batch, key):
+    """The three of an example side by side."""
+    y = _net(params, batch["triplets"])
+    return jax.nn.softplus(_distances(y[0::3], y[1::3], y[2::3]))
+
+
 BY_EXAMPLE = {
     mapped: "w1 w2",
     mapped_by_size: "w1 w2",
@@ -143,6 +163,9 @@ BY_EXAMPLE = {
     one_branch: "w1 w2",
     sorted_between: "w2 w3",
     tiled: "w1 w2",
+    packed_by_kind: "w1 w2",
+    packed_by_kind_in_slices: "w1 w2",
+    packed_by_example: "w1 w2",
 }
 
 
@@ -154,6 +177,8 @@ def usual_numerics():
 
 def case(loss_fn) -> Case:
     batch = {"x": normal(5, B, 4), "label": labels(6, 3, B)}
+    if "packed" in getattr(loss_fn, "__name__", ""):
+        batch = {"triplets": normal(7, 3 * B, 4)}
     return Case(loss_fn, PARAMS, batch, jax.random.key(0))
 
 

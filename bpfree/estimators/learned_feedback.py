@@ -13,13 +13,18 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
 
 from bpfree.choices import check_choice
-from bpfree.estimators import clean_pass, predictable, predictors, teachers
+from bpfree.estimators import (
+    clean_pass,
+    few_examples,
+    predictable,
+    predictors,
+    teachers,
+)
 from bpfree.estimators.adam import adam
 from bpfree.estimators.base import EstimatorTransformation, transformation
 from bpfree.estimators.estimate import Estimate
@@ -32,6 +37,7 @@ from bpfree.program.common import once
 from bpfree.program.trace import (
     LossFn,
     NodeFilter,
+    NodeTree,
     Program,
     arguments,
     name_hash,
@@ -63,7 +69,7 @@ def learned_feedback(
     predictor: predictors.Predictor | None = None,
     teacher: Teacher | None = None,
     fit: optax.GradientTransformation | None = None,
-    fit_every: int = 1,
+    fit_stride: int = 1,
     seed: int | jax.Array = 0,
     chunk_size: int | None = None,
     antithetic: bool = False,
@@ -106,9 +112,9 @@ def learned_feedback(
       fit: optimiser of the predictor; None is `optax.adam(1e-3)` for "losses" and
         otherwise that of the predictor: `optax.adam(1e-2, b1=0.5, b2=0.99)` for
         `chained()`.
-      fit_every: the predictor learns on the first of so many updates, and only that one
-        pays for the teacher and the fit (under `vmap` all do). More than 1 needs
-        shrinkage 0.
+      fit_stride: the predictor learns from every so-many-th example of the batch, which
+        divides the cost of its teacher. More than 1 needs teacher "jvp" and examples on
+        the first axis of the batch's arrays.
       antithetic: pairs z, -z; with "losses" the curvature then cancels.
       loss_fn, seed, chunk_size, nodes, sharding: as in `bpfree.node_perturbation`.
 
@@ -116,7 +122,7 @@ def learned_feedback(
       An optax transformation; pass `batch=` to `update`.
 
     Raises:
-      ValueError: unknown choice, bad count, sigma, shrinkage or fit_every, one loss for
+      ValueError: unknown choice, bad count, sigma, shrinkage or fit_stride, one loss for
         the whole batch, a last node shared by the batch, losses without a derivative at
         it, a single node, a last node inside a loop, or nodes for which the predictor
         finds no derivative.
@@ -148,8 +154,8 @@ def learned_feedback(
         )
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage} must be between 0 and 1")
-    if fit_every < 1 or fit_every > 1 and shrinkage > 0:
-        raise ValueError(f"fit_every={fit_every} must be 1, or more with shrinkage 0")
+    if fit_stride < 1 or fit_stride > 1 and teacher != "jvp":
+        raise ValueError(f"fit_stride={fit_stride} must be 1, or more with teacher='jvp'")
     fit = fit or (adam(1e-3) if teacher == "losses" else predictor.fit())
     if not hasattr(fit, "update"):
         raise ValueError(f"fit={fit!r} must be an optimiser, such as optax.adam(1e-3)")
@@ -167,6 +173,10 @@ def learned_feedback(
         program = trace(loss_fn, params, batch, key, nodes)
         return program if meet else program.shared()
 
+    def few_values(program: Program, args, values):
+        clean = clean_pass.Clean(program, args, values)
+        return few_examples.every(clean, fit_stride, traced).values
+
     def init(params) -> FeedbackState:
         def shapes(*args):
             return clean_pass.run(traced(args), args)[0].values
@@ -179,6 +189,8 @@ def learned_feedback(
         if noisy_passes:
             scale.check_resolution(sigma, clean.program)
         predictable.check(clean, predictor)
+        if fit_stride > 1:
+            jax.eval_shape(partial(few_values, program), args, values)
         weights = predictor.init(key, clean)
         return FeedbackState(weights, fit.init(weights))
 
@@ -202,32 +214,26 @@ def learned_feedback(
             layout,
         )
 
-        def learn():
-            residual, changes = {}, {}
-            if teacher == "losses":
+        residual: NodeTree = {}
+        changes: NodeTree = {}
+        if teacher == "losses":
+            residual, changes = teachers.residual_of(step)
+            miss = teachers.filled(residual, predicted, -1 / losses.size)
+            slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
+        elif teacher == "jvp":
+            if shrinkage > 0:
                 residual, changes = teachers.residual_of(step)
-                miss = teachers.filled(residual, predicted, -1 / losses.size)
-                slope = jax.vjp(lambda w: predictor.predict(w, clean), older)[1](miss)[0]
-            elif teacher == "jvp":
-                if shrinkage > 0:
-                    residual, changes = teachers.residual_of(step)
-                slope = teachers.misfit_of_derivatives(step, predictor, older)
-            else:
-                (residual, changes), slope = teachers.residual_and_misfit(
-                    step, predictor, older, residual=shrinkage > 0
-                )
-            moved, fit_state = fit.update(slope, state.inner.fit, older)
-            inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
-            return residual if shrinkage > 0 else {}, changes, inner
-
-        if fit_every == 1:
-            residual, changes, inner = learn()
+            few = step
+            if fit_stride > 1:
+                few = step._replace(clean=few_examples.every(clean, fit_stride, traced))
+            slope = teachers.misfit_of_derivatives(few, predictor, older)
         else:
-            due = state.count % fit_every == 0
-            unknown = {"losses": jnp.float32(jnp.inf)} if teacher == "losses" else {}
-            residual, changes, inner = lax.cond(
-                due, learn, lambda: ({}, unknown, state.inner)
+            (residual, changes), slope = teachers.residual_and_misfit(
+                step, predictor, older, residual=shrinkage > 0
             )
+        moved, fit_state = fit.update(slope, state.inner.fit, older)
+        inner = FeedbackState(optax.apply_updates(older, moved), fit_state)
+        residual = residual if shrinkage > 0 else {}
         signal = teachers.filled(
             residual, predicted, shrinkage / losses.size, 1 / losses.size
         )

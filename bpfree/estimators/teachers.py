@@ -158,7 +158,7 @@ def _slope(step: Step, predictor, weights, moves: NodeTree, change: NodeTree):
 
 
 def _mean_slope(step: Step, predictor, slope, weights):
-    count = _samples(step) * step.losses.size
+    count = _samples(step) * (step.clean.program.batch_size or 1)
     if predictor.models == "rest":  # the noise that a change answers to: see `direct`
         sizes = (math.prod(s.shape[a] for a in s.example_axes) for s in step.sites)
         count += sum(sizes)

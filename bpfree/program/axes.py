@@ -130,11 +130,13 @@ def _cut(place: Place, batch: int, start: int, stop: int) -> Place | None:
 
 
 def _slice(eqn, i, place, batch, columns):
-    strides = eqn.params["strides"]
-    if strides is not None and strides[place.axis] != 1:
-        return LOST
+    stride = (eqn.params["strides"] or [1] * (place.axis + 1))[place.axis]
     start, stop = (eqn.params[k][place.axis] for k in ("start_indices", "limit_indices"))
-    return _cut(place, batch, start, stop)
+    if stride == 1:
+        return _cut(place, batch, start, stop)
+    rows = eqn.outvars[0].aval.shape[place.axis]  # one of each example's, of all copies
+    alone = stride == place.inner and start < stride and rows == place.outer * batch
+    return place._replace(inner=1) if alone else LOST
 
 
 def _split(eqn, i, place, batch, columns):

@@ -84,7 +84,19 @@ def find(
     if best.coupled:
         again = read(assumed=best.source.assumed is not None, anew=True)
         best = min([best, *again], key=lambda r: r.shared)
+    if any(best.shared) and _folds(source):
+        seen = (best.source._replace(folded=folded) for folded in ("copies", "rows"))
+        again = [Reader(s).read(losses, best.guess) for s in seen]
+        best = min([best, *again], key=lambda r: r.shared)
     return best.found()
+
+
+def _folds(source: Source) -> bool:
+    """Whether a leaf of the batch may have several rows for each example."""
+    leaves = zip(source.shapes, source.roles, strict=True)
+    shapes = [shape for shape, role in leaves if role == "batch" and shape]
+    batch = source.batch or 1
+    return batch > 1 and any(s[0] > batch and not s[0] % batch for s in shapes)
 
 
 def _guesses(source: Source) -> int:

@@ -42,11 +42,19 @@ class Reader:
             fits = [a for a, size in enumerate(shape) if size == self.source.batch]
             if self.source.rows:  # rows and losses are told apart by the first axis
                 fits = [a for a in fits if a == 0 and shape[0] not in self.source.rows]
-            place = Place(fits[min(guess, len(fits) - 1)]) if fits else None
+            place = Place(fits[min(guess, len(fits) - 1)]) if fits else self._fold(shape)
             return Value(data=True, place=place)
 
         inputs = zip(self.source.shapes, self.source.roles, strict=True)
         return [one(i, shape, role) for i, (shape, role) in enumerate(inputs)]
+
+    def _fold(self, shape) -> Place | None:
+        """The place of examples that have several rows of a leaf each, on its first."""
+        batch, folded = self.source.batch, self.source.folded
+        if not (folded and batch and shape) or shape[0] % batch:
+            return LOST
+        times = shape[0] // batch
+        return Place(0, times) if folded == "copies" else Place(0, 1, times)
 
     def _walk(
         self, body: Body, ins, place: bool, steps: int, holds: bool = False

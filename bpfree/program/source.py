@@ -1,6 +1,6 @@
 """What `find` reads: a flat program, and what was said of it."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bpfree.program import weights
 from bpfree.program.flat import Body, Live, Path
@@ -20,6 +20,9 @@ class Source(NamedTuple):
       anew: whether a node where the examples' place is lost, with an axis of the batch's
         size, begins anew on it. Nothing rests on that either: noise from before counts as
         shared by the examples.
+      folded: whether the first axis of a leaf of the batch, where no axis has the batch's
+        size but this one is a multiple, has the whole batch several times ("copies"), or
+        several rows of each example side by side ("rows"). Nothing rests on it.
       ends, sums: of `weights`.
     """
 
@@ -36,6 +39,7 @@ class Source(NamedTuple):
     everywhere: bool
     assumed: int | None = None
     anew: bool = False
+    folded: Literal["copies", "rows"] | None = None
     ends: dict[Path, Path] = {}
     sums: dict[Path, tuple[int, int]] = {}
 
