@@ -40,10 +40,11 @@ PROGRAMS: dict[str, Any] = {
     "forward gradient": bpfree.forward_gradient,
     "learned feedback": bpfree.learned_feedback,
     "feedback by responses": partial(bpfree.learned_feedback, teacher="responses"),
+    "feedback from half": partial(bpfree.learned_feedback, fit_stride=2),
     "backprop": bpfree.backprop,
     "dense signs": bpfree.weight_perturbation,
 }
-FEEDBACK = ("learned feedback", "feedback by responses")
+FEEDBACK = ("learned feedback", "feedback by responses", "feedback from half")
 ONE_PASS = ("backprop", *FEEDBACK)  # whatever the number of samples
 
 

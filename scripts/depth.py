@@ -11,9 +11,9 @@ Arms, all with Adam, the same batches and as many steps: "backprop", the twin; "
 backprop on the last layer alone, the control; "responses" and "jvp", the two teachers of
 learned feedback; on request "jvp half" and "jvp quarter", whose predictor learns from
 every second or fourth example, and "node perturbation" with as many samples as cost what
-"jvp" costs. The rate of each arm is the one of `--rates` with the best validation accuracy
-on a seed of its own; then seeds 0, 1, ... "Ratio": CPU seconds of a run over those of
-backprop's, which is in turn with it.
+"jvp" costs. The rate of each arm is the one of `--rates` that is best for the validation
+accuracy of a seed of its own; then seeds 0, 1, ... "Ratio": CPU seconds of a run over
+those of backprop's, which is in turn with it.
 """
 
 import time

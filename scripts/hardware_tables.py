@@ -12,6 +12,7 @@ NAMES = {
     "forward gradient": "forward gradient, nodes",
     "rank 1": "weight perturbation, rank 1",
     "feedback by responses": 'learned feedback, `teacher="responses"`',
+    "feedback from half": "learned feedback, `fit_stride=2`",
     "dense signs": "weight perturbation, dense signs",
 }
 # Share of inference that was asked for on H100; of learned feedback, backprop's steps.
@@ -22,6 +23,7 @@ GOALS = {
     "dense signs": "60 %",
     "learned feedback": "1.7 x",
     "feedback by responses": "1.7 x",
+    "feedback from half": "1.7 x",
 }
 # Of README: a column each, and the rows.
 SHORT = {
@@ -90,7 +92,7 @@ def share(rows: dict[str, dict], name: str) -> str:
     """Of inference; of learned feedback, which makes one pass, backprop's steps."""
     if name == "backprop":
         return ""
-    if name in ("learned feedback", "feedback by responses"):
+    if "feedback" in name:
         return f"{rows[name]['step'] / rows['backprop']['step']:.1f} x backprop"
     return f"{100 * rows[name]['share']:.0f} %"
 
