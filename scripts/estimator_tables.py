@@ -26,6 +26,7 @@ def training() -> str:
     rows = [
         [call(n), str(r["samples"]), f"{r['cost']:.1f}", with_spread(r, "accuracy")]
         for n, r in record["rows"].items()
+        if n in CALLS
     ]
     head = ["estimator", "samples", "cost", "test accuracy"]
     return table(head, rows) + source(record)
@@ -136,7 +137,7 @@ def choice() -> str:
             share(trained["rows"][name]["accuracy"], 3),
         ]
         for name, r in one["rows"].items()
-        if name in trained["rows"]
+        if name in trained["rows"] and name in CALLS
     ]
     rows.sort(key=lambda row: -float(row[-1]))
     head = [

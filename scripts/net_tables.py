@@ -7,7 +7,7 @@ MOVES = {
     "untouched": ("-", "nothing"),
     "bp": ("`backprop()`", "all"),
     "scratch": ("`backprop()`", "all, from random weights"),
-    "feedback": ("`learned_feedback()`", "all"),
+    "feedback": ("`learned_feedback(fit_stride=2)`", "all"),
     "readout": ("`backprop()`", "the last layer: no error crosses a weight"),
     "np": ("`node_perturbation()`", "adapters of rank 4, the last layers"),
     "wp": ("`weight_perturbation(rank=1)`", "all"),

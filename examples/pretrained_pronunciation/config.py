@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 _NOISE = {"num_samples": 2, "nodes": ("encoder*", "decoder*")}
 _ARMS = {
-    "feedback": ("learned_feedback", {}),
+    "feedback": ("learned_feedback", {"fit_stride": 2}),
     "np": ("node_perturbation", _NOISE),
     "wp": ("weight_perturbation", {"num_samples": 8, "rank": 1}),
     "bp": ("backprop", {}),
