@@ -592,6 +592,18 @@ def test_a_while_loop_behind_a_node_is_refused_in_our_words(last):
         jax.eval_shape(lambda p: tx.update(None, tx.init(p), p, batch=batch), params)
 
 
+def test_a_callback_behind_a_node_is_refused_in_our_words():
+    def loss_fn(params, batch):
+        h = batch @ params["w"]
+        h = jax.pure_callback(np.tanh, h, h, vmap_method="sequential")
+        return ((h @ params["v"]) ** 2).sum(1)
+
+    params = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
+    tx = bpfree.learned_feedback(loss_fn, example_batch=jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match="a callback to the host there has none"):
+        tx.init(params)
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv", "recurrent"])
 @pytest.mark.parametrize("shrinkage", [0.0, 1.0])
 def test_the_predictor_may_learn_from_fewer_examples(name, shrinkage):
